@@ -1,0 +1,36 @@
+"""What we need of a foreign LLM: its weights, input table, text states and quirks."""
+
+from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
+from promptembedder.backbones.gguf import converted_gguf
+from promptembedder.backbones.precision import resolved_dtype
+from promptembedder.backbones.quiet import quiet_transformers
+from promptembedder.backbones.quirks import Quirks, quirks_of
+from promptembedder.backbones.random_models import RANDOM_MODELS
+from promptembedder.backbones.shared_strings import shared_token_ids
+from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
+from promptembedder.backbones.states import TextStates, read_after, read_embeddings, read_text
+from promptembedder.backbones.tokens import TextTokenizer, TokenBatch
+
+__all__ = [
+    "INSTALLED_MODELS",
+    "RANDOM_MODELS",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneRef",
+    "BackboneSource",
+    "Quirks",
+    "TextStates",
+    "TextTokenizer",
+    "TokenBatch",
+    "converted_gguf",
+    "default_cache_folder",
+    "find_source",
+    "load_backbone",
+    "quiet_transformers",
+    "quirks_of",
+    "read_after",
+    "read_embeddings",
+    "read_text",
+    "resolved_dtype",
+    "shared_token_ids",
+]

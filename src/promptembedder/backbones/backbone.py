@@ -1,0 +1,162 @@
+"""A foreign LLM, loaded and frozen: what the rest of the library needs of it, and no more."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from promptembedder.backbones.gguf import converted_gguf
+from promptembedder.backbones.precision import resolved_dtype
+from promptembedder.backbones.quiet import quiet_transformers
+from promptembedder.backbones.quirks import Quirks, quirks_of
+from promptembedder.backbones.random_models import random_model, random_tokenizer, shortened
+from promptembedder.backbones.sources import BackboneSource, default_cache_folder, find_source, sha256_of
+from promptembedder.backbones.tokens import TextTokenizer
+from promptembedder.errors import BackboneError
+from promptembedder.shapes import Float, Tensor
+
+__all__ = ["Backbone", "BackboneConfig", "BackboneRef", "load_backbone"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which LLM, and how much of it.
+
+    Attributes:
+        source: Installed name, hub id, folder, `.gguf` file or `random:NAME`.
+        revision: Branch, tag or commit of a hub id.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`; auto is bfloat16 where the device is much faster in it.
+        layers: Keep the first N layers only; None keeps all.
+    """
+
+    source: str = "smollm2-135m"
+    revision: str | None = None
+    dtype: str = "auto"
+    layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRef:
+    """What a saved model remembers of a backbone instead of its weights.
+
+    Attributes:
+        fingerprint: `sha256:...` of local weights, `commit:...` of a hub id, `random:...` of a random model.
+    """
+
+    source: str
+    revision: str | None
+    dtype: str
+    layers: int
+    fingerprint: str
+
+
+class Backbone(nn.Module):
+    """A frozen decoder with its tokenizer, input table and quirks."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: TextTokenizer, ref: BackboneRef) -> None:
+        """Freeze `model` (with or without a language-model head) in evaluation mode."""
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.ref = ref
+        self.quirks: Quirks = quirks_of(model.config)
+        self.input_scale = _measured_scale(model, self.quirks, ref.source)
+        self.table_norm = self.input_scale * float(self.input_table.float().norm(dim=-1).mean())
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The stack of layers, without a head."""
+        return self.model.base_model
+
+    @property
+    def input_table(self) -> Float[Tensor, "vocab dim"]:
+        """Input embedding weights; times `input_scale` they are what the first layer reads."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def dim(self) -> int:
+        """Width of the input space."""
+        return self.input_table.shape[1]
+
+    @property
+    def max_positions(self) -> int | None:
+        """Hard limit on text plus soft tokens, where positions are a learned table; None elsewhere."""
+        return int(self.model.config.max_position_embeddings) if self.quirks.learned_positions else None
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode: dropout and cache-less training paths are not for a frozen model."""
+        return super().train(False)
+
+
+def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | None = None) -> Backbone:
+    """The LLM that `config` names, frozen, on the CPU.
+
+    Args:
+        head: Keep the language-model head; the prompter needs it, the reader does not.
+        cache_folder: Where converted GGUF files are kept; None is `default_cache_folder()`.
+
+    Raises:
+        BackboneError: It cannot be found, is damaged, or scales its inputs in a way we do not know.
+    """
+    source = find_source(config.source)
+    dtype = resolved_dtype(config.dtype)
+    if source.kind == "random":
+        model = random_model(source.name.removeprefix("random:"), layers=config.layers, dtype=dtype)
+        tokenizer, fingerprint = random_tokenizer(), source.name
+        model = model if head else model.base_model
+    else:
+        model, tokenizer, fingerprint = _load_files(source, config, dtype, head, cache_folder or default_cache_folder())
+    ref = BackboneRef(
+        source=config.source,
+        revision=config.revision,
+        dtype=str(dtype).removeprefix("torch."),
+        layers=model.config.num_hidden_layers,
+        fingerprint=fingerprint,
+    )
+    return Backbone(model, TextTokenizer(tokenizer, needs_bos=quirks_of(model.config).needs_bos), ref)
+
+
+def _load_files(
+    source: BackboneSource, config: BackboneConfig, dtype: torch.dtype, head: bool, cache_folder: Path
+) -> tuple[PreTrainedModel, object, str]:
+    """Model, tokenizer and fingerprint from a GGUF, a folder or the hub."""
+    if source.kind in ("installed", "gguf"):
+        folder, digest = converted_gguf(source, cache_folder)
+        location, fingerprint = str(folder), f"sha256:{digest}"
+    elif source.kind == "folder":
+        weights = sorted(source.parts[0].glob("*.safetensors"))
+        if not weights:
+            raise BackboneError(f"folder {source.name!r} holds no .safetensors weights. Save the model with safetensors.")
+        location, fingerprint = str(source.parts[0]), f"sha256:{sha256_of(weights)}"
+    else:
+        location, fingerprint = source.name, ""
+    auto = AutoModelForCausalLM if head else AutoModel
+    try:
+        with quiet_transformers():
+            foreign = shortened(AutoConfig.from_pretrained(location, revision=config.revision), config.layers)
+            model = auto.from_pretrained(location, config=foreign, revision=config.revision, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(f"cannot load backbone {source.name!r}: {reason}") from error
+    if source.kind == "hub":
+        fingerprint = f"commit:{getattr(foreign, '_commit_hash', None)}"
+    return model, tokenizer, fingerprint
+
+
+@torch.no_grad()
+def _measured_scale(model: PreTrainedModel, quirks: Quirks, name: str) -> float:
+    """What the embedding module multiplies its rows by, checked against the table of quirks."""
+    module = model.get_input_embeddings()
+    rows = module.weight[:256].float()
+    inputs = module(torch.arange(len(rows), device=rows.device)).float()
+    scale = float((inputs * rows).sum() / rows.square().sum())
+    expected = quirks.expected_scale(model.config)
+    if abs(scale / expected - 1) > 0.02 or not torch.allclose(inputs, scale * rows, atol=1e-2 * float(inputs.abs().max())):
+        raise BackboneError(
+            f"backbone {name!r} ({model.config.model_type}) scales its input table by {scale:.3g}, "
+            f"expected {expected:.3g}: its family needs a row in backbones/quirks.py."
+        )
+    return scale

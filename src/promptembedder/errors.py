@@ -1,0 +1,30 @@
+"""What a caller may catch. Every message says what was wrong, the value found, and the mend.
+
+    PromptEmbedderError
+    ├── BackboneError       a foreign LLM cannot be found, read or used
+    ├── ConfigError         a setting is unknown or out of range (also a ValueError)
+    ├── DataError           a data file or row cannot be used (also a ValueError)
+    └── ModelFormatError    a saved model cannot be read, or does not fit its backbone
+"""
+
+__all__ = ["BackboneError", "ConfigError", "DataError", "ModelFormatError", "PromptEmbedderError"]
+
+
+class PromptEmbedderError(Exception):
+    """Base of all errors that a caller can mend."""
+
+
+class BackboneError(PromptEmbedderError):
+    """A backbone is unknown, missing, damaged or not what the saved model was trained on."""
+
+
+class ConfigError(PromptEmbedderError, ValueError):
+    """A setting is unknown or out of range."""
+
+
+class DataError(PromptEmbedderError, ValueError):
+    """A data file or one of its rows cannot be used."""
+
+
+class ModelFormatError(PromptEmbedderError):
+    """A saved model is torn, tampered with, or of a format that this version does not read."""

@@ -1,0 +1,83 @@
+"""Configuration of a PromptEmbedder: nested, frozen, checked at the door."""
+
+from dataclasses import dataclass, field
+
+from promptembedder.backbones import BackboneConfig
+from promptembedder.errors import ConfigError
+from promptembedder.nn import POOLINGS, AlignmentConfig, RelaxationConfig
+
+__all__ = ["ModelConfig", "PrompterConfig"]
+
+TUNINGS = ("lora", "full", "frozen")
+PLACEMENTS = ("suffix", "prefix")
+CONDITIONINGS = ("instruction", "instruction_and_text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterConfig:
+    """The Prompting LLM and what of it is trained.
+
+    Attributes:
+        backbone: Which LLM.
+        tuning: `lora`: low-rank adapters on all linear layers; `full`: all weights; `frozen`: none.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Their scale is `lora_alpha / lora_rank`.
+        template: What it reads; `{instruction}` is replaced. Its next tokens become the soft tokens.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    tuning: str = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    template: str = "Task: {instruction}\nThe text in a few words:"
+
+    def __post_init__(self) -> None:
+        _choose("prompter.tuning", self.tuning, TUNINGS)
+        if self.lora_rank < 1:
+            raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
+        if "{instruction}" not in self.template:
+            raise ConfigError(f"prompter.template must hold {{instruction}}, got {self.template!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole PromptEmbedder.
+
+    Attributes:
+        reader: The frozen Embedding LLM.
+        num_soft_tokens: K, soft tokens an instruction.
+        placement: `suffix`: after the text, which is read without gradient; `prefix`: before it, as ablation.
+        conditioning: The prompter reads the `instruction`, or `instruction_and_text`.
+        pooling: Over the states at the soft tokens (`prefix`: at the text): `mean` or `last`.
+        max_seq_length: Tokens of a text that are read; the rest is cut and counted.
+        default_instruction: Stands in for a text that comes without one.
+    """
+
+    prompter: PrompterConfig = field(default_factory=PrompterConfig)
+    reader: BackboneConfig = field(default_factory=BackboneConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
+    num_soft_tokens: int = 5
+    placement: str = "suffix"
+    conditioning: str = "instruction"
+    pooling: str = "mean"
+    max_seq_length: int = 512
+    default_instruction: str = "Represent the text for retrieval"
+
+    def __post_init__(self) -> None:
+        if self.num_soft_tokens < 1:
+            raise ConfigError(f"num_soft_tokens must be at least 1, got {self.num_soft_tokens}. Try 5.")
+        if self.max_seq_length < 1:
+            raise ConfigError(f"max_seq_length must be at least 1, got {self.max_seq_length}. Try 512.")
+        _choose("placement", self.placement, PLACEMENTS)
+        _choose("conditioning", self.conditioning, CONDITIONINGS)
+        _choose("pooling", self.pooling, POOLINGS)
+        if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
+            raise ConfigError("alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear.")
+        if not self.default_instruction.strip():
+            raise ConfigError("default_instruction is empty. Say in words what texts without an instruction are for.")
+
+
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name} {value!r}. Use one of: {', '.join(known)}.")

@@ -1,0 +1,159 @@
+"""The model that users touch: a SentenceTransformer whose prompt is the instruction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from sentence_transformers import SentenceTransformer
+
+from promptembedder.backbones import BackboneConfig, read_text
+from promptembedder.errors import ConfigError
+from promptembedder.models.checkpoint import load_parts
+from promptembedder.models.config import ModelConfig, PrompterConfig
+from promptembedder.models.dual_encoder import DualEncoder
+from promptembedder.models.parts import new_parts
+from promptembedder.nn import left_padded
+from promptembedder.shapes import Float, Tensor
+from promptembedder.storage import whole_folder
+
+__all__ = ["PromptEmbedder"]
+
+
+class PromptEmbedder(SentenceTransformer):
+    """A frozen LLM that embeds texts under instructions.
+
+    Everything a SentenceTransformer does works: `encode(texts, prompt=instruction)`, `prompts`, `encode_query`,
+    `encode_document`, its trainer, losses, evaluators and hub methods. A text without an instruction gets the
+    configuration's default one.
+    """
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        prompter: str | None = None,
+        reader: str | None = None,
+        config: ModelConfig | None = None,
+        cache_folder: Path | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """An untrained model.
+
+        Args:
+            prompter: Backbone string; stands for `ModelConfig(prompter=PrompterConfig(backbone=...))`.
+            reader: Backbone string; the prompter's backbone if None.
+            config: The whole configuration, instead of the two names.
+            cache_folder: Where converted GGUF backbones are kept.
+            seed: Of the adapters' random start.
+
+        Raises:
+            ConfigError: Both names and a configuration are given.
+            BackboneError: A backbone cannot be loaded.
+        """
+        if config is None:
+            source = prompter or "smollm2-135m"
+            config = ModelConfig(
+                prompter=PrompterConfig(backbone=BackboneConfig(source=source)),
+                reader=BackboneConfig(source=reader or source),
+            )
+        elif prompter is not None or reader is not None:
+            raise ConfigError("give either prompter and reader or config, not both. Name the backbones in config.")
+        return cls(modules=[DualEncoder(new_parts(config, cache_folder=cache_folder, seed=seed))], device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        with_prompter: bool = True,
+        cache_folder: Path | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """A saved model, from a folder or a hub id; the backbone comes from its own source.
+
+        Args:
+            with_prompter: False serves compiled instructions only, without loading the Prompting LLM.
+
+        Raises:
+            ModelFormatError: The folder is torn, of a newer format, or its backbone's weights have changed.
+            BackboneError: The backbone is missing.
+        """
+        folder = Path(name)
+        if not folder.is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+            folder = Path(snapshot_download(str(name), revision=revision))
+        parts = load_parts(folder, cache_folder=cache_folder, with_prompter=with_prompter)
+        model = cls(modules=[DualEncoder(parts)], device=device)
+        model._restore_settings(folder)
+        return model
+
+    @property
+    def encoder(self) -> DualEncoder:
+        """The one module: prompter, alignment, reader and pooling."""
+        module = self[0]
+        assert isinstance(module, DualEncoder)
+        return module
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Features of the texts under the instruction `prompt`.
+
+        Overridden because the parent falls back to gluing the prompt to the text when a module raises TypeError.
+        """
+        return self.encoder.preprocess(inputs, prompt=prompt, **kwargs)
+
+    def soft_tokens(self, instruction: str) -> Float[Tensor, "prompt dim_r"]:
+        """Soft tokens of one instruction in the reader's input space, float32."""
+        self.eval()
+        with torch.no_grad():
+            return self.encoder.soft_tokens([instruction])[0]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile, as the parent has it; for soft tokens see `compile_instructions`."""
+        super().compile(*args, **kwargs)
+
+    def compile_instructions(self, instructions: Sequence[str]) -> None:
+        """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
+        self.encoder.compile_instructions(list(dict.fromkeys(instructions)))
+
+    def encode_instructions(
+        self, texts: Sequence[str], instructions: Sequence[str], *, batch_size: int = 32
+    ) -> Float[np.ndarray, "instructions texts dim"]:
+        """Each text under each instruction from one pass over the texts, float32.
+
+        Raises:
+            ConfigError: Texts are not read independently of the instruction (prefix, instruction_and_text).
+        """
+        encoder = self.encoder.eval()
+        settings = encoder.settings
+        if settings.placement != "suffix" or settings.conditioning != "instruction":
+            raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
+        vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
+        by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        with torch.inference_mode():
+            soft = encoder.soft_tokens(instructions) if instructions else None
+            for start in range(0, len(texts), batch_size):
+                rows = by_length[start : start + batch_size]
+                features = encoder.preprocess([texts[row] for row in rows])
+                ids, mask = left_padded(features["input_ids"].to(self.device), features["attention_mask"].to(self.device))
+                states = read_text(encoder.reader.decoder, ids, mask)
+                for i in range(len(instructions)):
+                    assert soft is not None
+                    vectors[i, rows] = encoder.embed_after(states, soft[i].expand(len(rows), -1, -1)).cpu().numpy()
+        return vectors
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
+        with whole_folder(Path(path)) as scratch:
+            super().save(str(scratch), *args, **kwargs)
+
+    def _restore_settings(self, folder: Path) -> None:
+        """Prompts, similarity and the like, which sentence-transformers keeps beside the module."""
+        path = folder / "config_sentence_transformers.json"
+        if path.is_file():
+            import json
+
+            self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,83 @@
+"""The Prompting LLM: reads an instruction, generates K relaxed tokens, one after the other."""
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import DynamicCache
+
+from promptembedder.backbones import Backbone
+from promptembedder.models.config import PrompterConfig
+from promptembedder.nn import RelaxationConfig, RelaxedTokens, norm_match, relaxation_weights, relaxed_token, text_positions
+from promptembedder.shapes import Float, Int, Tensor
+
+__all__ = ["Prompter"]
+
+
+class Prompter(nn.Module):
+    """A causal LM whose next tokens stay relaxed; gradients flow through all K generation steps."""
+
+    def __init__(self, backbone: Backbone, config: PrompterConfig, relaxation: RelaxationConfig, *, seed: int = 0) -> None:
+        """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`."""
+        super().__init__()
+        self.backbone = backbone
+        self.relaxation = relaxation
+        # `hidden` sends states back as inputs; a trained map turns the one space into the other
+        self.projection = nn.Linear(backbone.dim, backbone.dim, bias=False) if relaxation.kind == "hidden" else None
+        if self.projection is not None:
+            nn.init.eye_(self.projection.weight)
+        if config.tuning == "full":
+            backbone.float().requires_grad_(True)  # an optimiser's steps are too small for bf16 weights
+        elif config.tuning == "lora":
+            self._add_adapters(config, seed)
+
+    def _add_adapters(self, config: PrompterConfig, seed: int) -> None:
+        lora = LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(lora, self.backbone.model)
+        for name, parameter in self.named_parameters():
+            if "lora_" in name:  # float32 whatever the base runs in: small updates vanish in bf16
+                parameter.data = parameter.data.float()
+
+    def forward(
+        self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, num_soft_tokens: int
+    ) -> RelaxedTokens:
+        """Relaxed tokens e_1..e_K after the left-padded inputs; in the prompter's input space."""
+        backbone, cache = self.backbone, DynamicCache()
+        state = self._next_state(backbone.model.get_input_embeddings()(ids), mask, text_positions(mask), cache)
+        lengths = mask.sum(dim=1, keepdim=True)
+        tokens: list[Tensor] = []
+        weights: list[Tensor] = []
+        for step in range(num_soft_tokens):
+            if step > 0:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+                state = self._next_state(tokens[-1].unsqueeze(1), mask, lengths + step - 1, cache)
+            if self.projection is not None:
+                tokens.append(norm_match(self.projection(state.float()), backbone.table_norm).to(state.dtype))
+                continue
+            weights.append(relaxation_weights(self._logits(state), self.relaxation, training=self.training))
+            tokens.append(relaxed_token(weights[-1], backbone.input_table, scale=backbone.input_scale))
+        return RelaxedTokens(torch.stack(tokens, dim=1), torch.stack(weights, dim=1) if weights else None)
+
+    def _next_state(
+        self, embeddings: Float[Tensor, "batch new dim"], mask: Tensor, positions: Tensor, cache: DynamicCache
+    ) -> Float[Tensor, "batch dim"]:
+        """Final state at the last of the new inputs; `cache` grows by all of them."""
+        output = self.backbone.decoder(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        # Gradient checkpointing silently drops the cache; the next token would then be generated without a past.
+        assert cache.get_seq_length() == mask.shape[1], "the prompter's cache did not grow"
+        return output.last_hidden_state[:, -1]
+
+    def _logits(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch vocab"]:
+        model = self.backbone.model
+        logits = model.get_output_embeddings()(state)
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits

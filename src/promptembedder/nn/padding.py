@@ -1,0 +1,25 @@
+"""Where the text sits in a padded batch."""
+
+from promptembedder.shapes import Bool, Int, Tensor
+
+__all__ = ["left_padded", "text_positions"]
+
+
+def left_padded(
+    ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"]
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """The same tokens with all padding moved to the left, whatever side (or sides) it was on.
+
+    With the text at the end of each row, soft tokens follow it directly: sliding windows, which count columns, then
+    see the same distances as in an unpadded text.
+    """
+    mask = mask.long()
+    order = mask.argsort(dim=1, stable=True)  # padding (0) first, tokens (1) in their order
+    width = max(int(mask.sum(dim=1).max()), 0) if mask.numel() else 0
+    first = mask.shape[1] - width  # columns that are padding in every row
+    return ids.gather(1, order)[:, first:], mask.gather(1, order)[:, first:]
+
+
+def text_positions(mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Position of each token in its own text, counted from 0; padding gets 0."""
+    return (mask.cumsum(dim=1) - 1).clamp_min(0)

@@ -1,0 +1,34 @@
+"""From states to one unit vector a text."""
+
+import torch
+from torch.nn import functional as F
+
+from promptembedder.shapes import Float, Int, Tensor
+
+__all__ = ["POOLINGS", "pooled", "unit_vectors"]
+
+POOLINGS = ("mean", "last")
+
+
+def pooled(
+    states: Float[Tensor, "batch seq dim"], mask: Int[Tensor, "batch seq"], *, pooling: str
+) -> Float[Tensor, "batch dim"]:
+    """Mean, or last, of the states where `mask` is 1; zeros for a row without any. float32.
+
+    Args:
+        pooling: One of `POOLINGS`.
+    """
+    states = states.float()
+    if pooling == "last":
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        weights = F.one_hot((mask * columns).argmax(dim=1), mask.shape[1]) * mask  # [batch, seq]
+        return (weights.unsqueeze(-1) * states).sum(dim=1)
+    weights = mask.unsqueeze(-1).float()
+    # where(), not a product: 0 * nan is nan, and a padded position may hold anything
+    total = torch.where(weights > 0, states, 0.0).sum(dim=1)
+    return total / weights.sum(dim=1).clamp_min(1.0)
+
+
+def unit_vectors(vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    """The vectors at length 1, float32; a zero vector stays zero."""
+    return F.normalize(vectors.float(), dim=-1)
