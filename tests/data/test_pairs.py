@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptembedder.data import Pair, datasets_of, read_pairs
 from promptembedder.errors import ConfigError, DataError
+
+files_take_their_time = settings(deadline=None)  # of a busy disk, not of the code
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -40,6 +42,7 @@ def test_lone_surrogates_of_pairs_are_replaced(tmp_path: Path) -> None:
     assert read_pairs(path).pairs == [Pair("\ufffd", "a\ufffd", "n\ufffd")]
 
 
+@files_take_their_time
 @given(count=st.integers(1, 40), limit=st.integers(1, 50), seed=st.integers(0, 2**32))
 def test_a_subsample_has_distinct_pairs_in_order_and_the_size_asked_for(
     tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, seed: int
@@ -88,6 +91,7 @@ def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
 
 
+@files_take_their_time
 @given(st.lists(st.builds(Pair, anchor=TEXT, positive=TEXT, negative=st.none() | TEXT), max_size=8))
 def test_data_sets_hold_every_pair_once_and_no_nulls(pairs: list[Pair]) -> None:
     parts = datasets_of(pairs, "nli")

@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptembedder.data import TextRow, read_rows, read_texts, readers
 from promptembedder.errors import DataError
 
+files_take_their_time = settings(deadline=None)  # of a busy disk, not of the code
 VALID_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 ROWS = st.lists(st.fixed_dictionaries({"id": VALID_TEXT, "text": VALID_TEXT}), min_size=1, max_size=6)
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff")).filter(str.strip)
@@ -41,6 +42,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "A.JSONL", "a.jsonl.gz"])
+@files_take_their_time
 @given(rows=ROWS, ascii_only=st.booleans())
 def test_json_lines_come_back_as_written(
     tmp_path_factory: pytest.TempPathFactory, name: str, rows: list[dict[str, str]], ascii_only: bool
@@ -50,6 +52,7 @@ def test_json_lines_come_back_as_written(
 
 
 @pytest.mark.parametrize(("name", "dialect"), [("a.csv", "excel"), ("a.tsv", "excel-tab"), ("a.csv.gz", "unix")])
+@files_take_their_time
 @given(rows=ROWS)
 def test_csv_and_tsv_come_back_as_written(
     tmp_path_factory: pytest.TempPathFactory, name: str, dialect: str, rows: list[dict[str, str]]
@@ -58,6 +61,7 @@ def test_csv_and_tsv_come_back_as_written(
     assert list(read_rows(path)) == rows
 
 
+@files_take_their_time
 @given(rows=ROWS)
 def test_parquet_comes_back_as_written(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> None:
     path = tmp_path_factory.getbasetemp() / "a.parquet"
@@ -67,6 +71,7 @@ def test_parquet_comes_back_as_written(tmp_path_factory: pytest.TempPathFactory,
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
+@files_take_their_time
 @given(lines=st.lists(LINE, min_size=1, max_size=6))
 def test_plain_lines_come_back_as_written(
     tmp_path_factory: pytest.TempPathFactory, name: str, end: str, lines: list[str]
@@ -187,6 +192,7 @@ def texts_of(path: Path, rows: list[dict[str, Any]], **columns: str) -> list[Tex
     return list(read_texts(write(path, as_json_lines(rows)), **columns))
 
 
+@files_take_their_time
 @given(rows=ROWS)
 def test_texts_and_ids_come_back_as_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]

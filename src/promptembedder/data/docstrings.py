@@ -141,8 +141,10 @@ def pairs_of_source(source: str, module: str, *, max_document_chars: int) -> Ite
     lines = source.split("\n")  # not splitlines: it splits at form feeds, and ast does not
     for name, function in _functions(tree.body, module):
         anchor = _first_sentence(ast.get_docstring(function) or "")
+        if not _is_description(anchor):
+            continue
         document = _document(name, function, lines, max_document_chars=max_document_chars)
-        if _is_description(anchor) and document is not None and _words(anchor) not in _words(document):
+        if document is not None and _words(anchor) not in _words(document):
             yield Pair(anchor=anchor, positive=document)
 
 

@@ -5,12 +5,14 @@ from promptembedder.models.checkpoint import load_parts, restore_trained, save_p
 from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
+from promptembedder.models.encoder import Encoder
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_parts
 from promptembedder.models.prompter import Prompter
 
 __all__ = [
     "Alignment",
     "DualEncoder",
+    "Encoder",
     "FrozenPooling",
     "ModelConfig",
     "Parts",

@@ -1,0 +1,5 @@
+"""`python -m promptembedder`."""
+
+from promptembedder.cli import main
+
+main()

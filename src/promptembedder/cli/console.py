@@ -1,0 +1,63 @@
+"""How commands speak: results to stdout, progress and logs to stderr, one line for a mistake."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from promptembedder.errors import PromptEmbedderError
+
+__all__ = ["Report", "one_line_errors", "prepare"]
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+class Report:
+    """What a command has to say: a table and words for people, or one JSON object as the last line of stdout."""
+
+    def __init__(self, as_json: bool) -> None:
+        """Speak JSON if `as_json`."""
+        self.as_json = as_json
+
+    def say(self, *words: Any) -> None:
+        """A sentence, table or other rich object for people; goes to stderr when stdout is for JSON."""
+        (err if self.as_json else out).print(*words)
+
+    def result(self, content: dict[str, Any]) -> None:
+        """The command's result; printed only as JSON, since people were told with `say`."""
+        if self.as_json:
+            print(json.dumps(content, ensure_ascii=False))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (PromptEmbedderError, ImportError) as error:
+        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        err.print("stopped; finished checkpoints are kept", style="yellow")
+        raise typer.Exit(130) from error
+
+
+def prepare() -> None:
+    """Quiet foreign loggers and use all cores, once, before the first tensor."""
+    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    logging.getLogger("promptembedder").setLevel(logging.INFO)
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

@@ -1,0 +1,51 @@
+"""`promptembedder info MODEL`: what a saved model is made of."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.storage import FORMAT, MANIFEST_NAME, read_manifest
+
+__all__ = ["info"]
+
+
+def info(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a saved model is made of: backbones, sizes, compiled instructions, provenance. Loads no weights."""
+    report = Report(as_json)
+    with one_line_errors():
+        manifest = read_manifest(model)
+        sizes = {name: (model / name).stat().st_size for name in [*manifest.files, MANIFEST_NAME]}
+        content: dict[str, Any] = {
+            "model": str(model),
+            "format": FORMAT,
+            "backbones": manifest.backbones,
+            "config": manifest.config,
+            "instructions": manifest.instructions,
+            "bytes": sizes,
+            "total_bytes": sum(sizes.values()),
+            "provenance": manifest.provenance,
+        }
+    report.say(_table(content))
+    report.result(content)
+
+
+def _table(content: dict[str, Any]) -> Table:
+    table = Table(title=content["model"], show_header=False, title_justify="left")
+    config = content["config"]
+    for role, backbone in content["backbones"].items():
+        table.add_row(role, f"{backbone['source']}, {backbone['layers']} layers, {backbone['dtype']}")
+        table.add_row("", backbone["fingerprint"])
+    table.add_row("soft tokens", f"{config['num_soft_tokens']}, {config['placement']}, pooling {config['pooling']}")
+    table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
+    table.add_row("instructions", "\n".join(content["instructions"]) or "none compiled")
+    table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
+    table.add_row("made with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
+    return table

@@ -1,0 +1,53 @@
+"""Options that every command has, and the precedence flag > environment > file > default."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+import yaml
+
+__all__ = ["ConfigOption", "JsonOption"]
+
+
+def _read_config(context: typer.Context, value: Path | None) -> Path | None:
+    """Make the file's values the command's defaults; click puts environment and flags above them."""
+    if value is None:
+        return None
+    try:
+        content = yaml.safe_load(value.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"cannot read {value}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{value} must hold a mapping of option names to values")
+    known = {_long_name(parameter) for parameter in context.command.params} - {"config", "help"}
+    defaults: dict[str, Any] = {}
+    for key, setting in content.items():
+        name = str(key).replace("_", "-")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise typer.BadParameter(f"{value}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
+        defaults[_python_name(context, name)] = setting
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return value
+
+
+def _long_name(parameter: click.Parameter) -> str:
+    longest = max(parameter.opts, key=len)
+    return longest.lstrip("-").replace("_", "-")
+
+
+def _python_name(context: typer.Context, name: str) -> str:
+    found = next(parameter.name for parameter in context.command.params if _long_name(parameter) == name)
+    assert found is not None
+    return found
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of option values; flags and environment win over it.",
+                 callback=_read_config, is_eager=True),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
