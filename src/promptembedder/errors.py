@@ -1,10 +1,10 @@
 """What a caller may catch. Every message says what was wrong, the value found, and the mend.
 
-    PromptEmbedderError
-    ├── BackboneError       a foreign LLM cannot be found, read or used
-    ├── ConfigError         a setting is unknown or out of range (also a ValueError)
-    ├── DataError           a data file or row cannot be used (also a ValueError)
-    └── ModelFormatError    a saved model cannot be read, or does not fit its backbone
+PromptEmbedderError
+├── BackboneError       a foreign LLM cannot be found, read or used
+├── ConfigError         a setting is unknown or out of range (also a ValueError)
+├── DataError           a data file or row cannot be used (also a ValueError)
+└── ModelFormatError    a saved model cannot be read, or does not fit its backbone
 """
 
 __all__ = ["BackboneError", "ConfigError", "DataError", "ModelFormatError", "PromptEmbedderError"]

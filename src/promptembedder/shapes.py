@@ -1,12 +1,12 @@
 """The vocabulary of tensor axes, and the types that carry it.
 
-    batch          rows of one forward pass
-    texts, docs    rows of a caller's list
-    seq            text tokens, padding included
-    prompt         soft tokens (K)
-    dim            width; dim_p of the prompter's input space, dim_r of the reader's
-    vocab          entries of a vocabulary table
-    heads, layers  of a backbone
+batch          rows of one forward pass
+texts, docs    rows of a caller's list
+seq            text tokens, padding included
+prompt         soft tokens (K)
+dim            width; dim_p of the prompter's input space, dim_r of the reader's
+vocab          entries of a vocabulary table
+heads, layers  of a backbone
 """
 
 from jaxtyping import Bool, Float, Int

@@ -273,8 +273,8 @@ def test_training_pairs_are_a_seeded_subsample(corpus: DocstringCorpus) -> None:
 
 
 def test_a_search_task_holds_the_answer_of_every_query_among_test_documents(corpus: DocstringCorpus) -> None:
-    task = data.test_set(corpus, 20, documents=90, seed=3)
-    assert task == data.test_set(corpus, 20, documents=90, seed=3) != data.test_set(corpus, 20, documents=90, seed=4)
+    task = data.search_task(corpus, 20, documents=90, seed=3)
+    assert task == data.search_task(corpus, 20, documents=90, seed=3) != data.search_task(corpus, 20, documents=90, seed=4)
     assert (len(task.queries), len(task.documents), len(task.relevant)) == (20, 90, 20)
     by_anchor = {pair.anchor: pair.positive for pair in corpus.test}
     for key, query in task.queries.items():
@@ -293,6 +293,6 @@ def test_more_than_there_is_cannot_be_asked_for(corpus: DocstringCorpus) -> None
     with pytest.raises(ConfigError, match="cannot take 0 training pairs"):
         training_pairs(corpus, 0, seed=0)
     with pytest.raises(ConfigError, match=f"test documents: there are {available['test']}"):
-        data.test_set(corpus, 1, documents=available["test"] + 1, seed=0)
+        data.search_task(corpus, 1, documents=available["test"] + 1, seed=0)
     with pytest.raises(ConfigError, match="cannot take 8 test queries: there are 7"):
-        data.test_set(corpus, 8, documents=7, seed=0)
+        data.search_task(corpus, 8, documents=7, seed=0)

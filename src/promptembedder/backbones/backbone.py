@@ -128,7 +128,9 @@ def _load_files(
     elif source.kind == "folder":
         weights = sorted(source.parts[0].glob("*.safetensors"))
         if not weights:
-            raise BackboneError(f"folder {source.name!r} holds no .safetensors weights. Save the model with safetensors.")
+            raise BackboneError(
+                f"folder {source.name!r} holds no .safetensors weights. Save the model with safetensors."
+            )
         location, fingerprint = str(source.parts[0]), f"sha256:{sha256_of(weights)}"
     else:
         location, fingerprint = source.name, ""
@@ -154,7 +156,9 @@ def _measured_scale(model: PreTrainedModel, quirks: Quirks, name: str) -> float:
     inputs = module(torch.arange(len(rows), device=rows.device)).float()
     scale = float((inputs * rows).sum() / rows.square().sum())
     expected = quirks.expected_scale(model.config)
-    if abs(scale / expected - 1) > 0.02 or not torch.allclose(inputs, scale * rows, atol=1e-2 * float(inputs.abs().max())):
+    if abs(scale / expected - 1) > 0.02 or not torch.allclose(
+        inputs, scale * rows, atol=1e-2 * float(inputs.abs().max())
+    ):
         raise BackboneError(
             f"backbone {name!r} ({model.config.model_type}) scales its input table by {scale:.3g}, "
             f"expected {expected:.3g}: its family needs a row in backbones/quirks.py."

@@ -2,8 +2,13 @@
 
 import typer
 
+from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
+from promptembedder.cli.embed import embed
 from promptembedder.cli.info import info
+from promptembedder.cli.quickstart import quickstart
+from promptembedder.cli.search import search
+from promptembedder.cli.train import train
 
 __all__ = ["app", "main"]
 
@@ -21,8 +26,9 @@ def _program() -> None:
     """Keeps the commands' names even while there is only one."""
 
 
-for command in (info,):
+for command in (quickstart, train, embed, search, info):
     app.command()(command)
+app.command("compile")(compile_)
 
 
 def main() -> None:

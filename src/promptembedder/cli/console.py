@@ -54,8 +54,10 @@ def one_line_errors() -> Iterator[None]:
 
 def prepare() -> None:
     """Quiet foreign loggers and use all cores, once, before the first tensor."""
-    logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=err, show_path=False, show_time=False)])
-    logging.getLogger("promptembedder").setLevel(logging.INFO)
+    handler = RichHandler(console=err, show_path=False, show_time=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise

@@ -47,7 +47,11 @@ def _python_name(context: typer.Context, name: str) -> str:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file of option values; flags and environment win over it.",
-                 callback=_read_config, is_eager=True),
+    typer.Option(
+        "--config",
+        help="YAML file of option values; flags and environment win over it.",
+        callback=_read_config,
+        is_eager=True,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]

@@ -1,6 +1,6 @@
 """Texts and pairs: read from files, mixed for training, or taken from Python's own docstrings."""
 
-from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, test_set, training_pairs
+from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, search_task, training_pairs
 from promptembedder.data.mixture import Task, read_mixture
 from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
 from promptembedder.data.readers import TextRow, read_rows, read_texts
@@ -20,6 +20,6 @@ __all__ = [
     "read_pairs",
     "read_rows",
     "read_texts",
-    "test_set",
+    "search_task",
     "training_pairs",
 ]

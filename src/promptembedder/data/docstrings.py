@@ -20,7 +20,7 @@ from promptembedder.data.pairs import Pair
 from promptembedder.data.text import clean_text
 from promptembedder.errors import ConfigError, DataError
 
-__all__ = ["DocstringCorpus", "SearchTask", "docstring_corpus", "pairs_of_source", "test_set", "training_pairs"]
+__all__ = ["DocstringCorpus", "SearchTask", "docstring_corpus", "pairs_of_source", "search_task", "training_pairs"]
 
 _logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def training_pairs(corpus: DocstringCorpus, count: int, *, seed: int) -> list[Pa
     return random.Random(seed).sample(corpus.train, count)
 
 
-def test_set(corpus: DocstringCorpus, queries: int, *, documents: int, seed: int) -> SearchTask:
+def search_task(corpus: DocstringCorpus, queries: int, *, documents: int, seed: int) -> SearchTask:
     """A search task of the test side: find the code of each of `queries` sentences among `documents`.
 
     The ids are qualified names, those of queries with a `?` behind: some evaluators drop a document whose id

@@ -1,7 +1,7 @@
 """Whole encoders, built from parts."""
 
 from promptembedder.models.baselines import FrozenPooling, frozen_pooling
-from promptembedder.models.checkpoint import load_parts, restore_trained, save_parts, trained_state
+from promptembedder.models.checkpoint import load_parts, restore_parts, save_parts, trained_state
 from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
@@ -23,7 +23,7 @@ __all__ = [
     "frozen_pooling",
     "load_parts",
     "new_parts",
-    "restore_trained",
+    "restore_parts",
     "save_parts",
     "trained_state",
 ]

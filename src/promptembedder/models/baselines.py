@@ -41,11 +41,16 @@ class FrozenPooling(InputModule):
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `sentence_embedding`, [batch dim], float32 and of length 1 (0 for an empty text)."""
         states = read_text(self.reader.decoder, *left_padded(features["input_ids"], features["attention_mask"]))
-        return {**features, "sentence_embedding": unit_vectors(pooled(states.last_hidden, states.mask, pooling=self.pooling))}
+        return {
+            **features,
+            "sentence_embedding": unit_vectors(pooled(states.last_hidden, states.mask, pooling=self.pooling)),
+        }
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Refuse: there is nothing of its own to save."""
-        raise ConfigError("a frozen pooling baseline has no weights of its own; name its backbone instead of saving it.")
+        raise ConfigError(
+            "a frozen pooling baseline has no weights of its own; name its backbone instead of saving it."
+        )
 
 
 def frozen_pooling(reader: Backbone, *, pooling: str = "mean", max_seq_length: int = 512) -> SentenceTransformer:

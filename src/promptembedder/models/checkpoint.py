@@ -15,9 +15,17 @@ from promptembedder.models.parts import Alignment, Parts
 from promptembedder.models.prompter import Prompter
 from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
-from promptembedder.storage import Manifest, from_mapping, load_tensors, read_manifest, save_tensors, to_mapping, write_manifest
+from promptembedder.storage import (
+    Manifest,
+    from_mapping,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+    to_mapping,
+    write_manifest,
+)
 
-__all__ = ["load_parts", "restore_trained", "save_parts", "trained_state"]
+__all__ = ["load_parts", "restore_parts", "save_parts", "trained_state"]
 
 PROMPTER_FILE = "prompter.safetensors"
 ALIGNMENT_FILE = "alignment.safetensors"
@@ -38,7 +46,9 @@ def save_parts(folder: Path, parts: Parts) -> None:
         ModelFormatError: There is no prompter.
     """
     if parts.prompter is None:
-        raise ModelFormatError("the model was loaded without its prompter and cannot be saved. Load it with the prompter.")
+        raise ModelFormatError(
+            "the model was loaded without its prompter and cannot be saved. Load it with the prompter."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     files = [PROMPTER_FILE, ALIGNMENT_FILE]
     save_tensors(folder / PROMPTER_FILE, trained_state(parts.prompter))
@@ -74,7 +84,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     if with_prompter:
         backbone = _same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
         prompter = Prompter(backbone, config.prompter, config.relaxation)
-        restore_trained(prompter, folder / PROMPTER_FILE)
+        _restore_trained(prompter, folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
     if manifest.instructions:
         shape = torch.Size([len(manifest.instructions), config.num_soft_tokens, reader.dim])
@@ -83,13 +93,21 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     return Parts(config=config, reader=reader, alignment=alignment, prompter=prompter, compiled=compiled)
 
 
-@torch.no_grad()
-def restore_trained(module: nn.Module, path: Path) -> None:
-    """Copy saved weights into `module`'s trained ones, name by name.
+def restore_parts(parts: Parts, folder: Path) -> None:
+    """Copy the trained weights of a saved model into `parts`, in place; its backbones are not loaded.
 
     Raises:
-        ModelFormatError: Names or shapes differ.
+        ModelFormatError: The folder is torn or holds another model's weights.
     """
+    read_manifest(folder)
+    if parts.prompter is not None:
+        _restore_trained(parts.prompter, folder / PROMPTER_FILE)
+    saved = load_tensors(folder / ALIGNMENT_FILE, {name: t.shape for name, t in parts.alignment.state_dict().items()})
+    parts.alignment.load_state_dict(saved)
+
+
+@torch.no_grad()
+def _restore_trained(module: nn.Module, path: Path) -> None:
     state = trained_state(module)
     saved = load_tensors(path, {name: weight.shape for name, weight in state.items()})
     for name, weight in state.items():
@@ -98,7 +116,10 @@ def restore_trained(module: nn.Module, path: Path) -> None:
 
 def _load_alignment(path: Path, kind: str) -> Alignment:
     saved = load_tensors(path)
-    names = {"linear": {"base", "norm", "delta", "bias", "gain"}, "vocabulary": {"source_ids", "target_ids", "norm"}}
+    names = {
+        "linear": {"base", "norm", "delta", "bias", "log_gain"},
+        "vocabulary": {"source_ids", "target_ids", "norm"},
+    }
     if set(saved) != names[kind]:
         raise ModelFormatError(f"{path} holds {sorted(saved)}, expected {sorted(names[kind])} for alignment {kind!r}.")
     if kind == "vocabulary":

@@ -73,7 +73,9 @@ class ModelConfig:
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
         if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
-            raise ConfigError("alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear.")
+            raise ConfigError(
+                "alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear."
+            )
         if not self.default_instruction.strip():
             raise ConfigError("default_instruction is empty. Say in words what texts without an instruction are for.")
 

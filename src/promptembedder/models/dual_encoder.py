@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -120,7 +120,7 @@ class DualEncoder(InputModule):
         save_parts(Path(output_path), self.parts())
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "DualEncoder":
         """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
         folder = Path(model_name_or_path)
         if not folder.is_dir():
@@ -155,7 +155,9 @@ class DualEncoder(InputModule):
         Raises:
             ConfigError: An instruction is not compiled and there is no prompter to generate it.
         """
-        return self.store.get(instructions, self._generate, self.trained_weights(), training=self.training).to(self.device)
+        return self.store.get(instructions, self._generate, self.trained_weights(), training=self.training).to(
+            self.device
+        )
 
     def embed_after(
         self, states: TextStates, soft: Float[Tensor, "batch prompt dim_r"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class PromptEmbedder(SentenceTransformer):
         cache_folder: Path | None = None,
         device: str | None = None,
         seed: int = 0,
-    ) -> Self:
+    ) -> "PromptEmbedder":
         """An untrained model.
 
         Args:
@@ -73,7 +73,7 @@ class PromptEmbedder(SentenceTransformer):
         with_prompter: bool = True,
         cache_folder: Path | None = None,
         device: str | None = None,
-    ) -> Self:
+    ) -> "PromptEmbedder":
         """A saved model, from a folder or a hub id; the backbone comes from its own source.
 
         Args:
@@ -138,7 +138,9 @@ class PromptEmbedder(SentenceTransformer):
             for start in range(0, len(texts), batch_size):
                 rows = by_length[start : start + batch_size]
                 features = encoder.preprocess([texts[row] for row in rows])
-                ids, mask = left_padded(features["input_ids"].to(self.device), features["attention_mask"].to(self.device))
+                ids, mask = left_padded(
+                    features["input_ids"].to(self.device), features["attention_mask"].to(self.device)
+                )
                 states = read_text(encoder.reader.decoder, ids, mask)
                 for i in range(len(instructions)):
                     assert soft is not None

@@ -11,6 +11,8 @@ __all__ = ["Encoder"]
 class Encoder(Protocol):
     """Texts in, one vector each out."""
 
-    def encode(self, inputs: list[str], *, prompt: str | None = None, batch_size: int = 32, **kwargs: Any) -> np.ndarray:
+    def encode(
+        self, inputs: list[str], *, prompt: str | None = None, batch_size: int = 32, **kwargs: Any
+    ) -> np.ndarray:
         """Vectors of the texts under the instruction `prompt`, float32 [texts dim]."""
         ...

@@ -7,7 +7,14 @@ from transformers import DynamicCache
 
 from promptembedder.backbones import Backbone
 from promptembedder.models.config import PrompterConfig
-from promptembedder.nn import RelaxationConfig, RelaxedTokens, norm_match, relaxation_weights, relaxed_token, text_positions
+from promptembedder.nn import (
+    RelaxationConfig,
+    RelaxedTokens,
+    norm_match,
+    relaxation_weights,
+    relaxed_token,
+    text_positions,
+)
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["Prompter"]
@@ -16,7 +23,9 @@ __all__ = ["Prompter"]
 class Prompter(nn.Module):
     """A causal LM whose next tokens stay relaxed; gradients flow through all K generation steps."""
 
-    def __init__(self, backbone: Backbone, config: PrompterConfig, relaxation: RelaxationConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self, backbone: Backbone, config: PrompterConfig, relaxation: RelaxationConfig, *, seed: int = 0
+    ) -> None:
         """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`."""
         super().__init__()
         self.backbone = backbone

@@ -94,9 +94,7 @@ def closed_form_map(
     return random_map(source.shape[1], target.shape[1], seed=seed)
 
 
-def norm_match(
-    vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | float
-) -> Float[Tensor, "*rows dim"]:
+def norm_match(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | float) -> Float[Tensor, "*rows dim"]:
     """The vectors at length `norm`: what a token of the reader's own table has on average.
 
     Averages of many rows shrink towards the table's mean; left as they are, the first layer's output drowns them.
@@ -105,7 +103,10 @@ def norm_match(
 
 
 class LinearAlignment(nn.Module):
-    """z = gain * norm_match(e @ (base + delta) + bias); base fixed, the rest trained. float32."""
+    """z = exp(log_gain) * norm_match(e @ (base + delta) + bias); base fixed, the rest trained. float32.
+
+    Weight decay pulls `delta` and `log_gain` to zero, that is back to the closed form.
+    """
 
     base: Tensor
     norm: Tensor
@@ -117,7 +118,7 @@ class LinearAlignment(nn.Module):
         self.register_buffer("norm", torch.tensor(float(norm)))
         self.delta = nn.Parameter(torch.zeros_like(start.weight))
         self.bias = nn.Parameter(start.bias.clone())
-        self.gain = nn.Parameter(torch.ones(()))
+        self.log_gain = nn.Parameter(torch.zeros(()))
 
     @property
     def dim_p(self) -> int:
@@ -132,7 +133,7 @@ class LinearAlignment(nn.Module):
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
         """Soft tokens in the reader's input space, float32."""
         mapped = tokens.embeddings.float() @ (self.base + self.delta) + self.bias
-        return self.gain * norm_match(mapped, self.norm)
+        return self.log_gain.exp() * norm_match(mapped, self.norm)
 
 
 class VocabularyAlignment(nn.Module):
@@ -161,7 +162,9 @@ class VocabularyAlignment(nn.Module):
             ConfigError: The tokens have no vocabulary weights (relaxation `hidden`).
         """
         if tokens.weights is None:
-            raise ConfigError("alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear.")
+            raise ConfigError(
+                "alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear."
+            )
         shared = tokens.weights.index_select(-1, self.source_ids)
         shared = shared / shared.sum(dim=-1, keepdim=True).clamp_min(1e-12)
         return norm_match(relaxed_token(shared, table.index_select(0, self.target_ids)).float(), self.norm)

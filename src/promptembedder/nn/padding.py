@@ -7,8 +7,8 @@ __all__ = ["left_padded", "text_positions"]
 
 def left_padded(
     ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"]
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """The same tokens with all padding moved to the left, whatever side (or sides) it was on.
+) -> tuple[Int[Tensor, "batch kept"], Int[Tensor, "batch kept"]]:
+    """The same tokens with all padding moved to the left, whatever side (or sides) it was on, as narrow as they allow.
 
     With the text at the end of each row, soft tokens follow it directly: sliding windows, which count columns, then
     see the same distances as in an unpadded text.

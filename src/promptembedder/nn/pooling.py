@@ -19,11 +19,10 @@ def pooled(
         pooling: One of `POOLINGS`.
     """
     states = states.float()
+    weights = mask
     if pooling == "last":
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        weights = F.one_hot((mask * columns).argmax(dim=1), mask.shape[1]) * mask  # [batch, seq]
-        return (weights.unsqueeze(-1) * states).sum(dim=1)
-    weights = mask.unsqueeze(-1).float()
+        weights = mask * (mask.flip(1).cumsum(dim=1).flip(1) == 1)  # 1 where no token follows
+    weights = weights.unsqueeze(-1).float()
     # where(), not a product: 0 * nan is nan, and a padded position may hold anything
     total = torch.where(weights > 0, states, 0.0).sum(dim=1)
     return total / weights.sum(dim=1).clamp_min(1.0)

@@ -96,7 +96,9 @@ def relaxation_weights(
         ConfigError: `config.kind` is `hidden`, which has no weights.
     """
     if config.kind not in RELAXATIONS:
-        raise ConfigError(f"relaxation {config.kind!r} has no vocabulary weights. Use one of: {', '.join(RELAXATIONS)}.")
+        raise ConfigError(
+            f"relaxation {config.kind!r} has no vocabulary weights. Use one of: {', '.join(RELAXATIONS)}."
+        )
     # float32: a bf16 softmax over 50 000 entries loses the tail, where much of the mass is
     return RELAXATIONS[config.kind](logits.float(), config, training)
 

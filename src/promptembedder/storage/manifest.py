@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**{key: value for key, value in content.items() if key != "format"})
     except TypeError as error:
         raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
+    _check_types(path, manifest)
     for name, digest in manifest.files.items():
         _check_file(folder, name, digest)
     return manifest
@@ -85,6 +87,21 @@ def _parsed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFormatError(f"{path} is damaged: it holds no object. Save or download the model again.")
     return content
+
+
+def _check_types(path: Path, manifest: Manifest) -> None:
+    kinds = {"config": dict, "backbones": dict, "instructions": list, "files": dict, "provenance": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(manifest, name), kind)]
+    items = {"backbones": dict, "files": str}  # what their values must be
+    wrong += [name for name, kind in items.items() if name not in wrong and not _all(getattr(manifest, name).values(), kind)]
+    if "instructions" not in wrong and not _all(manifest.instructions, str):
+        wrong.append("instructions")
+    if wrong:
+        raise ModelFormatError(f"{path} is damaged: wrong type of {', '.join(wrong)}. Save or download the model again.")
+
+
+def _all(values: Iterable[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -1,1 +1,31 @@
-"""To come."""
+"""Training through sentence-transformers' trainer and losses."""
+
+from promptembedder.training.collator import InstructionCollator, Wordings
+from promptembedder.training.losses import OwnNegativesLoss, contrastive_loss
+from promptembedder.training.metrics import JsonlMetrics
+from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
+from promptembedder.training.run import TrainingResult, prepare_output, train_model
+from promptembedder.training.tasks import TaskData, TrainingData, load_training_data, task_data
+from promptembedder.training.trainer import PromptEmbedderTrainer
+
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "InstructionCollator",
+    "JsonlMetrics",
+    "LossConfig",
+    "OptimConfig",
+    "OwnNegativesLoss",
+    "PromptEmbedderTrainer",
+    "Recipe",
+    "RunConfig",
+    "TaskData",
+    "TrainingData",
+    "TrainingResult",
+    "Wordings",
+    "contrastive_loss",
+    "load_training_data",
+    "prepare_output",
+    "task_data",
+    "train_model",
+]

@@ -1,0 +1,72 @@
+"""`promptembedder compile MODEL --instruction TEXT`: soft tokens stored, so that the prompter can stay at home."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.errors import ConfigError, DataError
+from promptembedder.storage import MANIFEST_NAME, Manifest, read_manifest, whole_folder, write_manifest
+
+if TYPE_CHECKING:
+    from promptembedder.models import Parts
+
+__all__ = ["compile_"]
+
+
+def compile_(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    instruction: Annotated[
+        list[str],
+        # an environment variable would be split at spaces
+        typer.Option(help="Instruction to compile; give several for several.", allow_from_autoenv=False),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="New folder; by default MODEL itself.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store the soft tokens of instructions in a saved model: those are then served without the prompter."""
+    report = Report(as_json)
+    with one_line_errors():
+        manifest = read_manifest(model)
+        asked = [text.strip() for text in instruction]
+        if not all(asked):
+            raise ConfigError("an instruction is blank. Say in words what the vectors are for.")
+        target = model if output is None else output
+        if target.exists() and not target.samefile(model):
+            raise DataError(f"{target} exists. Name a new folder, or leave it out to add to {model} itself.")
+        from promptembedder.models import PromptEmbedder  # seconds to import
+
+        start = time.perf_counter()
+        embedder = PromptEmbedder.from_pretrained(model)
+        embedder.compile_instructions(asked)
+        parts = embedder.encoder.parts()
+        _save(parts, model, target, manifest)
+        seconds = time.perf_counter() - start
+    size = sum(tokens.numel() * tokens.element_size() for tokens in parts.compiled.values())
+    instructions = list(parts.compiled)
+    words = [f"compiled in {escape(str(target))}, {size} bytes:"]
+    report.say("\n".join([*words, *(f"  {escape(text)}" for text in instructions)]))
+    report.result({"model": str(target), "instructions": instructions, "bytes": size, "seconds": seconds})
+
+
+def _save(parts: "Parts", model: Path, target: Path, manifest: Manifest) -> None:
+    """Write the parts to `target`, with what else lies beside them in `model`: settings, model card, provenance."""
+    from promptembedder.models import save_parts
+
+    own = {MANIFEST_NAME, *manifest.files}
+    with whole_folder(target) as scratch:
+        if not target.exists():
+            for path in model.iterdir():
+                if path.is_file() and path.name not in own:
+                    shutil.copy(path, scratch / path.name)
+        save_parts(scratch, parts)
+        made = read_manifest(scratch)
+        # the versions that trained the weights, not those that compiled
+        write_manifest(scratch, dataclasses.replace(made, provenance=manifest.provenance))

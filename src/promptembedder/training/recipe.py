@@ -1,0 +1,153 @@
+"""A training recipe: one YAML file, or the same dataclasses from Python."""
+
+from dataclasses import dataclass, field
+
+from promptembedder.errors import ConfigError
+from promptembedder.models import ModelConfig
+
+__all__ = ["DataConfig", "EvaluationConfig", "LossConfig", "OptimConfig", "Recipe", "RunConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on: exactly one of `mixture`, `pairs` and `hub`.
+
+    Attributes:
+        mixture: JSON file that lists tasks with their files and instructions.
+        tasks: Names of the mixture's tasks to use; empty uses all.
+        pairs: File of rows with `anchor`, `positive` and sometimes `negative`.
+        hub: Data set of the hub, or a local folder in its shape.
+        hub_subset: Configuration name of the hub's data set.
+        hub_split: Split of the hub's data set.
+        columns: Its columns that serve as anchor, positive and, if there is a third, negative.
+        instructions: Wordings for `pairs` and `hub`; one is drawn for each batch.
+        document_instructions: Wordings for the documents; empty gives them the default instruction.
+        in_batch_negatives: False for label data of `pairs` and `hub`, where another row may be as right.
+        limit: Rows of each task, drawn with the seed; None takes all.
+        held_out: Rows of each task kept from training for the evaluation loss.
+    """
+
+    mixture: str | None = None
+    tasks: tuple[str, ...] = ()
+    pairs: str | None = None
+    hub: str | None = None
+    hub_subset: str | None = None
+    hub_split: str = "train"
+    columns: tuple[str, ...] = ("anchor", "positive")
+    instructions: tuple[str, ...] = ()
+    document_instructions: tuple[str, ...] = ()
+    in_batch_negatives: bool = True
+    limit: int | None = None
+    held_out: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("mixture", "pairs", "hub") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"data names several sources: {', '.join(given)}. Give exactly one.")
+        if len(self.columns) not in (2, 3):
+            raise ConfigError(f"data.columns must name anchor, positive and maybe negative, got {list(self.columns)}.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")
+        if self.held_out < 0:
+            raise ConfigError(f"data.held_out must not be negative, got {self.held_out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """InfoNCE (sentence-transformers' MultipleNegativesRankingLoss).
+
+    Attributes:
+        temperature: Divides the cosines; unitless, > 0. Not the temperature of the relaxation.
+        symmetric: Ask also for the anchor among the batch's anchors, given its positive.
+    """
+
+    temperature: float = 0.05
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"loss.temperature must be > 0, got {self.temperature}. Try 0.05.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a warm-up, then a linear decay or none.
+
+    Attributes:
+        learning_rate: Of the prompter.
+        alignment_learning_rate: Of the alignment.
+        schedule: `linear` or `constant` after the warm-up.
+        max_grad_norm: Gradients are clipped to this norm.
+    """
+
+    steps: int = 100
+    batch_size: int = 24
+    learning_rate: float = 1e-3
+    alignment_learning_rate: float = 5e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 10
+    schedule: str = "linear"
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "alignment_learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"optim.{name} must be > 0, got {getattr(self, name)}.")
+        if self.batch_size < 2:
+            raise ConfigError("optim.batch_size must be at least 2: the other rows are the negatives.")
+        if self.schedule not in ("linear", "constant"):
+            raise ConfigError(f"unknown optim.schedule {self.schedule!r}. Use linear or constant.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """A similarity test while training.
+
+    Attributes:
+        sts: File of rows with `sentence1`, `sentence2` and `score`; None evaluates nothing but the loss.
+        split: Only rows whose `split` says this; None takes all.
+        instruction: Both sentences are read under it.
+        limit: First rows of the file; None takes all.
+        every: Steps between evaluations; 0 evaluates at the end only.
+    """
+
+    sts: str | None = None
+    split: str | None = None
+    instruction: str = "Retrieve semantically similar text"
+    limit: int | None = None
+    every: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how the run goes.
+
+    Attributes:
+        output: Folder of the trained model, its checkpoints and `metrics.jsonl`.
+        save_every: Steps between checkpoints.
+        keep_checkpoints: Older ones are deleted.
+        log_every: Steps between lines of `metrics.jsonl`.
+    """
+
+    output: str = "runs/model"
+    seed: int = 0
+    save_every: int = 50
+    keep_checkpoints: int = 2
+    log_every: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"run.{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a training run is."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,182 @@
+"""A training run from recipe to saved model; killed at any moment, it goes on from its last checkpoint."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets.utils.logging import disable_progress_bar
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchSamplers
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from promptembedder.errors import ConfigError
+from promptembedder.models import PromptEmbedder
+from promptembedder.storage import MANIFEST_NAME, to_mapping
+from promptembedder.training.collator import InstructionCollator, Wordings
+from promptembedder.training.losses import contrastive_loss
+from promptembedder.training.metrics import JsonlMetrics
+from promptembedder.training.recipe import Recipe
+from promptembedder.training.tasks import TrainingData
+from promptembedder.training.trainer import PromptEmbedderTrainer
+
+__all__ = ["TrainingResult", "prepare_output", "train_model"]
+
+logger = logging.getLogger(__name__)
+
+RECIPE_NAME = "recipe.yaml"
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did.
+
+    Attributes:
+        resumed_from: Step of the checkpoint that the run went on from; 0 for a new run.
+        train_loss: Mean loss of the steps of this process.
+        metrics: The last evaluation; empty without one.
+    """
+
+    output: Path
+    steps: int
+    resumed_from: int
+    train_pairs: int
+    trained_parameters: int
+    train_loss: float
+    seconds: float
+    metrics: dict[str, float]
+
+
+def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
+    """Check the output folder before anything costs time; returns the checkpoint to go on from, if there is one.
+
+    Raises:
+        ConfigError: The folder holds a finished model, or a run of another recipe, and `overwrite` is not set.
+    """
+    output = Path(recipe.run.output)
+    written = to_mapping(recipe)
+    path = output / RECIPE_NAME
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if overwrite:
+        checkpoint = None
+    elif (output / MANIFEST_NAME).is_file():
+        raise ConfigError(f"{output} already holds a trained model. Choose another output, or overwrite it.")
+    elif checkpoint is not None and _read_recipe(path) != json.loads(json.dumps(written)):
+        raise ConfigError(f"{output} holds checkpoints of another recipe. Choose another output, or overwrite it.")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return Path(checkpoint) if checkpoint else None
+
+
+def train_model(
+    model: PromptEmbedder,
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    evaluator: BaseEvaluator | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    checkpoint: Path | None = None,
+) -> TrainingResult:
+    """Train `model` in place and save it to `recipe.run.output`.
+
+    Args:
+        evaluator: Called every `recipe.evaluation.every` steps and at the end.
+        checkpoint: Go on from this one; see `prepare_output`.
+    """
+    disable_progress_bar()
+    started = time.perf_counter()
+    trainer = _trainer(model, data, recipe, evaluator, callbacks)
+    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
+    model.eval()
+    model.save(recipe.run.output)
+    resumed = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    return TrainingResult(
+        output=Path(recipe.run.output),
+        steps=trained.global_step,
+        resumed_from=resumed,
+        train_pairs=data.pair_count,
+        trained_parameters=sum(weight.numel() for weight in model.encoder.trained_weights()),
+        train_loss=float(trained.training_loss),
+        seconds=time.perf_counter() - started,
+        metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
+    )
+
+
+def _trainer(
+    model: PromptEmbedder,
+    data: TrainingData,
+    recipe: Recipe,
+    evaluator: BaseEvaluator | None,
+    callbacks: Sequence[TrainerCallback],
+) -> PromptEmbedderTrainer:
+    torch.manual_seed(recipe.run.seed)  # relaxations with noise draw from the global generator
+    has_evaluation = evaluator is not None or data.held_out is not None
+    trainer = PromptEmbedderTrainer(
+        model=model,
+        args=_arguments(model, recipe, has_evaluation=has_evaluation),
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        loss={
+            name: contrastive_loss(model, recipe.loss, in_batch_negatives=task.in_batch_negatives)
+            for name, task in data.tasks.items()
+        },
+        evaluator=evaluator,
+        data_collator=InstructionCollator(
+            preprocess_fn=model.preprocess,
+            wordings={n: Wordings(task.instructions, task.document_instructions) for n, task in data.tasks.items()},
+            seed=recipe.run.seed,
+        ),
+        callbacks=[JsonlMetrics(Path(recipe.run.output) / METRICS_NAME), *callbacks],
+    )
+    trainer.remove_callback(ProgressCallback)  # it writes to stdout, which is for results
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(model: PromptEmbedder, recipe: Recipe, *, has_evaluation: bool) -> SentenceTransformerTrainingArguments:
+    run, optim = recipe.run, recipe.optim
+    alignment_is_trained = any(weight.requires_grad for weight in model.encoder.alignment.parameters())
+    rates = {r"\.alignment\.": optim.alignment_learning_rate} if alignment_is_trained else {}
+    every = recipe.evaluation.every
+    return SentenceTransformerTrainingArguments(
+        output_dir=run.output,
+        max_steps=optim.steps,
+        per_device_train_batch_size=optim.batch_size,
+        per_device_eval_batch_size=optim.batch_size,
+        learning_rate=optim.learning_rate,
+        learning_rate_mapping=rates,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_steps,
+        lr_scheduler_type="linear" if optim.schedule == "linear" else "constant_with_warmup",
+        max_grad_norm=optim.max_grad_norm,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,  # a duplicate would be its own row's negative
+        multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
+        eval_strategy="steps" if has_evaluation and every else "no",
+        eval_steps=every or None,
+        save_strategy="steps",
+        save_steps=run.save_every,
+        save_total_limit=run.keep_checkpoints,
+        logging_steps=run.log_every,
+        logging_nan_inf_filter=False,  # a NaN loss must be seen
+        seed=run.seed,
+        data_seed=run.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _read_recipe(path: Path) -> Any:
+    try:
+        return json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, yaml.YAMLError):
+        return None

@@ -1,0 +1,153 @@
+"""Training tasks as data sets of one shape each, with their wordings."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset
+
+from promptembedder.data import Pair, datasets_of, read_mixture, read_pairs
+from promptembedder.errors import ConfigError, DataError
+from promptembedder.training.recipe import DataConfig
+
+__all__ = ["TaskData", "TrainingData", "load_training_data", "task_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """One data set of the mixture: rows of one shape, wordings, and whether other rows are negatives."""
+
+    train: Dataset
+    held_out: Dataset | None
+    instructions: tuple[str, ...]
+    document_instructions: tuple[str, ...]
+    in_batch_negatives: bool
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All tasks by name."""
+
+    tasks: dict[str, TaskData]
+
+    @property
+    def train(self) -> DatasetDict:
+        """Training rows by task."""
+        return DatasetDict({name: task.train for name, task in self.tasks.items()})
+
+    @property
+    def held_out(self) -> DatasetDict | None:
+        """Held-out rows by task; None if nothing was held out."""
+        kept = {name: task.held_out for name, task in self.tasks.items() if task.held_out is not None}
+        return DatasetDict(kept) if kept else None
+
+    @property
+    def pair_count(self) -> int:
+        """Training rows of all tasks."""
+        return sum(len(task.train) for task in self.tasks.values())
+
+
+def load_training_data(config: DataConfig, *, seed: int) -> TrainingData:
+    """The tasks that `config` names.
+
+    Raises:
+        ConfigError: No source is named, or a task is unknown.
+        DataError: A file is missing, empty or malformed.
+    """
+    if config.mixture is not None:
+        return TrainingData(_mixture_tasks(config, seed))
+    if config.pairs is not None:
+        path = Path(config.pairs)
+        return TrainingData(
+            _own_task(read_pairs(path, limit=config.limit, seed=seed).pairs, path.name.split(".")[0], config, seed)
+        )
+    if config.hub is not None:
+        return TrainingData(_own_task(_hub_pairs(config, seed), Path(config.hub).name, config, seed))
+    raise ConfigError("data names no source. Set data.mixture, data.pairs or data.hub.")
+
+
+def task_data(
+    pairs: Sequence[Pair],
+    name: str,
+    *,
+    instructions: Sequence[str],
+    document_instructions: Sequence[str] = (),
+    in_batch_negatives: bool = True,
+    held_out: int = 0,
+    seed: int = 0,
+) -> dict[str, TaskData]:
+    """One task as one data set, or two where only some rows have a negative.
+
+    Raises:
+        DataError: Rows of label data lack the negatives that they need, or none is left to train on.
+    """
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    kept, train = order[:held_out], order[held_out:]
+    if not train:
+        raise DataError(f"task {name!r} has {len(order)} rows and holds out {held_out}: none is left to train on.")
+    if not in_batch_negatives and not all(pair.negative for pair in order):
+        raise DataError(f"task {name!r} has rows without `negative` and no in-batch negatives. Add negatives.")
+    kept_parts = datasets_of(kept, name) if kept else {}
+    return {
+        part: TaskData(
+            train=rows,
+            held_out=kept_parts.get(part),
+            instructions=tuple(instructions),
+            document_instructions=tuple(document_instructions),
+            in_batch_negatives=in_batch_negatives,
+        )
+        for part, rows in datasets_of(train, name).items()
+    }
+
+
+def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
+    assert config.mixture is not None
+    listed = read_mixture(Path(config.mixture))
+    unknown = sorted(set(config.tasks) - {task.name for task in listed})
+    if unknown:
+        known = ", ".join(task.name for task in listed)
+        raise ConfigError(f"the mixture has no task {unknown[0]!r}. It has: {known}.")
+    tasks: dict[str, TaskData] = {}
+    for task in listed:
+        if config.tasks and task.name not in config.tasks:
+            continue
+        tasks |= task_data(
+            read_pairs(task.file, limit=config.limit, seed=seed).pairs,
+            task.name,
+            instructions=task.instructions,
+            document_instructions=task.document_instructions,
+            in_batch_negatives=task.in_batch_negatives,
+            held_out=config.held_out,
+            seed=seed,
+        )
+    return tasks
+
+
+def _own_task(pairs: Sequence[Pair], name: str, config: DataConfig, seed: int) -> dict[str, TaskData]:
+    return task_data(
+        pairs,
+        name,
+        instructions=config.instructions,
+        document_instructions=config.document_instructions,
+        in_batch_negatives=config.in_batch_negatives,
+        held_out=config.held_out,
+        seed=seed,
+    )
+
+
+def _hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
+    assert config.hub is not None
+    try:
+        rows = load_dataset(config.hub, config.hub_subset, split=config.hub_split)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot load data set {config.hub!r}: {str(error).splitlines()[0]}") from error
+    missing = [column for column in config.columns if column not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"data set {config.hub!r} has no column {missing[0]!r}. It has: {', '.join(rows.column_names)}."
+        )
+    if config.limit is not None and config.limit < len(rows):
+        rows = rows.shuffle(seed=seed).select(range(config.limit))
+    return [Pair(*values) for values in zip(*(rows[column] for column in config.columns), strict=True)]

@@ -1,0 +1,48 @@
+"""sentence-transformers' trainer, told what is special about a dual model."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformerTrainer
+
+from promptembedder.models import DualEncoder, PromptEmbedder, restore_parts
+from promptembedder.shapes import Tensor
+
+__all__ = ["PromptEmbedderTrainer"]
+
+
+class PromptEmbedderTrainer(SentenceTransformerTrainer):
+    """Generates all soft tokens of a step in one pass, logs their health, checkpoints trained weights only."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """Loss of a batch; the prompter reads all its distinct instructions at once."""
+        encoder = self._encoder()
+        if encoder.settings.conditioning == "instruction":
+            named = [value for key, value in inputs.items() if key.endswith("_instruction") and isinstance(value, str)]
+            if named:
+                encoder.soft_tokens(list(dict.fromkeys(named)))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the soft tokens' diagnostics beside each training loss."""
+        if "loss" in logs:
+            logs = {**logs, **{name: round(value, 4) for name, value in self._encoder().diagnostics.items()}}
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or str(self.args.output_dir)
+        os.makedirs(folder, exist_ok=True)
+        # without the parent's pickled arguments: the recipe says the same, and nothing here needs a pickle
+        self.model.save(folder, create_model_card=False)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        # in place: the parent would load a second copy of the frozen backbones
+        restore_parts(self._encoder().parts(), Path(checkpoint_path))
+
+    def _encoder(self) -> DualEncoder:
+        model = self.accelerator.unwrap_model(self.model) if hasattr(self, "accelerator") else self.model
+        assert isinstance(model, PromptEmbedder)
+        return model.encoder
