@@ -29,7 +29,8 @@ def _spelling(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
     for token, index in tokenizer.get_vocab().items():
         if index not in special:
             piece = _from_byte_level(token) if byte_level else _from_sentencepiece(token)
-            spelled[piece] = min(index, spelled.get(piece, index))  # two tokens, one spelling: the older one
+            if piece:
+                spelled[piece] = min(index, spelled.get(piece, index))  # two tokens, one spelling: the older one
     return spelled
 
 
@@ -38,8 +39,9 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _from_byte_level(token: str) -> bytes:
+    """The bytes that a token spells; none if it holds a symbol outside the alphabet."""
     table = _byte_of_symbol()
-    return bytes(table[symbol] for symbol in token if symbol in table)
+    return bytes(table[symbol] for symbol in token) if all(symbol in table for symbol in token) else b""
 
 
 def _from_sentencepiece(token: str) -> bytes:

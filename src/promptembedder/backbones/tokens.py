@@ -53,6 +53,8 @@ class TextTokenizer:
         return TokenBatch(ids.reshape(shape), mask.reshape(shape), truncated)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:  # the foreign tokenizer stumbles over nothing
+            return []
         # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model
         return self.foreign(
             list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False

@@ -65,6 +65,10 @@ def whole_embedding_file(
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error}. Name another output.") from error
+    try:
         with scratch.open("wb") as file:
             # no dictionaries: neither ids nor vectors repeat
             with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:

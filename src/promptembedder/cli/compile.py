@@ -35,14 +35,15 @@ def compile_(
     report = Report(as_json)
     with one_line_errors():
         manifest = read_manifest(model)
-        asked = [text.strip() for text in instruction]
-        if not all(asked):
-            raise ConfigError("an instruction is blank. Say in words what the vectors are for.")
         target = model if output is None else output
         if target.exists() and not target.samefile(model):
             raise DataError(f"{target} exists. Name a new folder, or leave it out to add to {model} itself.")
-        from promptembedder.models import PromptEmbedder  # seconds to import
+        from promptembedder.data import clean_text  # seconds to import
+        from promptembedder.models import PromptEmbedder
 
+        asked = [clean_text(text).strip() for text in instruction]
+        if not all(asked):
+            raise ConfigError("an instruction is blank. Say in words what the vectors are for.")
         start = time.perf_counter()
         embedder = PromptEmbedder.from_pretrained(model)
         embedder.compile_instructions(asked)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,18 +89,20 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _check_types(path: Path, manifest: Manifest) -> None:
-    kinds = {"config": dict, "backbones": dict, "instructions": list, "files": dict, "provenance": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(manifest, name), kind)]
-    items = {"backbones": dict, "files": str}  # what their values must be
-    wrong += [name for name, kind in items.items() if name not in wrong and not _all(getattr(manifest, name).values(), kind)]
-    if "instructions" not in wrong and not _all(manifest.instructions, str):
-        wrong.append("instructions")
+    texts = manifest.instructions
+    fits = {
+        "config": isinstance(manifest.config, dict),
+        "backbones": _is_mapping_to(dict, manifest.backbones),
+        "instructions": isinstance(texts, list) and all(isinstance(text, str) for text in texts),
+        "files": _is_mapping_to(str, manifest.files),
+    }
+    wrong = [name for name, fine in fits.items() if not fine]
     if wrong:
-        raise ModelFormatError(f"{path} is damaged: wrong type of {', '.join(wrong)}. Save or download the model again.")
+        raise ModelFormatError(f"{path} is damaged: cannot use {', '.join(wrong)}. Save or download the model again.")
 
 
-def _all(values: Iterable[Any], kind: type) -> bool:
-    return all(isinstance(value, kind) for value in values)
+def _is_mapping_to(kind: type, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:

@@ -1,0 +1,170 @@
+"""A run's laws: killed and resumed it is the same run; only trained weights move; metrics are always written."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from promptembedder.errors import ConfigError
+from promptembedder.models import PromptEmbedder
+from promptembedder.storage import from_mapping, to_mapping
+from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
+
+
+class _Killed(Exception):
+    """Stands for a kill: the process does no more of its own."""
+
+
+class _KillAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise _Killed
+
+
+def _run(recipe: Recipe, **arguments: Any) -> tuple[PromptEmbedder, TrainingResult]:
+    checkpoint = prepare_output(recipe)
+    model = PromptEmbedder.create(config=recipe.model, device="cpu", seed=recipe.run.seed)
+    data = load_training_data(recipe.data, seed=recipe.run.seed)
+    return model, train_model(model, data, recipe, checkpoint=checkpoint, **arguments)
+
+
+def _metrics(recipe: Recipe) -> list[dict[str, float]]:
+    timing = ("seconds", "runtime", "per_second")
+    lines = (Path(recipe.run.output) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not any(word in k for word in timing)} for line in lines]
+
+
+def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(recipe_of: Callable[..., Recipe]) -> None:
+    whole, cut = (recipe_of(name, steps=7, save_every=3, log_every=1) for name in ("whole", "cut"))
+    expected, _ = _run(whole)
+    with pytest.raises(_Killed):
+        _run(cut, callbacks=[_KillAfter(5)])  # two steps after the checkpoint: both are lost and done again
+    resumed, result = _run(cut)
+    assert result.resumed_from == 3
+    for left, right in zip(expected.encoder.trained_weights(), resumed.encoder.trained_weights(), strict=True):
+        assert torch.equal(left, right)
+    train_lines = [line for line in _metrics(whole) if "loss" in line]
+    assert len(train_lines) == 7
+    assert [line for line in _metrics(cut) if "loss" in line] == train_lines
+
+
+def test_a_noisy_relaxation_resumes_to_the_same_run_too(recipe_of: Callable[..., Recipe]) -> None:
+    def noisy(name: str) -> Recipe:
+        recipe = recipe_of(name, steps=5, save_every=2, log_every=1)
+        relaxation = dataclasses.replace(recipe.model.relaxation, kind="gumbel")
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, relaxation=relaxation))
+
+    expected, _ = _run(noisy("whole"))
+    with pytest.raises(_Killed):
+        _run(noisy("cut"), callbacks=[_KillAfter(3)])
+    resumed, _ = _run(noisy("cut"))
+    for left, right in zip(expected.encoder.trained_weights(), resumed.encoder.trained_weights(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_training_moves_prompter_and_alignment_and_nothing_else(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
+    before = PromptEmbedder.create(config=recipe.model, device="cpu")
+    after, _ = _run(recipe)
+    moved = {name for name, w in after.encoder.state_dict().items() if not torch.equal(w, before.encoder.state_dict()[name])}
+    trained = {name for name, weight in after.encoder.named_parameters() if weight.requires_grad}
+    assert moved == trained
+    assert any("lora_A" in name for name in moved)
+    assert "alignment.delta" in moved
+
+
+def test_the_saved_model_gives_the_trained_models_vectors(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
+    model, result = _run(recipe)
+    loaded = PromptEmbedder.from_pretrained(result.output, device="cpu")
+    texts = ["a red house", "the river is cold"]
+    assert (model.encode(texts, prompt="Find it") == loaded.encode(texts, prompt="Find it")).all()
+
+
+def test_the_checkpoints_hold_no_backbone(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=2, save_every=2)
+    model, _ = _run(recipe)
+    trained = sum(weight.numel() * weight.element_size() for weight in model.encoder.trained_weights())
+    checkpoint = Path(recipe.run.output) / "checkpoint-2"
+    weights = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    fixed_map = model.encoder.alignment.base.numel() * 4
+    assert weights < trained + fixed_map + 30_000  # names and shapes take some bytes too
+
+
+def test_the_two_learning_rates_reach_their_parameters(recipe_of: Callable[..., Recipe]) -> None:
+    seen: dict[str, set[float]] = {}
+
+    class Spy(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any) -> None:
+            names = {id(weight): name for name, weight in model.named_parameters()}
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    part = "alignment" if ".alignment." in names[id(weight)] else "prompter"
+                    seen.setdefault(part, set()).add(group["initial_lr"])
+
+    recipe = recipe_of(steps=1)
+    _run(recipe, callbacks=[Spy()])
+    assert seen == {
+        "prompter": {recipe.optim.learning_rate},
+        "alignment": {recipe.optim.alignment_learning_rate},
+    }
+
+
+def test_metrics_hold_loss_and_the_soft_tokens_health(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=2, log_every=1)
+    _run(recipe)
+    line = next(line for line in _metrics(recipe) if "loss" in line)
+    assert {"soft_token_entropy", "soft_token_norm_ratio", "soft_token_cosine", "grad_norm", "step"} <= set(line)
+    assert 0 < line["soft_token_entropy"] < 5.6  # nats; log(260) is the most there can be
+    assert -1 <= line["soft_token_cosine"] <= 1
+
+
+def test_held_out_rows_give_an_evaluation_loss(recipe_of: Callable[..., Recipe], mixture: Path) -> None:
+    recipe = recipe_of(steps=2, data=DataConfig(mixture=str(mixture), tasks=("pairs",), held_out=12))
+    _, result = _run(recipe)
+    assert any(name.startswith("eval_") and name.endswith("loss") for name in result.metrics)
+
+
+def test_a_finished_model_is_not_trained_over(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=1)
+    _run(recipe)
+    with pytest.raises(ConfigError, match="already holds a trained model"):
+        prepare_output(recipe)
+    assert prepare_output(recipe, overwrite=True) is None
+
+
+def test_checkpoints_of_another_recipe_are_not_continued(recipe_of: Callable[..., Recipe]) -> None:
+    with pytest.raises(_Killed):
+        _run(recipe_of(steps=4, save_every=2), callbacks=[_KillAfter(3)])
+    with pytest.raises(ConfigError, match="another recipe"):
+        prepare_output(recipe_of(steps=5, save_every=2))
+
+
+def test_a_recipe_survives_its_mapping(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
+    assert from_mapping(Recipe, json.loads(json.dumps(to_mapping(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"optim": {"stepz": 3}}, "unknown setting 'optim.stepz'.*'steps'"),
+        ({"model": {"num_soft_tokens": 0}}, "num_soft_tokens must be at least 1, got 0"),
+        ({"loss": {"temperature": 0}}, "loss.temperature must be > 0, got 0"),
+        ({"model": {"relaxation": {"temperature": -1.0}}}, "logit temperature must be > 0, got -1.0"),
+        ({"optim": {"steps": "many"}}, "optim.steps must be of type int, got 'many'"),
+        ({"optim": {"schedule": "cosine"}}, "unknown optim.schedule 'cosine'"),
+        ({"data": {"mixture": "a", "pairs": "b"}}, "several sources: mixture, pairs"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name_value_and_mend(mapping: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(Recipe, mapping)
