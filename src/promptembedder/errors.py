@@ -4,10 +4,11 @@ PromptEmbedderError
 ├── BackboneError       a foreign LLM cannot be found, read or used
 ├── ConfigError         a setting is unknown or out of range (also a ValueError)
 ├── DataError           a data file or row cannot be used (also a ValueError)
-└── ModelFormatError    a saved model cannot be read, or does not fit its backbone
+├── ModelFormatError    a saved model cannot be read, or does not fit its backbone
+└── WeightsError        weights, or what they compute, are not finite (also a ValueError)
 """
 
-__all__ = ["BackboneError", "ConfigError", "DataError", "ModelFormatError", "PromptEmbedderError"]
+__all__ = ["BackboneError", "ConfigError", "DataError", "ModelFormatError", "PromptEmbedderError", "WeightsError"]
 
 
 class PromptEmbedderError(Exception):
@@ -28,3 +29,7 @@ class DataError(PromptEmbedderError, ValueError):
 
 class ModelFormatError(PromptEmbedderError):
     """A saved model is torn, tampered with, or of a format that this version does not read."""
+
+
+class WeightsError(PromptEmbedderError, ValueError):
+    """Weights, or what they compute, are not finite."""

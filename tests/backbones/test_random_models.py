@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from transformers.utils.logging import warning_once
 
 from promptembedder.backbones import BackboneConfig, load_backbone
 from promptembedder.backbones.random_models import random_model, random_tokenizer
@@ -35,6 +36,7 @@ def test_another_seed_gives_other_weights() -> None:
 def test_families_load_without_a_complaint(family: str, caplog: pytest.LogCaptureFixture) -> None:
     """GPT-2's default special tokens lay outside of the tiny vocabulary, and transformers said so each time."""
     logger = logging.getLogger("transformers")
+    warning_once.cache_clear()  # it may have been said before
     logger.addHandler(caplog.handler)
     try:
         load_backbone(BackboneConfig(source=f"random:{family}"), head=True)
@@ -44,7 +46,9 @@ def test_families_load_without_a_complaint(family: str, caplog: pytest.LogCaptur
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BackboneError, match=r"no random model is named 'tiny-lama'. Use one of: tiny-llama, tiny-qwen3"):
+    with pytest.raises(
+        BackboneError, match=r"no random model is named 'tiny-lama'. Use one of: tiny-llama, tiny-qwen3"
+    ):
         load_backbone(BackboneConfig(source="random:tiny-lama"), head=False)
 
 

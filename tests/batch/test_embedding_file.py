@@ -25,7 +25,7 @@ def test_vectors_come_back_bit_for_bit_with_ids_and_metadata(tmp_path: Path) -> 
         file.append(["d"], VECTORS[:, :1])
     table = pq.read_table(target)
     assert table.schema.field("embedding_1").type == pa.list_(pa.float32(), 4)
-    assert table.schema.metadata["promptembedder.model".encode()] == "ümlaut".encode()
+    assert table.schema.metadata[b"promptembedder.model"] == "ümlaut".encode()
     assert table["id"].to_pylist() == ["a", "b", "c", "d"]
     for i in range(2):
         assert table[f"embedding_{i}"].to_pylist() == [*VECTORS[i].tolist(), VECTORS[i, 0].tolist()]

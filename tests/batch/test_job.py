@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
 from promptembedder.batch import EmbedReport, EmbedSettings, check_files, embed_files
@@ -31,6 +32,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture(scope="module")
 def model() -> PromptEmbedder:
+    torch.set_num_threads(1)  # on tensors this small, threads spend their time waiting for each other
     return PromptEmbedder.create(config=CONFIG, device="cpu")
 
 
@@ -69,7 +71,9 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"placement": "prefix"}, {"conditioning": "instruction_and_text"}], ids=["one_pass", "prefix", "text"]
+    "changes",
+    [{}, {"placement": "prefix"}, {"conditioning": "instruction_and_text"}],
+    ids=["one_pass", "prefix", "text"],
 )
 def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
     corpus: Path, tmp_path: Path, changes: dict[str, str]
@@ -93,7 +97,9 @@ def test_without_instructions_the_default_one_is_used(model: PromptEmbedder, cor
 def test_an_instruction_means_the_same_with_blanks_around_it(
     model: PromptEmbedder, corpus: Path, tmp_path: Path
 ) -> None:
-    report = embed_files(model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings(instructions=(f" {TOPIC}\n",)))
+    report = embed_files(
+        model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings(instructions=(f" {TOPIC}\n",))
+    )
     assert report.columns == {"embedding": TOPIC}
     np.testing.assert_allclose(column(report.output, "embedding"), one_by_one(model, TEXTS, f" {TOPIC}\n"), atol=1e-5)
 

@@ -274,7 +274,9 @@ def test_training_pairs_are_a_seeded_subsample(corpus: DocstringCorpus) -> None:
 
 def test_a_search_task_holds_the_answer_of_every_query_among_test_documents(corpus: DocstringCorpus) -> None:
     task = data.search_task(corpus, 20, documents=90, seed=3)
-    assert task == data.search_task(corpus, 20, documents=90, seed=3) != data.search_task(corpus, 20, documents=90, seed=4)
+    assert (
+        task == data.search_task(corpus, 20, documents=90, seed=3) != data.search_task(corpus, 20, documents=90, seed=4)
+    )
     assert (len(task.queries), len(task.documents), len(task.relevant)) == (20, 90, 20)
     by_anchor = {pair.anchor: pair.positive for pair in corpus.test}
     for key, query in task.queries.items():

@@ -187,7 +187,9 @@ def test_mass_on_strings_that_are_not_shared_does_not_shrink_the_token() -> None
     weights = torch.tensor([[[1e-6, 0.0, 1.0 - 1e-6]]])
     table = normal(3, 4)
     alignment = VocabularyAlignment(torch.tensor([0, 1]), torch.tensor([2, 1]), norm=2.0)
-    torch.testing.assert_close(alignment(RelaxedTokens(torch.zeros(1, 1, 6), weights), table)[0, 0], norm_match(table[2], 2.0))
+    torch.testing.assert_close(
+        alignment(RelaxedTokens(torch.zeros(1, 1, 6), weights), table)[0, 0], norm_match(table[2], 2.0)
+    )
 
 
 def test_the_vocabulary_alignment_has_nothing_to_train_and_passes_gradients_on() -> None:

@@ -51,11 +51,20 @@ MODEL_SETTINGS = st.fixed_dictionaries(
     {},
     optional={
         "prompter": st.fixed_dictionaries(
-            {}, optional={"backbone": _BACKBONES, "tuning": st.sampled_from(["lora", "full"]), "lora_rank": st.integers(1, 64)}
+            {},
+            optional={
+                "backbone": _BACKBONES,
+                "tuning": st.sampled_from(["lora", "full"]),
+                "lora_rank": st.integers(1, 64),
+            },
         ),
         "reader": _BACKBONES,
-        "alignment": st.fixed_dictionaries({"kind": st.sampled_from(["linear", "vocabulary"]), "ridge": st.floats(1e-9, 1)}),
-        "relaxation": st.fixed_dictionaries({"kind": st.sampled_from(["softmax", "gumbel"]), "temperature": st.floats(0.1, 9)}),
+        "alignment": st.fixed_dictionaries(
+            {"kind": st.sampled_from(["linear", "vocabulary"]), "ridge": st.floats(1e-9, 1)}
+        ),
+        "relaxation": st.fixed_dictionaries(
+            {"kind": st.sampled_from(["softmax", "gumbel"]), "temperature": st.floats(0.1, 9)}
+        ),
         "num_soft_tokens": st.integers(1, 20),
         "default_instruction": st.text(min_size=1).filter(str.strip),
     },
@@ -88,7 +97,10 @@ def test_absent_keys_keep_their_defaults() -> None:
     [
         ({"readr": {}}, r"unknown setting 'readr'. Did you mean 'reader'\? Known here: prompter, reader"),
         ({"prompter": {"lora_ranks": 3}}, r"unknown setting 'prompter.lora_ranks'. Did you mean 'lora_rank'\?"),
-        ({"prompter": {"backbone": {"sauce": "a"}}}, r"unknown setting 'prompter.backbone.sauce'. Did you mean 'source'\?"),
+        (
+            {"prompter": {"backbone": {"sauce": "a"}}},
+            r"unknown setting 'prompter.backbone.sauce'. Did you mean 'source'\?",
+        ),
         ({"zzz": 1}, r"unknown setting 'zzz'. Known here"),
         ({7: 1}, r"unknown setting '7'"),
     ],

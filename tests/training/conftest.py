@@ -29,16 +29,30 @@ def tiny_model() -> ModelConfig:
 def mixture(tmp_path: Path) -> Path:
     """Two tasks: pairs of which some have a negative, and label data whose rows all have one."""
     rows = [(f"a {word} {thing}", f"the {thing} is {word}") for word in WORDS for thing in THINGS]
-    pairs = [{"anchor": a, "positive": p} | ({"negative": "nothing"} if i % 3 == 0 else {}) for i, (a, p) in enumerate(rows)]
+    pairs = [
+        {"anchor": a, "positive": p} | ({"negative": "nothing"} if i % 3 == 0 else {}) for i, (a, p) in enumerate(rows)
+    ]
     labels = [{"anchor": a, "positive": p, "negative": rows[-i][1]} for i, (a, p) in enumerate(rows[:40], start=1)]
     for name, content in (("pairs", pairs), ("labels", labels)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     task = {"instruction_paraphrases": ["Find it", "Which one is meant?"]}
     tasks = [
-        {"name": "pairs", "file": "pairs.jsonl", "instruction": "Find the same thing", "document_instruction": None,
-         "in_batch_negatives": True, **task},
-        {"name": "labels", "file": "labels.jsonl", "instruction": "Find the same kind",
-         "document_instruction": "Find the same kind", "in_batch_negatives": False, **task},
+        {
+            "name": "pairs",
+            "file": "pairs.jsonl",
+            "instruction": "Find the same thing",
+            "document_instruction": None,
+            "in_batch_negatives": True,
+            **task,
+        },
+        {
+            "name": "labels",
+            "file": "labels.jsonl",
+            "instruction": "Find the same kind",
+            "document_instruction": "Find the same kind",
+            "in_batch_negatives": False,
+            **task,
+        },
     ]
     path = tmp_path / "mixture.json"
     path.write_text(json.dumps(tasks), encoding="utf-8")

@@ -16,7 +16,7 @@ from promptembedder.storage import from_mapping, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """Stands for a kill: the process does no more of its own."""
 
 
@@ -26,7 +26,7 @@ class _KillAfter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
-            raise _Killed
+            raise _KilledError
 
 
 def _run(recipe: Recipe, **arguments: Any) -> tuple[PromptEmbedder, TrainingResult]:
@@ -42,10 +42,12 @@ def _metrics(recipe: Recipe) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if not any(word in k for word in timing)} for line in lines]
 
 
-def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(recipe_of: Callable[..., Recipe]) -> None:
+def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
+    recipe_of: Callable[..., Recipe],
+) -> None:
     whole, cut = (recipe_of(name, steps=7, save_every=3, log_every=1) for name in ("whole", "cut"))
     expected, _ = _run(whole)
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         _run(cut, callbacks=[_KillAfter(5)])  # two steps after the checkpoint: both are lost and done again
     resumed, result = _run(cut)
     assert result.resumed_from == 3
@@ -63,7 +65,7 @@ def test_a_noisy_relaxation_resumes_to_the_same_run_too(recipe_of: Callable[...,
         return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, relaxation=relaxation))
 
     expected, _ = _run(noisy("whole"))
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         _run(noisy("cut"), callbacks=[_KillAfter(3)])
     resumed, _ = _run(noisy("cut"))
     for left, right in zip(expected.encoder.trained_weights(), resumed.encoder.trained_weights(), strict=True):
@@ -74,7 +76,9 @@ def test_training_moves_prompter_and_alignment_and_nothing_else(recipe_of: Calla
     recipe = recipe_of()
     before = PromptEmbedder.create(config=recipe.model, device="cpu")
     after, _ = _run(recipe)
-    moved = {name for name, w in after.encoder.state_dict().items() if not torch.equal(w, before.encoder.state_dict()[name])}
+    moved = {
+        name for name, w in after.encoder.state_dict().items() if not torch.equal(w, before.encoder.state_dict()[name])
+    }
     trained = {name for name, weight in after.encoder.named_parameters() if weight.requires_grad}
     assert moved == trained
     assert any("lora_A" in name for name in moved)
@@ -99,23 +103,29 @@ def test_the_checkpoints_hold_no_backbone(recipe_of: Callable[..., Recipe]) -> N
     assert weights < trained + fixed_map + 30_000  # names and shapes take some bytes too
 
 
-def test_the_two_learning_rates_reach_their_parameters(recipe_of: Callable[..., Recipe]) -> None:
+def test_each_learning_rate_reaches_its_parameters(recipe_of: Callable[..., Recipe]) -> None:
     seen: dict[str, set[float]] = {}
 
     class Spy(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any) -> None:
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any
+        ) -> None:
             names = {id(weight): name for name, weight in model.named_parameters()}
             for group in optimizer.param_groups:
                 for weight in group["params"]:
-                    part = "alignment" if ".alignment." in names[id(weight)] else "prompter"
-                    seen.setdefault(part, set()).add(group["initial_lr"])
+                    seen.setdefault(names[id(weight)], set()).add(group["initial_lr"])
 
     recipe = recipe_of(steps=1)
     _run(recipe, callbacks=[Spy()])
-    assert seen == {
-        "prompter": {recipe.optim.learning_rate},
-        "alignment": {recipe.optim.alignment_learning_rate},
-    }
+    optim = recipe.optim
+    for name, rates in seen.items():
+        if ".alignment." in name:
+            assert rates == {optim.alignment_learning_rate}, name
+        elif "anchor" in name or "log_gate" in name:
+            assert rates == {optim.anchor_learning_rate}, name
+        else:
+            assert rates == {optim.learning_rate}, name
+    assert len(set.union(*seen.values())) == 3
 
 
 def test_metrics_hold_loss_and_the_soft_tokens_health(recipe_of: Callable[..., Recipe]) -> None:
@@ -142,7 +152,7 @@ def test_a_finished_model_is_not_trained_over(recipe_of: Callable[..., Recipe]) 
 
 
 def test_checkpoints_of_another_recipe_are_not_continued(recipe_of: Callable[..., Recipe]) -> None:
-    with pytest.raises(_Killed):
+    with pytest.raises(_KilledError):
         _run(recipe_of(steps=4, save_every=2), callbacks=[_KillAfter(3)])
     with pytest.raises(ConfigError, match="another recipe"):
         prepare_output(recipe_of(steps=5, save_every=2))

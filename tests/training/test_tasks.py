@@ -64,7 +64,10 @@ def test_label_data_without_negatives_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [(DataConfig(), "names no source"), (DataConfig(mixture="MIXTURE", tasks=("nope",)), "no task 'nope'. It has: pairs")],
+    [
+        (DataConfig(), "names no source"),
+        (DataConfig(mixture="MIXTURE", tasks=("nope",)), "no task 'nope'. It has: pairs"),
+    ],
 )
 def test_unknown_data_is_refused(config: DataConfig, message: str, mixture: Path) -> None:
     given = DataConfig(mixture=str(mixture), tasks=config.tasks) if config.mixture else config

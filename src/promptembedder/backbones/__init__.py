@@ -8,7 +8,7 @@ from promptembedder.backbones.quirks import Quirks, quirks_of
 from promptembedder.backbones.random_models import RANDOM_MODELS
 from promptembedder.backbones.shared_strings import shared_token_ids
 from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
-from promptembedder.backbones.states import TextStates, read_after, read_embeddings, read_text
+from promptembedder.backbones.states import TextStates, joined_states, read_after, read_embeddings, read_text
 from promptembedder.backbones.tokens import TextTokenizer, TokenBatch
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "converted_gguf",
     "default_cache_folder",
     "find_source",
+    "joined_states",
     "load_backbone",
     "quiet_transformers",
     "quirks_of",

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from promptembedder.backbones.attention import ATTENTION
 from promptembedder.backbones.gguf import converted_gguf
 from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quiet import quiet_transformers
@@ -138,11 +140,21 @@ def _load_files(
     try:
         with quiet_transformers():
             foreign = shortened(AutoConfig.from_pretrained(location, revision=config.revision), config.layers)
-            model = auto.from_pretrained(location, config=foreign, revision=config.revision, dtype=dtype)
+            model, report = auto.from_pretrained(
+                location,
+                config=foreign,
+                revision=config.revision,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                output_loading_info=True,
+            )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(f"cannot load backbone {source.name!r}: {reason}") from error
+    if report["missing_keys"]:  # transformers draws them at random and carries on
+        missing = sorted(report["missing_keys"])
+        raise BackboneError(f"backbone {source.name!r} lacks {len(missing)} weights, {missing[0]} first. Get it again.")
     if source.kind == "hub":
         fingerprint = f"commit:{getattr(foreign, '_commit_hash', None)}"
     return model, tokenizer, fingerprint

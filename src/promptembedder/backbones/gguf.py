@@ -66,7 +66,11 @@ def _convert(source: BackboneSource, folder: Path) -> None:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+                )
+                if report["missing_keys"]:  # transformers draws them at random and carries on
+                    raise ValueError(f"it lacks {min(report['missing_keys'])}")
                 # The weights are dense now; transformers still thinks of them as packed and would refuse to save.
                 model.hf_quantizer, model.is_quantized = None, False
                 if hasattr(model.config, "quantization_config"):

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from promptembedder.backbones.attention import ATTENTION
 from promptembedder.errors import BackboneError
 
 __all__ = ["RANDOM_MODELS", "random_model", "random_tokenizer"]
@@ -46,7 +47,16 @@ def _tiny_gemma3() -> PretrainedConfig:
 
 
 def _tiny_gpt2() -> PretrainedConfig:
-    return GPT2Config(vocab_size=_TINY_VOCAB, n_positions=96, n_embd=32, n_layer=3, n_head=4, pad_token_id=None)
+    return GPT2Config(
+        vocab_size=_TINY_VOCAB,
+        n_positions=96,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=None,
+    )
 
 
 def _tiny_phi3() -> PretrainedConfig:
@@ -94,7 +104,7 @@ def random_model(name: str, *, layers: int | None, dtype: torch.dtype, seed: int
     config = shortened(RANDOM_MODELS[name](), layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
 
 
 def shortened(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:

@@ -107,7 +107,8 @@ def _installed_parts(name: str, model: InstalledModel) -> tuple[Path, ...]:
         found = [Path(str(file.locate())) for file in files if file.name.startswith(model.file_name)]
         if len(found) != 1 or not found[0].is_file():
             raise BackboneError(
-                f"{distribution} is installed without its file {model.file_name}. Run: {model.install} --force-reinstall"
+                f"{distribution} is installed without its file {model.file_name}. "
+                f"Run: {model.install} --force-reinstall"
             )
         parts.append(found[0])
     return tuple(parts)

@@ -4,15 +4,17 @@ In a causal LLM the states of a text do not depend on what follows it. So the te
 tokens after it attend to its keys and values as constants: the gradients for the soft tokens are exact.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
-__all__ = ["TextStates", "read_after", "read_embeddings", "read_text"]
+__all__ = ["TextStates", "joined_states", "read_after", "read_embeddings", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,32 @@ def read_text(decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     return TextStates(keys, values, mask, output.last_hidden_state)
+
+
+def joined_states(parts: Sequence[TextStates]) -> TextStates:
+    """The states of several batches as one batch, padded on the left to the longest."""
+    width = max(part.mask.shape[1] for part in parts)
+    filled = [part for part in parts if part.keys]  # a batch of empty texts has no keys at all
+    layers = range(len(filled[0].keys)) if filled else range(0)
+
+    def stack(name: str, layer: int) -> Tensor:
+        template = getattr(filled[0], name)[layer]
+        rows = []
+        for part in parts:
+            own = (
+                getattr(part, name)[layer]
+                if part.keys
+                else template.new_zeros(len(part.mask), template.shape[1], 0, template.shape[3])
+            )
+            rows.append(F.pad(own, (0, 0, width - own.shape[2], 0)))
+        return torch.cat(rows)
+
+    return TextStates(
+        keys=tuple(stack("keys", layer) for layer in layers),
+        values=tuple(stack("values", layer) for layer in layers),
+        mask=torch.cat([F.pad(part.mask, (width - part.mask.shape[1], 0)) for part in parts]),
+        last_hidden=torch.cat([F.pad(part.last_hidden, (0, 0, width - part.mask.shape[1], 0)) for part in parts]),
+    )
 
 
 def read_after(

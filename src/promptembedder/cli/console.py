@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -31,7 +30,7 @@ class Report:
 
     def say(self, *words: Any) -> None:
         """A sentence, table or other rich object for people; goes to stderr when stdout is for JSON."""
-        (err if self.as_json else out).print(*words)
+        (err if self.as_json else out).print(*words, soft_wrap=all(isinstance(word, str) for word in words))
 
     def result(self, content: dict[str, Any]) -> None:
         """The command's result; printed only as JSON, since people were told with `say`."""
@@ -48,12 +47,12 @@ def one_line_errors() -> Iterator[None]:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        err.print("stopped; finished checkpoints are kept", style="yellow")
+        err.print("stopped", style="yellow")
         raise typer.Exit(130) from error
 
 
 def prepare() -> None:
-    """Quiet foreign loggers and use all cores, once, before the first tensor."""
+    """Quiet foreign loggers, once, before they are imported."""
     handler = RichHandler(console=err, show_path=False, show_time=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -61,5 +60,4 @@ def prepare() -> None:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from promptembedder.cli.console import Report, one_line_errors
@@ -38,14 +39,14 @@ def info(
 
 
 def _table(content: dict[str, Any]) -> Table:
-    table = Table(title=content["model"], show_header=False, title_justify="left")
+    table = Table(title=escape(content["model"]), show_header=False, title_justify="left")
     config = content["config"]
     for role, backbone in content["backbones"].items():
-        table.add_row(role, f"{backbone['source']}, {backbone['layers']} layers, {backbone['dtype']}")
+        table.add_row(role, f"{escape(backbone['source'])}, {backbone['layers']} layers, {backbone['dtype']}")
         table.add_row("", backbone["fingerprint"])
     table.add_row("soft tokens", f"{config['num_soft_tokens']}, {config['placement']}, pooling {config['pooling']}")
     table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
-    table.add_row("instructions", "\n".join(content["instructions"]) or "none compiled")
+    table.add_row("instructions", escape("\n".join(content["instructions"])) or "none compiled")
     table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
     table.add_row("made with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
     return table

@@ -4,14 +4,13 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 
 __all__ = ["ConfigOption", "JsonOption"]
 
 
-def _read_config(context: typer.Context, value: Path | None) -> Path | None:
+def _read_config(context: Any, value: Path | None) -> Path | None:
     """Make the file's values the command's defaults; click puts environment and flags above them."""
     if value is None:
         return None
@@ -29,20 +28,16 @@ def _read_config(context: typer.Context, value: Path | None) -> Path | None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise typer.BadParameter(f"{value}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
-        defaults[_python_name(context, name)] = setting
+        parameter = next(one for one in context.command.params if _long_name(one) == name)
+        several = getattr(parameter, "multiple", False) or parameter.nargs == -1
+        defaults[parameter.name] = [setting] if several and not isinstance(setting, list) else setting
     context.default_map = {**(context.default_map or {}), **defaults}
     return value
 
 
-def _long_name(parameter: click.Parameter) -> str:
-    longest = max(parameter.opts, key=len)
+def _long_name(parameter: Any) -> str:
+    longest: str = max(parameter.opts, key=len)
     return longest.lstrip("-").replace("_", "-")
-
-
-def _python_name(context: typer.Context, name: str) -> str:
-    found = next(parameter.name for parameter in context.command.params if _long_name(parameter) == name)
-    assert found is not None
-    return found
 
 
 ConfigOption = Annotated[

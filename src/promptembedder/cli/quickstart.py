@@ -16,7 +16,7 @@ from promptembedder.backbones import BackboneConfig
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.cli.progress import TrainingBar
-from promptembedder.data import DocstringCorpus, SearchTask, TextRow, docstring_corpus, search_task, training_pairs
+from promptembedder.data import SearchTask, TextRow, docstring_corpus, search_task, training_pairs
 from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_score
 from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig, frozen_pooling
 from promptembedder.search import build_index
@@ -78,7 +78,7 @@ class Quickstart:
     def run(self, queries: int, documents: int) -> dict[str, Any]:
         """Everything, in order; returns the JSON result."""
         prepare_output(self.recipe, overwrite=True)
-        corpus, task, pairs = self._data(queries, documents)
+        task, pairs = self._data(queries, documents)
         scores = {"bm25": bm25_score(task)}
         model = self._untrained()
         with self._step("scoring the frozen LLM (mean pooling)", "score_frozen_mean"):
@@ -108,7 +108,7 @@ class Quickstart:
             | {name: version(name) for name in ("promptembedder", "torch", "transformers", "sentence-transformers")},
         }
 
-    def _data(self, queries: int, documents: int) -> tuple[DocstringCorpus, SearchTask, TrainingData]:
+    def _data(self, queries: int, documents: int) -> tuple[SearchTask, TrainingData]:
         seed = self.recipe.run.seed
         with self._step("building pairs (docstring sentence, function) from this Python's standard library", "data"):
             corpus = docstring_corpus()
@@ -125,7 +125,7 @@ class Quickstart:
             f"  {len(pairs)} training pairs; {len(task.queries)} queries over {len(task.documents)} functions "
             "of modules that training does not see"
         )
-        return corpus, task, TrainingData(tasks)
+        return task, TrainingData(tasks)
 
     def _untrained(self) -> PromptEmbedder:
         source = self.recipe.model.reader.source

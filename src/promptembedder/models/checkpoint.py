@@ -11,8 +11,7 @@ from torch import nn
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
-from promptembedder.models.parts import Alignment, Parts
-from promptembedder.models.prompter import Prompter
+from promptembedder.models.parts import Alignment, Parts, new_prompter
 from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
 from promptembedder.storage import (
@@ -83,7 +82,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     prompter = None
     if with_prompter:
         backbone = _same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
-        prompter = Prompter(backbone, config.prompter, config.relaxation)
+        prompter = new_prompter(backbone, config)
         _restore_trained(prompter, folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
     if manifest.instructions:
@@ -117,14 +116,14 @@ def _restore_trained(module: nn.Module, path: Path) -> None:
 def _load_alignment(path: Path, kind: str) -> Alignment:
     saved = load_tensors(path)
     names = {
-        "linear": {"base", "norm", "delta", "bias", "log_gain"},
+        "linear": {"base", "delta", "bias"},
         "vocabulary": {"source_ids", "target_ids", "norm"},
     }
     if set(saved) != names[kind]:
         raise ModelFormatError(f"{path} holds {sorted(saved)}, expected {sorted(names[kind])} for alignment {kind!r}.")
     if kind == "vocabulary":
         return VocabularyAlignment(saved["source_ids"], saved["target_ids"], norm=float(saved["norm"]))
-    alignment = LinearAlignment(LinearMap(saved["base"], saved["bias"]), norm=float(saved["norm"]))
+    alignment = LinearAlignment(LinearMap(saved["base"], saved["bias"]))
     alignment.load_state_dict(saved)
     return alignment
 

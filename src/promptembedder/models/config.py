@@ -23,6 +23,7 @@ class PrompterConfig:
         lora_rank: Rank of the adapters.
         lora_alpha: Their scale is `lora_alpha / lora_rank`.
         template: What it reads; `{instruction}` is replaced. Its next tokens become the soft tokens.
+        anchor: Phrase whose last tokens the soft tokens start from; empty starts from the generated tokens alone.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -30,6 +31,7 @@ class PrompterConfig:
     lora_rank: int = 16
     lora_alpha: int = 32
     template: str = "Task: {instruction}\nThe text in a few words:"
+    anchor: str = " This text in one word:"
 
     def __post_init__(self) -> None:
         _choose("prompter.tuning", self.tuning, TUNINGS)

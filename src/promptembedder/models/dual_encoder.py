@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from promptembedder.backbones import TextStates, read_after, read_embeddings, read_text
+from promptembedder.backbones import TextStates, joined_states, read_after, read_embeddings, read_text
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts, save_parts, trained_state
@@ -52,9 +52,13 @@ class DualEncoder(InputModule):
         self.truncated_texts = 0
         self.diagnostics: dict[str, float] = {}
         self.store.add_compiled(parts.compiled, self.trained_weights())
-        hard_limit = reader.max_positions
-        limit = config.max_seq_length if hard_limit is None else hard_limit - config.num_soft_tokens
-        self._max_seq_length = min(config.max_seq_length, limit)
+        room = self._text_room()
+        if room is not None and room < 1:
+            raise ConfigError(
+                f"num_soft_tokens must be at most {config.num_soft_tokens + room - 1} for this reader, "
+                f"got {config.num_soft_tokens}: its positions end there."
+            )
+        self._max_seq_length = config.max_seq_length if room is None else min(config.max_seq_length, room)
 
     # -- what sentence-transformers asks of an input module ---------------------------------------------------------
 
@@ -70,9 +74,9 @@ class DualEncoder(InputModule):
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        hard_limit = self.reader.max_positions
-        if value < 1 or (hard_limit is not None and value + self.settings.num_soft_tokens > hard_limit):
-            raise ConfigError(f"max_seq_length must be between 1 and {hard_limit or 'any length'}, got {value}.")
+        room = self._text_room()
+        if value < 1 or (room is not None and value > room):
+            raise ConfigError(f"max_seq_length must be between 1 and {room or 'any length'}, got {value}.")
         self._max_seq_length = value
 
     def get_embedding_dimension(self) -> int:
@@ -87,8 +91,7 @@ class DualEncoder(InputModule):
         texts = [clean_text(text) for text in inputs]
         batch = self.reader.tokenizer.tokenize(texts, max_length=self.max_seq_length)
         self._count_truncated(batch.truncated)
-        instruction = clean_text(prompt).strip() if prompt else ""
-        instruction = instruction or self.settings.default_instruction
+        instruction = self._instruction(prompt)
         features: dict[str, Any] = {
             "input_ids": batch.ids,
             "attention_mask": batch.mask,
@@ -105,14 +108,14 @@ class DualEncoder(InputModule):
         Raises:
             ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
         """
+        if "sentence_embedding" in features:  # embedded together with the batch's other columns already
+            return features
         ids, mask = left_padded(features["input_ids"], features["attention_mask"])
         soft = self._soft_tokens_of_batch(features, len(ids))
         if self.settings.placement == "suffix":
             embedding = self.embed_after(read_text(self.reader.decoder, ids, mask), soft)
         else:
             embedding = self._embed_before(ids, mask, soft)
-        if not self.training and not bool(torch.isfinite(embedding).all()):
-            raise ValueError("the embedding is not finite: the weights hold NaN or inf. Load an earlier checkpoint.")
         return {**features, "sentence_embedding": embedding}
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
@@ -124,8 +127,15 @@ class DualEncoder(InputModule):
         """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
         folder = Path(model_name_or_path)
         if not folder.is_dir():
-            named = {key: kwargs.get(key) for key in ("token", "revision")}
-            folder = Path(snapshot_download(model_name_or_path, cache_dir=kwargs.get("cache_folder"), **named))
+            folder = Path(
+                snapshot_download(
+                    model_name_or_path,
+                    revision=kwargs.get("revision"),
+                    cache_dir=kwargs.get("cache_folder"),
+                    token=kwargs.get("token"),
+                    local_files_only=bool(kwargs.get("local_files_only")),
+                )
+            )
         return cls(load_parts(folder / subfolder))
 
     def parts(self) -> Parts:
@@ -145,7 +155,30 @@ class DualEncoder(InputModule):
         with torch.no_grad():
             rows = self.soft_tokens(instructions).cpu()
         self.train(was_training)
-        self.store.add_compiled(dict(zip(instructions, rows, strict=True)), self.trained_weights())
+        named = [self._instruction(instruction) for instruction in instructions]
+        self.store.add_compiled(dict(zip(named, rows, strict=True)), self.trained_weights())
+
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch, in one pass over their soft tokens.
+
+        The same vectors as one by one. Each text is still read at its own column's length; the prompter reads all
+        distinct instructions at once. With K queries a text, one wide pass beats one small pass a column.
+        """
+        if self.settings.placement != "suffix" or self.settings.conditioning != "instruction":
+            for features in columns:
+                features |= self.forward(features)
+            return
+        instructions = [features["instruction"] for features in columns]
+        soft = self.soft_tokens(instructions)
+        states = [
+            read_text(self.reader.decoder, *left_padded(features["input_ids"], features["attention_mask"]))
+            for features in columns
+        ]
+        sizes = [len(part.mask) for part in states]
+        repeats = torch.tensor(sizes, device=soft.device)
+        embedding = self.embed_after(joined_states(states), soft.repeat_interleave(repeats, dim=0))
+        for features, rows in zip(columns, embedding.split(sizes), strict=True):
+            features["sentence_embedding"] = rows
 
     # -- the method --------------------------------------------------------------------------------------------------
 
@@ -155,17 +188,20 @@ class DualEncoder(InputModule):
         Raises:
             ConfigError: An instruction is not compiled and there is no prompter to generate it.
         """
-        return self.store.get(instructions, self._generate, self.trained_weights(), training=self.training).to(
-            self.device
-        )
+        named = [self._instruction(instruction) for instruction in instructions]
+        return self.store.get(named, self._generate, self.trained_weights(), training=self.training, device=self.device)
 
     def embed_after(
         self, states: TextStates, soft: Float[Tensor, "batch prompt dim_r"]
     ) -> Float[Tensor, "batch dim_r"]:
-        """Suffix placement: unit vectors from texts already read and soft tokens that follow them."""
+        """Suffix placement: unit vectors from texts already read and soft tokens that follow them.
+
+        Raises:
+            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+        """
         after = read_after(self.reader.decoder, states, soft)
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
-        return unit_vectors(pooled(after, everywhere, pooling=self.settings.pooling))
+        return self._finite(unit_vectors(pooled(after, everywhere, pooling=self.settings.pooling)))
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]
@@ -173,12 +209,28 @@ class DualEncoder(InputModule):
         """Prefix placement: soft tokens, then the text, pooled over the text; gradients run through all of it."""
         text = self.reader.model.get_input_embeddings()(ids)
         own = mask.new_ones(soft.shape[:2])
-        # [soft, padding, text]: padding in between is masked and positions skip it
-        inputs = torch.cat([soft.to(text.dtype), text], dim=1)
-        states = read_embeddings(self.reader.decoder, inputs, torch.cat([own, mask], dim=1))
+        inputs, present = torch.cat([soft.to(text.dtype), text], dim=1), torch.cat([own, mask], dim=1)
         # an empty text is represented by the soft tokens alone
         over = torch.cat([own * (mask.sum(dim=1, keepdim=True) == 0), mask], dim=1)
-        return unit_vectors(pooled(states, over, pooling=self.settings.pooling))
+        # [padding, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text
+        order = present.argsort(dim=1, stable=True)
+        inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
+        states = read_embeddings(self.reader.decoder, inputs, present.gather(1, order))
+        return self._finite(unit_vectors(pooled(states, over.gather(1, order), pooling=self.settings.pooling)))
+
+    def _finite(self, embedding: Float[Tensor, "batch dim_r"]) -> Float[Tensor, "batch dim_r"]:
+        if not self.training and not bool(torch.isfinite(embedding).all()):
+            raise ValueError("the embedding is not finite: the weights hold NaN or inf. Load an earlier checkpoint.")
+        return embedding
+
+    def _instruction(self, prompt: str | None) -> str:
+        """The instruction that `prompt` stands for: without blanks around it, the default one if nothing is left."""
+        return (clean_text(prompt).strip() if prompt else "") or self.settings.default_instruction
+
+    def _text_room(self) -> int | None:
+        """Positions that soft tokens leave for a text; None where nothing limits them."""
+        limit = self.reader.max_positions
+        return None if limit is None else limit - self.settings.num_soft_tokens
 
     def _soft_tokens_of_batch(self, features: dict[str, Any], batch: int) -> Float[Tensor, "batch prompt dim_r"]:
         if self.settings.conditioning == "instruction_and_text":
@@ -197,7 +249,7 @@ class DualEncoder(InputModule):
                 "this instruction is not compiled and the model was loaded without its prompter. "
                 "Load it with the prompter, or compile the instruction first."
             )
-        tokens = self.prompter(*left_padded(ids, mask), num_soft_tokens=self.settings.num_soft_tokens)
+        tokens = self.prompter(*left_padded(ids, mask))
         soft = self.align(tokens)
         if self.training:
             self.diagnostics = soft_token_diagnostics(tokens, soft, table_norm=self.reader.table_norm)
@@ -225,6 +277,18 @@ class DualEncoder(InputModule):
         else:
             batch = tokenizer.tokenize(texts, max_length=room, tails=[f"\n\n{question}" for question in asked])
         return batch.ids, batch.mask
+
+    # -- copies ------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: compiled soft tokens only as far as they fit the weights."""
+        self.store.compiled = self.store.compiled_for(self.trained_weights())
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's weights count their changes anew; what came with them fits them."""
+        super().__setstate__(state)
+        self.store.add_compiled({}, self.trained_weights())
 
     # -- weights -----------------------------------------------------------------------------------------------------
 

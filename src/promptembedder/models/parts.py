@@ -10,7 +10,7 @@ from promptembedder.models.prompter import Prompter
 from promptembedder.nn import AlignmentConfig, LinearAlignment, VocabularyAlignment, closed_form_map
 from promptembedder.shapes import Float, Tensor
 
-__all__ = ["Alignment", "Parts", "fit_alignment", "new_parts"]
+__all__ = ["Alignment", "Parts", "fit_alignment", "new_parts", "new_prompter"]
 
 Alignment = LinearAlignment | VocabularyAlignment
 
@@ -42,8 +42,20 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
     reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
     alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
-    prompter = Prompter(backbone, config.prompter, config.relaxation, seed=seed)
+    prompter = new_prompter(backbone, config, seed=seed)
     return Parts(config=config, reader=reader, alignment=alignment, prompter=prompter)
+
+
+def new_prompter(backbone: Backbone, config: ModelConfig, *, seed: int = 0) -> Prompter:
+    """The prompter that `config` describes, on a loaded backbone."""
+    return Prompter(
+        backbone,
+        config.prompter,
+        config.relaxation,
+        num_soft_tokens=config.num_soft_tokens,
+        anchored=config.alignment.kind == "linear",
+        seed=seed,
+    )
 
 
 def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
@@ -62,4 +74,4 @@ def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig,
         return VocabularyAlignment(source_ids, target_ids, norm=reader.table_norm)
     source = prompter.input_scale * prompter.input_table.detach()[source_ids].float()
     target = reader.input_scale * reader.input_table[target_ids].float()
-    return LinearAlignment(closed_form_map(source, target, config, seed=seed), norm=reader.table_norm)
+    return LinearAlignment(closed_form_map(source, target, config, seed=seed))

@@ -3,7 +3,9 @@
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn.utils import skip_init
 from transformers import DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from promptembedder.backbones import Backbone
 from promptembedder.models.config import PrompterConfig
@@ -21,18 +23,44 @@ __all__ = ["Prompter"]
 
 
 class Prompter(nn.Module):
-    """A causal LM whose next tokens stay relaxed; gradients flow through all K generation steps."""
+    """A causal LM whose next tokens stay relaxed; gradients flow through all K generation steps.
+
+    What it hands on is `gate * generated + anchor`. The anchor begins as the words of a phrase that makes any LLM sum
+    up a text, one token a soft token, and is trained like a static soft prompt: it gives the K tokens different places
+    to start from and a gradient that does not pass through a softmax.
+    """
+
+    anchor_start: Tensor
 
     def __init__(
-        self, backbone: Backbone, config: PrompterConfig, relaxation: RelaxationConfig, *, seed: int = 0
+        self,
+        backbone: Backbone,
+        config: PrompterConfig,
+        relaxation: RelaxationConfig,
+        *,
+        num_soft_tokens: int,
+        anchored: bool = True,
+        seed: int = 0,
     ) -> None:
-        """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`."""
+        """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`.
+
+        Args:
+            anchored: False where the alignment reads the vocabulary weights, to which an anchor adds nothing.
+        """
         super().__init__()
         self.backbone = backbone
         self.relaxation = relaxation
+        self.num_soft_tokens = num_soft_tokens
+        # the start is known from the configuration; only the difference is trained, decayed and saved
+        self.register_buffer("anchor_start", _phrase_tokens(backbone, config.anchor, num_soft_tokens), persistent=False)
+        trains = anchored and config.tuning != "frozen"
+        self.anchor_delta = nn.Parameter(torch.zeros_like(self.anchor_start), requires_grad=trains)
+        self.log_gate = nn.Parameter(torch.zeros(()), requires_grad=trains)
         # `hidden` sends states back as inputs; a trained map turns the one space into the other
-        self.projection = nn.Linear(backbone.dim, backbone.dim, bias=False) if relaxation.kind == "hidden" else None
-        if self.projection is not None:
+        self.projection: nn.Linear | None = None
+        if relaxation.kind == "hidden":
+            # skip_init: the usual start would draw from the global random state
+            self.projection = skip_init(nn.Linear, backbone.dim, backbone.dim, bias=False)
             nn.init.eye_(self.projection.weight)
         if config.tuning == "full":
             backbone.float().requires_grad_(True)  # an optimiser's steps are too small for bf16 weights
@@ -41,7 +69,11 @@ class Prompter(nn.Module):
 
     def _add_adapters(self, config: PrompterConfig, seed: int) -> None:
         lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear"
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.backbone.modules()),  # GPT-2's matrices
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -50,16 +82,14 @@ class Prompter(nn.Module):
             if "lora_" in name:  # float32 whatever the base runs in: small updates vanish in bf16
                 parameter.data = parameter.data.float()
 
-    def forward(
-        self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, num_soft_tokens: int
-    ) -> RelaxedTokens:
-        """Relaxed tokens e_1..e_K after the left-padded inputs; in the prompter's input space."""
+    def forward(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> RelaxedTokens:
+        """Relaxed tokens e_1..e_K after the left-padded inputs; in the prompter's input space, float32."""
         backbone, cache = self.backbone, DynamicCache()
         state = self._next_state(backbone.model.get_input_embeddings()(ids), mask, text_positions(mask), cache)
         lengths = mask.sum(dim=1, keepdim=True)
         tokens: list[Tensor] = []
         weights: list[Tensor] = []
-        for step in range(num_soft_tokens):
+        for step in range(self.num_soft_tokens):
             if step > 0:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 state = self._next_state(tokens[-1].unsqueeze(1), mask, lengths + step - 1, cache)
@@ -68,7 +98,9 @@ class Prompter(nn.Module):
                 continue
             weights.append(relaxation_weights(self._logits(state), self.relaxation, training=self.training))
             tokens.append(relaxed_token(weights[-1], backbone.input_table, scale=backbone.input_scale))
-        return RelaxedTokens(torch.stack(tokens, dim=1), torch.stack(weights, dim=1) if weights else None)
+        generated = torch.stack(tokens, dim=1).float()
+        anchored = self.log_gate.exp() * generated + (self.anchor_start + self.anchor_delta)
+        return RelaxedTokens(anchored, torch.stack(weights, dim=1) if weights else None)
 
     def _next_state(
         self, embeddings: Float[Tensor, "batch new dim"], mask: Tensor, positions: Tensor, cache: DynamicCache
@@ -90,3 +122,13 @@ class Prompter(nn.Module):
         logits = model.get_output_embeddings()(state)
         cap = getattr(model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@torch.no_grad()
+def _phrase_tokens(backbone: Backbone, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
+    """Input embeddings of the last `count` tokens of `phrase`, repeated if it is shorter; zeros for no phrase."""
+    if not phrase:
+        return torch.zeros(count, backbone.dim)
+    ids = backbone.tokenizer.foreign(phrase, add_special_tokens=False)["input_ids"]
+    ids = (ids * count)[-count:]
+    return backbone.input_scale * backbone.input_table[ids].float()

@@ -39,37 +39,45 @@ class SoftTokenStore:
         return self.compiled if _versions(weights) == self._compiled_at else {}
 
     def get(
-        self, instructions: Sequence[str], generate: Generate, weights: Sequence[Tensor], *, training: bool
+        self,
+        instructions: Sequence[str],
+        generate: Generate,
+        weights: Sequence[Tensor],
+        *,
+        training: bool,
+        device: torch.device,
     ) -> Float[Tensor, "instructions prompt dim_r"]:
-        """Soft tokens of each instruction, generated in one call for all that are not at hand."""
+        """Soft tokens of each instruction on `device`, generated in one call for all that are not at hand."""
         self._forget_outdated(weights, training)
-        missing = [text for text in dict.fromkeys(instructions) if self._at_hand(text) is None]
+        at_hand = {**self._remembered, **self.compiled}
+        missing = [text for text in dict.fromkeys(instructions) if text not in at_hand]
         if missing:
             made = generate(missing)
             if made.requires_grad:
                 made.register_hook(self._forget_after_backward)
             # unbind, not iteration: one graph node for the whole batch
-            self._remembered.update(zip(missing, made.unbind(0), strict=True))
-        found = torch.stack([_present(self._at_hand(text)) for text in instructions])
+            new = dict(zip(missing, made.unbind(0), strict=True))
+            self._remembered.update(new)
+            at_hand.update(new)
         while len(self._remembered) > _MAX_REMEMBERED:
             self._remembered.popitem(last=False)
-        return found
+        # compiled tokens stay where they were loaded, and a model may have moved since
+        return torch.stack([at_hand[text].to(device) for text in instructions])
 
     def forget(self) -> None:
         """Drop what was generated; compiled tokens stay."""
         self._remembered.clear()
-
-    def _at_hand(self, instruction: str) -> Tensor | None:
-        return self.compiled.get(instruction, self._remembered.get(instruction))
 
     def _forget_outdated(self, weights: Sequence[Tensor], training: bool) -> None:
         versions = _versions(weights)
         if training or (self.compiled and versions != self._compiled_at):
             self.compiled = {}  # compiled tokens carry no gradient, and belong to weights that are gone
         now = (versions, training, torch.is_grad_enabled())
-        if now != self._remembered_at:
+        # a fused optimiser does not count its changes: while a gradient waits, one may have stepped unseen
+        unsure = not training and any(weight.grad is not None for weight in weights)
+        if unsure or now != self._remembered_at:
             self._remembered.clear()
-            self._remembered_at = now
+            self._remembered_at = () if unsure else now
 
     def _forget_after_backward(self, _: Tensor) -> None:
         # the graph behind the tokens is freed by this backward pass: they cannot be used again
@@ -88,8 +96,3 @@ class SoftTokenStore:
 def _versions(weights: Sequence[Tensor]) -> tuple[int, ...]:
     """Changes with every in-place update of any weight, so with every optimiser step."""
     return tuple(weight._version for weight in weights)
-
-
-def _present(tokens: Tensor | None) -> Tensor:
-    assert tokens is not None
-    return tokens

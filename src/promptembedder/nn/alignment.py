@@ -86,12 +86,20 @@ def random_map(dim_p: int, dim_r: int, *, seed: int) -> LinearMap:
 def closed_form_map(
     source: Float[Tensor, "rows dim_p"], target: Float[Tensor, "rows dim_r"], config: AlignmentConfig, *, seed: int
 ) -> LinearMap:
-    """The start that `config.start` names, from the embeddings of shared strings."""
+    """The start that `config.start` names, from the embeddings of shared strings, at their mean length.
+
+    A map between spaces that do not quite fit shrinks what it maps; a token that is too short drowns in the output of
+    the reader's first layer.
+    """
     if config.start == "ridge":
-        return ridge_map(source, target, ridge=config.ridge)
-    if config.start == "procrustes":
-        return procrustes_map(source, target)
-    return random_map(source.shape[1], target.shape[1], seed=seed)
+        start = ridge_map(source, target, ridge=config.ridge)
+    elif config.start == "procrustes":
+        start = procrustes_map(source, target)
+    else:
+        start = random_map(source.shape[1], target.shape[1], seed=seed)
+    mapped = source.float() @ start.weight + start.bias
+    ratio = float(target.float().norm(dim=-1).mean() / mapped.norm(dim=-1).mean().clamp_min(1e-12))
+    return LinearMap(start.weight * ratio, start.bias * ratio)
 
 
 def norm_match(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | float) -> Float[Tensor, "*rows dim"]:
@@ -103,22 +111,20 @@ def norm_match(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | fl
 
 
 class LinearAlignment(nn.Module):
-    """z = exp(log_gain) * norm_match(e @ (base + delta) + bias); base fixed, the rest trained. float32.
+    """z = e @ (base + delta) + bias; base fixed, the rest trained. float32.
 
-    Weight decay pulls `delta` and `log_gain` to zero, that is back to the closed form.
+    Weight decay pulls `delta` to zero, that is back to the closed form. The length of z is left free: in training, soft
+    tokens grow to several times the length of a table row, and holding them to it made training slow and unsteady.
     """
 
     base: Tensor
-    norm: Tensor
 
-    def __init__(self, start: LinearMap, *, norm: float) -> None:
-        """Start at the closed form `start`; `norm` is the mean row norm of the reader's input table."""
+    def __init__(self, start: LinearMap) -> None:
+        """Start at the closed form `start`."""
         super().__init__()
         self.register_buffer("base", start.weight.clone())
-        self.register_buffer("norm", torch.tensor(float(norm)))
         self.delta = nn.Parameter(torch.zeros_like(start.weight))
         self.bias = nn.Parameter(start.bias.clone())
-        self.log_gain = nn.Parameter(torch.zeros(()))
 
     @property
     def dim_p(self) -> int:
@@ -132,8 +138,7 @@ class LinearAlignment(nn.Module):
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
         """Soft tokens in the reader's input space, float32."""
-        mapped = tokens.embeddings.float() @ (self.base + self.delta) + self.bias
-        return self.log_gain.exp() * norm_match(mapped, self.norm)
+        return tokens.embeddings.float() @ (self.base + self.delta) + self.bias
 
 
 class VocabularyAlignment(nn.Module):

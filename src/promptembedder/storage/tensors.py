@@ -17,6 +17,7 @@ __all__ = ["load_tensors", "save_tensors"]
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the tensors to `path` and sync them to disk."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone; a shared model is for reading
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -76,21 +76,30 @@ class OptimConfig:
     Attributes:
         learning_rate: Of the prompter.
         alignment_learning_rate: Of the alignment.
+        anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt.
         schedule: `linear` or `constant` after the warm-up.
         max_grad_norm: Gradients are clipped to this norm.
     """
 
     steps: int = 100
     batch_size: int = 24
-    learning_rate: float = 1e-3
-    alignment_learning_rate: float = 5e-3
+    learning_rate: float = 3e-4
+    alignment_learning_rate: float = 2e-3
+    anchor_learning_rate: float = 1e-2
     weight_decay: float = 0.01
     warmup_steps: int = 10
     schedule: str = "linear"
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "alignment_learning_rate", "max_grad_norm"):
+        for name in (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "alignment_learning_rate",
+            "anchor_learning_rate",
+            "max_grad_norm",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optim.{name} must be > 0, got {getattr(self, name)}.")
         if self.batch_size < 2:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import PromptEmbedder
+from promptembedder.models import PromptEmbedder, trained_state
 from promptembedder.storage import MANIFEST_NAME, to_mapping
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
@@ -92,6 +93,7 @@ def train_model(
         checkpoint: Go on from this one; see `prepare_output`.
     """
     disable_progress_bar()
+    model.model_card_data.generate_widget_examples = False  # reads through the data for examples nobody asked for
     started = time.perf_counter()
     trainer = _trainer(model, data, recipe, evaluator, callbacks)
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -144,8 +146,13 @@ def _trainer(
 
 def _arguments(model: PromptEmbedder, recipe: Recipe, *, has_evaluation: bool) -> SentenceTransformerTrainingArguments:
     run, optim = recipe.run, recipe.optim
-    alignment_is_trained = any(weight.requires_grad for weight in model.encoder.alignment.parameters())
-    rates = {r"\.alignment\.": optim.alignment_learning_rate} if alignment_is_trained else {}
+    trained = list(trained_state(model.encoder))
+    patterns = {
+        r"\.alignment\.": optim.alignment_learning_rate,
+        r"\.(anchor_delta|log_gate)$": optim.anchor_learning_rate,
+    }
+    # sentence-transformers refuses a pattern that fits nothing
+    rates = {pattern: rate for pattern, rate in patterns.items() if any(re.search(pattern, f".{n}") for n in trained)}
     every = recipe.evaluation.every
     return SentenceTransformerTrainingArguments(
         output_dir=run.output,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin
 
 from promptembedder.models import DualEncoder, PromptEmbedder, restore_parts
 from promptembedder.shapes import Tensor
@@ -13,18 +14,26 @@ __all__ = ["PromptEmbedderTrainer"]
 
 
 class PromptEmbedderTrainer(SentenceTransformerTrainer):
-    """Generates all soft tokens of a step in one pass, logs their health, checkpoints trained weights only."""
+    """Embeds all columns of a step in one pass, logs the soft tokens' health, checkpoints trained weights only."""
+
+    _embeds_together = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Loss of a batch; the prompter reads all its distinct instructions at once."""
-        encoder = self._encoder()
-        if encoder.settings.conditioning == "instruction":
-            named = [value for key, value in inputs.items() if key.endswith("_instruction") and isinstance(value, str)]
-            if named:
-                encoder.soft_tokens(list(dict.fromkeys(named)))
+        """Loss of a batch; see `collect_features` for how it is embedded."""
+        loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
+        # A wrapped model (DDP) must see each forward pass, and losses that cache gradients split the columns and
+        # embed the pieces themselves.
+        self._embeds_together = model is self.model and not isinstance(loss, CachedLossMixin)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """The columns' features, embedded in one pass where possible: the loss then finds their embeddings ready."""
+        features, labels = super().collect_features(inputs)
+        if self._embeds_together:
+            self._encoder().embed_columns(features)
+        return features, labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the soft tokens' diagnostics beside each training loss."""

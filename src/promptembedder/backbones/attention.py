@@ -1,0 +1,74 @@
+"""Attention for a few queries over many keys, with gradient: the shape of the suffix pass.
+
+The fused kernels are made for long square attention. On a CPU their backward pass takes four times as long as the
+products written out when K soft tokens look at a text, and they want every key head copied for each of its query
+heads. So this function writes the products out for that case and leaves the rest to torch's fused attention.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from promptembedder.shapes import Bool, Float, Tensor
+
+__all__ = ["ATTENTION", "few_query_attention"]
+
+ATTENTION = "promptembedder"
+
+_FEW = 32  # queries; beyond, the weights written out cost more memory than the fused kernel saves time
+
+
+def few_query_attention(
+    query: Float[Tensor, "batch heads new head_dim"],
+    key: Float[Tensor, "batch key_heads seq head_dim"],
+    value: Float[Tensor, "batch key_heads seq head_dim"],
+    *,
+    mask: Bool[Tensor, "#batch 1 new seq"] | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch heads new head_dim"]:
+    """Plain attention; query heads that share a key head are stacked, so keys and values are not copied.
+
+    Args:
+        mask: True where a query may look. None: all may look everywhere, or causally if new equals seq.
+        softcap: Scores are squeezed into +-softcap by tanh (Gemma 2).
+    """
+    batch, heads, new, width = query.shape
+    groups = heads // key.shape[1]
+    stacked = query.reshape(batch, key.shape[1], groups * new, width)
+    scores = (stacked @ key.transpose(2, 3)).float() * scaling  # [batch key_heads groups*new seq]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and new > 1:
+        mask = torch.ones(1, 1, new, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - new)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.repeat(1, 1, groups, 1), torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return (weights @ value).reshape(batch, heads, new, width)
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; the foreign keyword arguments are its own."""
+    is_few = query.requires_grad and query.device.type == "cpu" and query.shape[2] <= _FEW
+    softcap = kwargs.get("softcap")
+    if is_few or softcap is not None:  # torch's fused attention knows no cap
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        output = few_query_attention(query, key, value, mask=attention_mask, scaling=scale, softcap=softcap)
+        return output.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,127 @@
+"""Laws of `promptembedder embed`."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import Result
+
+from promptembedder import PromptEmbedder
+
+COMPILED, OTHER = "Find texts on the same topic", "Find the text that answers the question"
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+
+
+def vectors_in(path: Path, column: str = "embedding") -> np.ndarray:
+    return np.array(pq.read_table(path)[column].to_pylist(), dtype=np.float32)
+
+
+def texts_in(corpus: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_last_line_of_stdout_says_what_was_written(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.parquet"
+    result = run(
+        "embed", saved_model, corpus, "--instruction", COMPILED, "--instruction", OTHER, "-o", output, "--json"
+    )
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)  # nothing else is on stdout
+    assert said["columns"] == {"embedding_0": COMPILED, "embedding_1": OTHER}
+    assert (said["output"], said["rows"], said["dim"], said["truncated"]) == (str(output), 7, 40, 0)
+    assert said["rows_per_second"] == pytest.approx(said["rows"] / said["seconds"])
+    manifest = (saved_model / "promptembedder.json").read_bytes()
+    assert said["model_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert pq.read_schema(output).metadata[b"promptembedder.model_sha256"].decode() == said["model_sha256"]
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    for name, instruction in said["columns"].items():
+        expected = model.encode(texts_in(corpus), prompt=instruction)
+        np.testing.assert_allclose(vectors_in(output, name), expected, atol=1e-5)
+
+
+def test_people_are_told_in_words(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
+    result = run("embed", saved_model, corpus, "--instruction", "[b]sort[/b] them", "-o", tmp_path / "out.parquet")
+    assert result.exit_code == 0
+    assert "7 rows of 40 dimensions" in result.stdout
+    assert "embedding: [b]sort[/b] them" in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_prompter_is_loaded_only_for_an_instruction_that_is_not_compiled(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path, loaded: list[PromptEmbedder]
+) -> None:
+    for words, with_prompter in (
+        ((COMPILED,), False),
+        ((f" {COMPILED}",), False),
+        ((COMPILED, OTHER), True),
+        ((), True),
+    ):
+        asked = [part for word in words for part in ("--instruction", word)]
+        result = run("embed", saved_model, corpus, *asked, "-o", tmp_path / "out.parquet", "--overwrite", "--json")
+        assert result.exit_code == 0
+        assert (loaded[-1].encoder.prompter is not None) == with_prompter
+    default = loaded[-1].encoder.settings.default_instruction
+    assert json.loads(result.stdout)["columns"] == {"embedding": default}
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.parquet"
+    assert "is no saved model" in refused("embed", tmp_path / "nowhere", corpus, "-o", output)
+    assert "does not exist" in refused("embed", saved_model, corpus, tmp_path / "missing.txt", "-o", output)
+    assert "no column 'words'" in refused("embed", saved_model, corpus, "-o", output, "--text-column", "words")
+    assert "no column 'key'" in refused("embed", saved_model, corpus, "-o", output, "--id-column", "key")
+    assert "blank" in refused("embed", saved_model, corpus, "-o", output, "--instruction", " ")
+    assert not output.exists()
+    output.write_bytes(b"of yesterday")
+    assert "exists" in refused("embed", saved_model, corpus, "-o", output)
+    assert output.read_bytes() == b"of yesterday"
+
+
+def test_bad_input_shows_before_a_model_is_loaded(
+    refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path, loaded: list[PromptEmbedder]
+) -> None:
+    refused("embed", saved_model, corpus, tmp_path / "missing.txt", "-o", tmp_path / "out.parquet")
+    assert loaded == []
+
+
+def test_a_file_of_options_does_what_the_options_do_and_a_flag_wins(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "embed.yaml"
+    output = tmp_path / "out.parquet"
+    content = {"model": str(saved_model), "files": [str(corpus)], "output": str(output), "batch-size": 2}
+    config.write_text(json.dumps({**content, "instruction": [COMPILED, OTHER], "overwrite": True}))
+    result = run("embed", "--config", config, "--json")
+    assert json.loads(result.stdout)["columns"] == {"embedding_0": COMPILED, "embedding_1": OTHER}
+    result = run("embed", "--config", config, "--instruction", OTHER, "--json")
+    assert json.loads(result.stdout)["columns"] == {"embedding": OTHER}
+
+
+def test_an_unknown_key_in_a_file_of_options_is_named(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "embed.yaml"
+    config.write_text("instructon: [one]\n")
+    result = run("embed", saved_model, corpus, "-o", tmp_path / "out.parquet", "--config", config)
+    assert result.exit_code == 2
+    assert "instructon" in result.stderr
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_an_instruction_in_the_environment_is_not_cut_into_words(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Options that can be given several times are split at spaces when they come from the environment."""
+    words = ("embed", saved_model, corpus, "-o", tmp_path / "out.parquet", "--json")
+    result = run(*words, env={"PROMPTEMBEDDER_EMBED_INSTRUCTION": "Find the same"})
+    assert list(json.loads(result.stdout)["columns"]) == ["embedding"]
