@@ -67,7 +67,7 @@ def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
     def made(
         reader: str = "tiny-llama", prompter: str = "tiny-llama", *, tuning: str = "lora", **changes: Any
     ) -> "ModelConfig":
-        backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32")
+        backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2)
         return ModelConfig(
             prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
             reader=BackboneConfig(source=f"random:{reader}", dtype="float32"),

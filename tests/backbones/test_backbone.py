@@ -139,7 +139,9 @@ def test_a_damaged_file_in_a_folder_is_refused_with_the_folders_name(folder: Pat
 def test_a_folder_that_lacks_a_weight_is_refused(folder: Path, head: bool) -> None:
     """The missing weight was drawn at random, a new one at each load."""
     weights = load_file(folder / "model.safetensors")
-    gone = next(name for name in sorted(weights) if name.endswith("mlp.up_proj.weight") or name.endswith("mlp.c_fc.weight"))
+    gone = next(
+        name for name in sorted(weights) if name.endswith("mlp.up_proj.weight") or name.endswith("mlp.c_fc.weight")
+    )
     save_file({name: weight for name, weight in weights.items() if name != gone}, folder / "model.safetensors")
     with pytest.raises(BackboneError, match=f"lacks 1 weights, .*{gone.split('.', 1)[1]}"):
         from_folder(folder, head=head)

@@ -103,12 +103,16 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with each conversion."""
     made: list[str] = []
     convert = conversion._convert
-    monkeypatch.setattr(conversion, "_convert", lambda source, folder: made.append(source.name) or convert(source, folder))
+    monkeypatch.setattr(
+        conversion, "_convert", lambda source, folder: made.append(source.name) or convert(source, folder)
+    )
     return made
 
 
 def loaded(file: Path, cache: Path, *, layers: int | None = None) -> Backbone:
-    return load_backbone(BackboneConfig(source=str(file), dtype="float32", layers=layers), head=True, cache_folder=cache)
+    return load_backbone(
+        BackboneConfig(source=str(file), dtype="float32", layers=layers), head=True, cache_folder=cache
+    )
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -179,7 +183,9 @@ def test_files_are_whole_before_the_folder_has_its_name(
     seen: list[bool] = []
     rename = Path.rename
     monkeypatch.setattr(
-        Path, "rename", lambda self, to: seen.append(to.exists() or not (self / "sizes.json").exists()) or rename(self, to)
+        Path,
+        "rename",
+        lambda self, to: seen.append(to.exists() or not (self / "sizes.json").exists()) or rename(self, to),
     )
     loaded(file, cache)
     assert seen == [False]

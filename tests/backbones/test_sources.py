@@ -31,7 +31,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_installed_model_is_its_distributions_files_in_order(site: Path) -> None:
-    installed(site, "fake-llm-part2", {"fake_llm/fake.gguf.part2": b"two", "fake_llm/__init__.py": b"raise ImportError"})
+    installed(
+        site, "fake-llm-part2", {"fake_llm/fake.gguf.part2": b"two", "fake_llm/__init__.py": b"raise ImportError"}
+    )
     installed(site, "fake-llm-part1", {"fake_llm1/fake.gguf.part1": b"one", "fake_llm1/other.txt": b"x"})
     parts = (site / "fake_llm1/fake.gguf.part1", site / "fake_llm/fake.gguf.part2")
     assert find_source("fake-model") == BackboneSource("installed", "fake-model", parts, "00ff")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptembedder.backbones import Backbone, TextStates, read_after, read_embeddings, read_text
-from promptembedder.nn import text_positions
+from promptembedder.backbones import Backbone, TextStates, joined_states, read_after, read_embeddings, read_text
+from promptembedder.nn import left_padded, text_positions
 
 LENGTHS = [5, 20, 0, 1, 11]  # 20 and 11 are longer than Gemma's sliding window of 8
 PROMPT = 4
@@ -122,6 +122,31 @@ def test_a_batch_of_empty_texts_reads_the_soft_tokens_alone(backbone: Backbone) 
     assert states.last_hidden.shape == (2, 0, backbone.dim)
     after = read_after(backbone.decoder, states, soft)
     torch.testing.assert_close(after, read_slowly(backbone, ids, mask, soft), atol=1e-5, rtol=0)
+
+
+def test_states_of_several_batches_are_as_good_together_as_apart(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    soft = soft_tokens(backbone, len(ids))
+    parts = [
+        read_text(backbone.decoder, *left_padded(ids[rows], mask[rows]))
+        for rows in (slice(2), slice(2, 3), slice(3, 5))
+    ]
+    joined = joined_states(parts)
+    apart = [
+        read_after(backbone.decoder, part, soft[rows])
+        for part, rows in zip(parts, (slice(2), slice(2, 3), slice(3, 5)), strict=True)
+    ]
+    torch.testing.assert_close(read_after(backbone.decoder, joined, soft), torch.cat(apart), atol=1e-5, rtol=0)
+    assert torch.equal(joined.mask, mask)
+    assert joined.last_hidden.shape == (len(LENGTHS), max(LENGTHS), backbone.dim)
+
+
+def test_states_of_empty_texts_alone_can_be_joined(backbone: Backbone) -> None:
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    joined = joined_states([read_text(backbone.decoder, nothing, nothing)] * 2)
+    soft = soft_tokens(backbone, 2)
+    slow = read_slowly(backbone, torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long), soft)
+    torch.testing.assert_close(read_after(backbone.decoder, joined, soft), slow, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 1]])

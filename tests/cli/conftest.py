@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
-import typer.models
 from typer.testing import CliRunner, Result
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig

@@ -39,14 +39,14 @@ def eagerly(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def generated_slowly(prompter: Prompter, prompt: str, count: int) -> RelaxedTokens:
+def generated_slowly(prompter: Prompter, prompt: str) -> RelaxedTokens:
     """Relaxed tokens from the growing sequence, read anew for each of them."""
     backbone = prompter.backbone
     ids = backbone.tokenizer.tokenize([prompt], max_length=10_000).ids
     sequence = backbone.model.get_input_embeddings()(ids)
     tokens, weights = [], []
     with eagerly(backbone.model):
-        for _ in range(count):
+        for _ in range(prompter.num_soft_tokens):
             if prompter.projection is not None:
                 state = backbone.decoder(inputs_embeds=sequence, use_cache=False).last_hidden_state[:, -1]
                 tokens.append(norm_match(prompter.projection(state), backbone.table_norm))
@@ -55,7 +55,9 @@ def generated_slowly(prompter: Prompter, prompt: str, count: int) -> RelaxedToke
                 weights.append(relaxation_weights(logits, prompter.relaxation))
                 tokens.append(backbone.input_scale * weights[-1] @ backbone.input_table)
             sequence = torch.cat([sequence, tokens[-1][:, None]], dim=1)
-    return RelaxedTokens(torch.stack(tokens, dim=1), torch.stack(weights, dim=1) if weights else None)
+    generated = torch.stack(tokens, dim=1)
+    anchored = prompter.log_gate.exp() * generated + prompter.anchor_start + prompter.anchor_delta
+    return RelaxedTokens(anchored, torch.stack(weights, dim=1) if weights else None)
 
 
 def embedded_slowly(model: PromptEmbedder, texts: Sequence[str], instruction: str) -> Tensor:
@@ -63,7 +65,7 @@ def embedded_slowly(model: PromptEmbedder, texts: Sequence[str], instruction: st
     encoder = model.encoder
     settings, reader = encoder.settings, encoder.reader
     prompt = settings.prompter.template.replace("{instruction}", instruction)
-    soft = encoder.align(generated_slowly(encoder.prompter, prompt, settings.num_soft_tokens))[0]
+    soft = encoder.align(generated_slowly(encoder.prompter, prompt))[0]
     vectors = []
     with eagerly(reader.decoder):
         for text in texts:
@@ -81,7 +83,7 @@ def embedded_slowly(model: PromptEmbedder, texts: Sequence[str], instruction: st
 
 
 @pytest.fixture
-def slow_tokens() -> Callable[[Prompter, str, int], RelaxedTokens]:
+def slow_tokens() -> Callable[[Prompter, str], RelaxedTokens]:
     return generated_slowly
 
 

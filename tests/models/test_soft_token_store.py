@@ -1,4 +1,4 @@
-"""The prompter runs once for each distinct instruction and each state of the weights; and what is stale is forgotten."""
+"""The prompter runs once for each distinct instruction and state of the weights; what is stale is forgotten."""
 
 import copy
 import pickle

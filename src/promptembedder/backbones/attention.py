@@ -34,7 +34,7 @@ def few_query_attention(
     """Plain attention; query heads that share a key head are stacked, so keys and values are not copied.
 
     Args:
-        mask: True where a query may look. None: all may look everywhere, or causally if new equals seq.
+        mask: True where a query may look. None: the queries are the last ones, and each looks at what is before it.
         softcap: Scores are squeezed into +-softcap by tanh (Gemma 2).
     """
     batch, heads, new, width = query.shape

@@ -1,36 +1,14 @@
 """`promptembedder quickstart`: the main job on real text that every Python has."""
 
-import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from promptembedder.backbones import BackboneConfig
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
-from promptembedder.cli.progress import TrainingBar
-from promptembedder.data import SearchTask, TextRow, docstring_corpus, search_task, training_pairs
-from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_score
-from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig, frozen_pooling
-from promptembedder.search import build_index
-from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, prepare_output, task_data, train_model
 
 __all__ = ["quickstart"]
-
-QUERY_INSTRUCTIONS = (
-    "Given a description of what a function does, retrieve the Python function",
-    "Find the code that does what the sentence says",
-    "Retrieve the Python function that this docstring describes",
-)
-DOCUMENT_INSTRUCTION = "Represent the Python function by what it does"
-EXAMPLES = ("split a string into words", "send a message over the network", "remove a file or folder")
 
 
 def quickstart(
@@ -43,149 +21,24 @@ def quickstart(
     queries: Annotated[int, typer.Option(min=1, help="Test queries.")] = 150,
     documents: Annotated[int, typer.Option(min=1, help="Test functions to search in.")] = 400,
     max_seq_length: Annotated[int, typer.Option(min=8, help="Tokens of a function that are read.")] = 64,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the reader: auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train on the docstrings of the Python installed here, score before and after, save, reload and search."""
     report = Report(as_json)
-    llm = BackboneConfig(source=backbone, dtype=dtype)
-    recipe = Recipe(
-        model=ModelConfig(
-            prompter=PrompterConfig(backbone=llm),
-            reader=llm,
-            max_seq_length=max_seq_length,
-            default_instruction=DOCUMENT_INSTRUCTION,
-        ),
-        optim=OptimConfig(steps=steps, batch_size=batch_size),
-        run=RunConfig(output=str(output), seed=seed, save_every=max(steps // 2, 1)),
-    )
     with one_line_errors():
+        from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe  # seconds to import
+
+        recipe = quickstart_recipe(
+            str(output),
+            backbone=backbone,
+            dtype=dtype,
+            steps=steps,
+            batch_size=batch_size,
+            max_seq_length=max_seq_length,
+            seed=seed,
+        )
         result = Quickstart(recipe, report).run(queries, documents)
     report.result(result)
-
-
-class Quickstart:
-    """The steps of the main job, each timed."""
-
-    def __init__(self, recipe: Recipe, report: Report) -> None:
-        """Prepare to follow `recipe` and to tell about it."""
-        self.recipe = recipe
-        self.report = report
-        self.seconds: dict[str, float] = {}
-
-    def run(self, queries: int, documents: int) -> dict[str, Any]:
-        """Everything, in order; returns the JSON result."""
-        prepare_output(self.recipe, overwrite=True)
-        task, pairs = self._data(queries, documents)
-        scores = {"bm25": bm25_score(task)}
-        model = self._untrained()
-        with self._step("scoring the frozen LLM (mean pooling)", "score_frozen_mean"):
-            length = self.recipe.model.max_seq_length
-            frozen = frozen_pooling(model.encoder.reader, max_seq_length=length)
-            scores["frozen_mean"] = retrieval_score(frozen, task, query_prompt=None)
-        scores["untrained"] = self._score(model, task, "untrained")
-        with self._step(f"training {self._sizes(model)} for {self.recipe.optim.steps} steps", "train"):
-            train_model(model, pairs, self.recipe, callbacks=[TrainingBar()])
-        scores["trained"] = self._score(model, task, "trained")
-        with self._step("saving and loading again", "save_and_load"):
-            model.prompts |= {"query": QUERY_INSTRUCTIONS[0], "document": DOCUMENT_INSTRUCTION}
-            model.compile_instructions([QUERY_INSTRUCTIONS[0], DOCUMENT_INSTRUCTION])
-            model.save(self.recipe.run.output)
-            model = PromptEmbedder.from_pretrained(self.recipe.run.output, with_prompter=False)
-        self.report.say(_score_table(scores, len(task.queries), len(task.documents)))
-        self._search(model, task)
-        self._next_steps()
-        return {
-            "model": self.recipe.run.output,
-            "train_pairs": pairs.pair_count,
-            "test_queries": len(task.queries),
-            "test_documents": len(task.documents),
-            "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
-            "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
-            "versions": {"python": python_version()}
-            | {name: version(name) for name in ("promptembedder", "torch", "transformers", "sentence-transformers")},
-        }
-
-    def _data(self, queries: int, documents: int) -> tuple[SearchTask, TrainingData]:
-        seed = self.recipe.run.seed
-        with self._step("building pairs (docstring sentence, function) from this Python's standard library", "data"):
-            corpus = docstring_corpus()
-            task = search_task(corpus, queries, documents=documents, seed=seed)
-            pairs = training_pairs(corpus, len(corpus.train), seed=seed)
-            tasks = task_data(
-                pairs,
-                "docstrings",
-                instructions=QUERY_INSTRUCTIONS,
-                document_instructions=[DOCUMENT_INSTRUCTION],
-                seed=seed,
-            )
-        self.report.say(
-            f"  {len(pairs)} training pairs; {len(task.queries)} queries over {len(task.documents)} functions "
-            "of modules that training does not see"
-        )
-        return task, TrainingData(tasks)
-
-    def _untrained(self) -> PromptEmbedder:
-        source = self.recipe.model.reader.source
-        with self._step(
-            f"loading {source} twice, as prompter and as frozen reader (the first time unpacks it)", "load"
-        ):
-            return PromptEmbedder.create(config=self.recipe.model, seed=self.recipe.run.seed)
-
-    def _score(self, model: PromptEmbedder, task: SearchTask, name: str) -> RetrievalScore:
-        with self._step(f"scoring the {name} PromptEmbedder", f"score_{name}"):
-            return retrieval_score(
-                model, task, query_prompt=QUERY_INSTRUCTIONS[0], document_prompt=DOCUMENT_INSTRUCTION
-            )
-
-    def _sizes(self, model: PromptEmbedder) -> str:
-        trained = sum(weight.numel() for weight in model.encoder.trained_weights())
-        return f"{trained / 1e6:.1f} M parameters (prompter adapters and alignment; the reader stays frozen)"
-
-    def _search(self, model: PromptEmbedder, task: SearchTask) -> None:
-        with self._step("searching with the loaded model", "search"):
-            rows = [TextRow(name, text) for name, text in task.documents.items()]
-            index = build_index(model, rows, prompt=DOCUMENT_INSTRUCTION, batch_size=32)
-            table = Table(
-                "query", "best functions", title="three searches among the test functions", title_justify="left"
-            )
-            for query in EXAMPLES:
-                vector = model.encode([query], prompt=QUERY_INSTRUCTIONS[0])[0]
-                table.add_row(query, "\n".join(f"{hit.score:.2f} {hit.id}" for hit in index.search(vector, k=3)))
-        self.report.say(table)
-
-    def _next_steps(self) -> None:
-        folder = self.recipe.run.output
-        self.report.say(f"The model is in {folder}. Try next:")
-        self.report.say(f"  promptembedder info {folder}")
-        self.report.say(f'  promptembedder search {folder} "your question" --corpus YOUR.jsonl')
-        self.report.say(f"  promptembedder embed {folder} YOUR.jsonl --output vectors.parquet")
-        self.report.say("  promptembedder train recipes/mixture.yaml --mixture YOUR_MIXTURE.json")
-
-    @contextmanager
-    def _step(self, words: str, name: str) -> Iterator[None]:
-        self.report.say(f"- {words}")
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 1)
-
-
-def _score_table(scores: dict[str, RetrievalScore], queries: int, documents: int) -> Table:
-    titles = {
-        "frozen_mean": "frozen LLM, mean pooling",
-        "untrained": "PromptEmbedder, untrained",
-        "trained": "PromptEmbedder, trained",
-        "bm25": "BM25 (lexical)",
-    }
-    table = Table(
-        title=f"docstring -> function search, {queries} queries, {documents} functions, unseen modules",
-        title_justify="left",
-    )
-    table.add_column("method")
-    table.add_column("nDCG@10", justify="right")
-    table.add_column("recall@10", justify="right")
-    for name, title in titles.items():
-        table.add_row(title, f"{scores[name].ndcg_at_10:.3f}", f"{scores[name].recall_at_10:.3f}")
-    return table

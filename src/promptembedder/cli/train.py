@@ -1,7 +1,7 @@
 """`promptembedder train RECIPE`: data, model, loss, trainer from one YAML file; resumes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -9,12 +9,10 @@ from rich.table import Table
 
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
-from promptembedder.cli.progress import TrainingBar
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation import similarity_evaluator
-from promptembedder.models import PromptEmbedder
-from promptembedder.storage import from_mapping
-from promptembedder.training import Recipe, TrainingResult, load_training_data, prepare_output, train_model
+
+if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+    from promptembedder.training import Recipe, TrainingResult
 
 __all__ = ["train"]
 
@@ -41,7 +39,12 @@ def train(
     report.result(_as_json(result))
 
 
-def _run(recipe: Recipe, report: Report, *, overwrite: bool) -> TrainingResult:
+def _run(recipe: "Recipe", report: Report, *, overwrite: bool) -> "TrainingResult":
+    from promptembedder.cli.progress import TrainingBar
+    from promptembedder.evaluation import similarity_evaluator
+    from promptembedder.models import PromptEmbedder
+    from promptembedder.training import load_training_data, prepare_output, train_model
+
     checkpoint = prepare_output(recipe, overwrite=overwrite)
     evaluation, evaluator = recipe.evaluation, None
     if evaluation.sts is not None:
@@ -66,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _with_changes(content: dict[str, Any], changes: list[str]) -> Recipe:
+def _with_changes(content: dict[str, Any], changes: list[str]) -> "Recipe":
     """The recipe with `section.key=value` entries put in; values are read as YAML."""
     for change in changes:
         path, equals, value = change.partition("=")
@@ -79,10 +82,13 @@ def _with_changes(content: dict[str, Any], changes: list[str]) -> Recipe:
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {path}: {section!r} is no section of the recipe.")
         place[key] = yaml.safe_load(value)
+    from promptembedder.storage import from_mapping
+    from promptembedder.training import Recipe
+
     return from_mapping(Recipe, content)
 
 
-def _as_json(result: TrainingResult) -> dict[str, Any]:
+def _as_json(result: "TrainingResult") -> dict[str, Any]:
     return {
         "model": str(result.output),
         "steps": result.steps,
@@ -95,7 +101,7 @@ def _as_json(result: TrainingResult) -> dict[str, Any]:
     }
 
 
-def _table(result: TrainingResult) -> Table:
+def _table(result: "TrainingResult") -> Table:
     table = Table(title=f"trained: {result.output}", show_header=False, title_justify="left")
     table.add_row("steps", str(result.steps))
     table.add_row("trained parameters", f"{result.trained_parameters:,}")

@@ -22,7 +22,8 @@ class FrozenPooling(InputModule):
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")
-        self.reader, self.pooling, self.max_seq_length = reader, pooling, max_seq_length
+        self.reader, self.pooling = reader, pooling
+        self.max_seq_length = min(max_seq_length, reader.max_positions or max_seq_length)
 
     @property
     def tokenizer(self) -> Any:

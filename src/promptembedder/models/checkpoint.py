@@ -78,7 +78,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     manifest = read_manifest(folder)
     config = from_mapping(ModelConfig, manifest.config)
     reader = _same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
-    alignment = _load_alignment(folder / ALIGNMENT_FILE, config.alignment.kind)
+    alignment = _load_alignment(folder / ALIGNMENT_FILE, config.alignment.kind, reader.dim)
     prompter = None
     if with_prompter:
         backbone = _same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
@@ -113,14 +113,14 @@ def _restore_trained(module: nn.Module, path: Path) -> None:
         weight.copy_(saved[name])
 
 
-def _load_alignment(path: Path, kind: str) -> Alignment:
-    saved = load_tensors(path)
-    names = {
-        "linear": {"base", "delta", "bias"},
-        "vocabulary": {"source_ids", "target_ids", "norm"},
+def _load_alignment(path: Path, kind: str, dim_r: int) -> Alignment:
+    found = load_tensors(path)
+    rows = len(found.get("base", found.get("source_ids", ())))  # the prompter's width, or how many strings are shared
+    shapes = {
+        "linear": {"base": (rows, dim_r), "delta": (rows, dim_r), "bias": (dim_r,)},
+        "vocabulary": {"source_ids": (rows,), "target_ids": (rows,), "norm": ()},
     }
-    if set(saved) != names[kind]:
-        raise ModelFormatError(f"{path} holds {sorted(saved)}, expected {sorted(names[kind])} for alignment {kind!r}.")
+    saved = load_tensors(path, {name: torch.Size(shape) for name, shape in shapes[kind].items()})
     if kind == "vocabulary":
         return VocabularyAlignment(saved["source_ids"], saved["target_ids"], norm=float(saved["norm"]))
     alignment = LinearAlignment(LinearMap(saved["base"], saved["bias"]))

@@ -26,7 +26,8 @@ class PrompterConfig:
         anchor: Phrase whose last tokens the soft tokens start from; empty starts from the generated tokens alone.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    # float32: K recurrent steps add up rounding, and the prompter reads an instruction, not a corpus
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(dtype="float32"))
     tuning: str = "lora"
     lora_rank: int = 16
     lora_alpha: int = 32

@@ -136,7 +136,7 @@ class DualEncoder(InputModule):
                     local_files_only=bool(kwargs.get("local_files_only")),
                 )
             )
-        return cls(load_parts(folder / subfolder))
+        return cls(load_parts(folder / subfolder)).eval()
 
     def parts(self) -> Parts:
         """The parts as they are now; compiled soft tokens only as far as they fit the weights."""

@@ -1,5 +1,6 @@
 """The model that users touch: a SentenceTransformer whose prompt is the instruction."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import BackboneConfig, read_text
+from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts
 from promptembedder.models.config import ModelConfig, PrompterConfig
@@ -57,7 +59,7 @@ class PromptEmbedder(SentenceTransformer):
         if config is None:
             source = prompter or "smollm2-135m"
             config = ModelConfig(
-                prompter=PrompterConfig(backbone=BackboneConfig(source=source)),
+                prompter=PrompterConfig(backbone=BackboneConfig(source=source, dtype="float32")),
                 reader=BackboneConfig(source=reader or source),
             )
         elif prompter is not None or reader is not None:
@@ -89,7 +91,7 @@ class PromptEmbedder(SentenceTransformer):
         parts = load_parts(folder, cache_folder=cache_folder, with_prompter=with_prompter)
         model = cls(modules=[DualEncoder(parts)], device=device)
         model._restore_settings(folder)
-        return model
+        return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is
 
     @property
     def encoder(self) -> DualEncoder:
@@ -132,6 +134,7 @@ class PromptEmbedder(SentenceTransformer):
         if settings.placement != "suffix" or settings.conditioning != "instruction":
             raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
+        texts = [clean_text(text) for text in texts]
         by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         with torch.inference_mode():
             soft = encoder.soft_tokens(instructions) if instructions else None
@@ -156,6 +159,8 @@ class PromptEmbedder(SentenceTransformer):
         """Prompts, similarity and the like, which sentence-transformers keeps beside the module."""
         path = folder / "config_sentence_transformers.json"
         if path.is_file():
-            import json
-
+            # the parent keeps what is set already, and its empty prompts count as set; None does not
+            for name in self.prompts:
+                self.prompts[name] = None
             self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
+            self._validate_prompts()

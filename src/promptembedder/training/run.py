@@ -93,7 +93,7 @@ def train_model(
         checkpoint: Go on from this one; see `prepare_output`.
     """
     disable_progress_bar()
-    model.model_card_data.generate_widget_examples = False  # reads through the data for examples nobody asked for
+    _set_card_example(model, data)
     started = time.perf_counter()
     trainer = _trainer(model, data, recipe, evaluator, callbacks)
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -180,6 +180,13 @@ def _arguments(model: PromptEmbedder, recipe: Recipe, *, has_evaluation: bool) -
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _set_card_example(model: PromptEmbedder, data: TrainingData) -> None:
+    """One example for the model card; without one, sentence-transformers draws some, with a progress bar of its own."""
+    if not model.model_card_data.widget:
+        rows = next(iter(data.tasks.values())).train[:3]
+        model.model_card_data.widget = [{"source_sentence": rows["anchor"][0], "sentences": rows["positive"]}]
 
 
 def _read_recipe(path: Path) -> Any:

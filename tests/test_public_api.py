@@ -1,0 +1,56 @@
+"""The names that users may rely on."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import promptembedder
+from promptembedder import errors
+
+PACKAGES = [
+    f"promptembedder.{module.name}"
+    for module in pkgutil.iter_modules(promptembedder.__path__)
+    if module.name != "__main__"
+]
+
+
+def test_the_top_level_names_are_these() -> None:
+    assert promptembedder.__all__ == ["BackboneConfig", "ModelConfig", "PromptEmbedder", "PrompterConfig"]
+    assert dir(promptembedder) == promptembedder.__all__
+
+
+def test_a_top_level_name_is_the_one_of_its_package() -> None:
+    from promptembedder.backbones import BackboneConfig
+    from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig
+
+    named = [BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig]
+    assert [getattr(promptembedder, name) for name in promptembedder.__all__] == named
+
+
+def test_another_top_level_name_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="module 'promptembedder' has no attribute 'Nothing'"):
+        _ = promptembedder.Nothing
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_listed_name_exists_once(package: str) -> None:
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", [])
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    program = "import sys, promptembedder; print({'torch', 'transformers', 'numpy'} & sys.modules.keys())"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert (answer.stdout.strip(), answer.stderr) == ("set()", "")
+
+
+def test_errors_are_one_small_tree() -> None:
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    assert all(issubclass(kind, errors.PromptEmbedderError) for kind in kinds)
+    assert issubclass(errors.ConfigError, ValueError)
+    assert issubclass(errors.DataError, ValueError)
