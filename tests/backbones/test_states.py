@@ -35,12 +35,15 @@ def soft_tokens(backbone: Backbone, count: int, *, seed: int = 1) -> Tensor:
 
 
 def read_slowly(backbone: Backbone, ids: Tensor, mask: Tensor, soft: Tensor) -> Tensor:
-    """The plain reference: each text alone, unpadded, in one pass with its soft tokens and no cache."""
+    """The plain reference: each text alone, unpadded, in one pass with its soft tokens; no cache, eager attention."""
     rows = []
+    before = backbone.decoder.config._attn_implementation
+    backbone.decoder.set_attn_implementation("eager")
     for row, keep, after in zip(ids, mask, soft, strict=True):
         text = backbone.model.get_input_embeddings()(row[keep == 1])
         output = backbone.decoder(inputs_embeds=torch.cat([text, after])[None], use_cache=False)
         rows.append(output.last_hidden_state[0, -PROMPT:])
+    backbone.decoder.set_attn_implementation(before)
     return torch.stack(rows)
 
 

@@ -202,6 +202,7 @@ def test_compiled_tokens_of_old_weights_do_not_come_back_with_new_ones(model: Pr
     model.compile_instructions([QUERY])
     with torch.no_grad():
         model.encoder.alignment.delta.add_(0.1)
+    assert model.encoder.parts().compiled == {}
     model.compile_instructions([DOCUMENT])
     assert list(model.encoder.parts().compiled) == [DOCUMENT]
 

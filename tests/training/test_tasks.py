@@ -31,6 +31,13 @@ def test_held_out_rows_are_not_trained_on(mixture: Path) -> None:
     assert not trained & held
 
 
+def test_rows_without_a_negative_can_be_left_out(mixture: Path) -> None:
+    config = DataConfig(mixture=str(mixture), tasks=("pairs",), require_negative=True, limit=20)
+    (task,) = load_training_data(config, seed=0).tasks.values()
+    assert len(task.train) == 20
+    assert set(task.train["negative"]) == {"nothing"}
+
+
 def test_the_limit_is_a_seeded_subsample(mixture: Path) -> None:
     def anchors(seed: int) -> list[str]:
         data = load_training_data(DataConfig(mixture=str(mixture), tasks=("pairs",), limit=20), seed=seed)

@@ -21,6 +21,9 @@ def quickstart(
     queries: Annotated[int, typer.Option(min=1, help="Test queries.")] = 150,
     documents: Annotated[int, typer.Option(min=1, help="Test functions to search in.")] = 400,
     max_seq_length: Annotated[int, typer.Option(min=8, help="Tokens of a function that are read.")] = 64,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Reader's first N layers; by default 24 of smollm2-135m's 30, else all.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the reader: auto, float32 or bfloat16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     config: ConfigOption = None,
@@ -29,14 +32,14 @@ def quickstart(
     """Train on the docstrings of the Python installed here, score before and after, save, reload and search."""
     report = Report(as_json)
     with one_line_errors():
-        from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe  # seconds to import
+        from promptembedder.backbones import BackboneConfig  # seconds to import
+        from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe
+        from promptembedder.training import OptimConfig
 
         recipe = quickstart_recipe(
             str(output),
-            backbone=backbone,
-            dtype=dtype,
-            steps=steps,
-            batch_size=batch_size,
+            reader=BackboneConfig(source=backbone, dtype=dtype, layers=layers),
+            optim=OptimConfig(steps=steps, batch_size=batch_size),
             max_seq_length=max_seq_length,
             seed=seed,
         )

@@ -23,6 +23,7 @@ class DataConfig:
         instructions: Wordings for `pairs` and `hub`; one is drawn for each batch.
         document_instructions: Wordings for the documents; empty gives them the default instruction.
         in_batch_negatives: False for label data of `pairs` and `hub`, where another row may be as right.
+        require_negative: Leave out the rows that have no negative of their own.
         limit: Rows of each task, drawn with the seed; None takes all.
         held_out: Rows of each task kept from training for the evaluation loss.
     """
@@ -37,6 +38,7 @@ class DataConfig:
     instructions: tuple[str, ...] = ()
     document_instructions: tuple[str, ...] = ()
     in_batch_negatives: bool = True
+    require_negative: bool = False
     limit: int | None = None
     held_out: int = 0
 

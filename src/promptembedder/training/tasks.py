@@ -59,9 +59,7 @@ def load_training_data(config: DataConfig, *, seed: int) -> TrainingData:
         return TrainingData(_mixture_tasks(config, seed))
     if config.pairs is not None:
         path = Path(config.pairs)
-        return TrainingData(
-            _own_task(read_pairs(path, limit=config.limit, seed=seed).pairs, path.name.split(".")[0], config, seed)
-        )
+        return TrainingData(_own_task(_file_pairs(path, config, seed), path.name.split(".")[0], config, seed))
     if config.hub is not None:
         return TrainingData(_own_task(_hub_pairs(config, seed), Path(config.hub).name, config, seed))
     raise ConfigError("data names no source. Set data.mixture, data.pairs or data.hub.")
@@ -114,7 +112,7 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
         if config.tasks and task.name not in config.tasks:
             continue
         tasks |= task_data(
-            read_pairs(task.file, limit=config.limit, seed=seed).pairs,
+            _file_pairs(task.file, config, seed),
             task.name,
             instructions=task.instructions,
             document_instructions=task.document_instructions,
@@ -123,6 +121,19 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
             seed=seed,
         )
     return tasks
+
+
+def _file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
+    """The rows of one file, subsampled after those without a negative are out."""
+    if not config.require_negative:
+        return read_pairs(path, limit=config.limit, seed=seed).pairs
+    pairs = [pair for pair in read_pairs(path).pairs if pair.negative]
+    if not pairs:
+        raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
+    if config.limit is not None and config.limit < len(pairs):
+        kept = sorted(random.Random(seed).sample(range(len(pairs)), config.limit))
+        pairs = [pairs[row] for row in kept]
+    return pairs
 
 
 def _own_task(pairs: Sequence[Pair], name: str, config: DataConfig, seed: int) -> dict[str, TaskData]:
