@@ -54,9 +54,9 @@ def one_line_errors() -> Iterator[None]:
 def prepare() -> None:
     """Quiet foreign loggers, once, before they are imported."""
     handler = RichHandler(console=err, show_path=False, show_time=False)
+    handler.setLevel(logging.INFO)  # bm25s raises its own logger to DEBUG when it is imported
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise

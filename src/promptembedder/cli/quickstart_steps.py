@@ -9,6 +9,7 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from promptembedder.backbones import BackboneConfig
@@ -28,7 +29,6 @@ QUERY_INSTRUCTIONS = (
     "Retrieve the Python function that this docstring describes",
 )
 DOCUMENT_INSTRUCTION = "Represent the Python function by what it does"
-EXAMPLES = ("split a string into words", "send a message over the network", "remove a file or folder")
 
 
 # An earlier exit is a fifth cheaper and was better here: see docs/results.md.
@@ -141,11 +141,17 @@ class Quickstart:
             rows = [TextRow(name, text) for name, text in task.documents.items()]
             index = build_index(model, rows, prompt=DOCUMENT_INSTRUCTION, batch_size=32)
             table = Table(
-                "query", "best functions", title="three searches among the test functions", title_justify="left"
+                "query",
+                "best functions",
+                title="three of the queries; * marks the function in question",
+                title_justify="left",
             )
-            for query in EXAMPLES:
+            for name, query in list(task.queries.items())[:3]:
                 vector = model.encode([query], prompt=QUERY_INSTRUCTIONS[0])[0]
-                table.add_row(query, "\n".join(f"{hit.score:.2f} {hit.id}" for hit in index.search(vector, k=3)))
+                hits = index.search(vector, k=3)
+                marks = ["*" if hit.id in task.relevant[name] else " " for hit in hits]
+                lines = [f"{hit.score:.2f} {mark} {hit.id}" for hit, mark in zip(hits, marks, strict=True)]
+                table.add_row(escape(query), escape("\n".join(lines)))
         self.report.say(table)
 
     def _next_steps(self) -> None:
