@@ -1,6 +1,7 @@
 """Tiny random models for every test: float32, no network, no GPU."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
 
@@ -18,6 +19,19 @@ FAMILIES = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny tensors: they gain nothing from more, and on a busy machine threads wait for each other."""
+    torch = sys.modules.get("torch")
+    if torch is None or request.node.get_closest_marker("slow"):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=FAMILIES)
