@@ -8,7 +8,7 @@ import torch
 
 import promptembedder.models.embedder as embedder
 from promptembedder import PromptEmbedder
-from promptembedder.errors import BackboneError, ConfigError, DataError
+from promptembedder.errors import BackboneError, ConfigError, DataError, ModelFormatError
 from promptembedder.models import Encoder
 
 NewModel = Callable[..., PromptEmbedder]
@@ -180,3 +180,8 @@ def test_many_instructions_refuse_a_text_that_is_no_string(
     monkeypatch.setattr(embedder, "clean_text", inspect.unwrap(clean_text), raising=False)
     with pytest.raises(DataError, match="a text must be a str, got int"):
         model.encode_instructions(["a", 3], INSTRUCTIONS)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_clear_error() -> None:
+    with pytest.raises(ModelFormatError, match="nobody/nothing is no folder, and the hub does not give it"):
+        PromptEmbedder.from_pretrained("nobody/nothing")

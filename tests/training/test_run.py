@@ -151,6 +151,26 @@ def test_a_finished_model_is_not_trained_over(recipe_of: Callable[..., Recipe]) 
     assert prepare_output(recipe, overwrite=True) is None
 
 
+def test_a_run_that_cannot_start_leaves_nothing(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
+    prepare_output(recipe)
+    assert not Path(recipe.run.output).exists()
+
+
+def test_a_run_started_anew_is_not_resumed_from_the_older_ones_checkpoints(recipe_of: Callable[..., Recipe]) -> None:
+    """The same recipe, overwritten and then killed, went on from the checkpoint of the run before."""
+    recipe = recipe_of(steps=6, save_every=2)
+    _run(recipe)
+    prepare_output(recipe, overwrite=True)
+    with pytest.raises(_KilledError):
+        model = PromptEmbedder.create(config=recipe.model, device="cpu")
+        train_model(model, load_training_data(recipe.data, seed=0), recipe, callbacks=[_KillAfter(3)])
+    (Path(recipe.run.output) / "promptembedder.json").unlink()
+    checkpoint = prepare_output(recipe)
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-2"
+
+
 def test_checkpoints_of_another_recipe_are_not_continued(recipe_of: Callable[..., Recipe]) -> None:
     with pytest.raises(_KilledError):
         _run(recipe_of(steps=4, save_every=2), callbacks=[_KillAfter(3)])

@@ -1,10 +1,12 @@
 """GGUF files de-quantised once into a cache folder that transformers loads in a second."""
 
+import io
 import json
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -64,7 +66,8 @@ def _convert(source: BackboneSource, folder: Path) -> None:
         gguf = _single_file(source, Path(scratch))
         target = Path(scratch) / "model"
         try:
-            with quiet_transformers():
+            # the reader's own progress bar heeds no setting
+            with quiet_transformers(), redirect_stderr(io.StringIO()):
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model, report = AutoModelForCausalLM.from_pretrained(
                     gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,11 +158,13 @@ class Quickstart:
 
     def _next_steps(self) -> None:
         folder = self.recipe.run.output
+        # inside a virtual environment that is not active, the bare name would not be found
+        program = "promptembedder" if shutil.which("promptembedder") else sys.argv[0]
         self.report.say(f"The model is in {folder}. Try next:")
-        self.report.say(f"  promptembedder info {folder}")
-        self.report.say(f'  promptembedder search {folder} "your question" --corpus YOUR.jsonl')
-        self.report.say(f"  promptembedder embed {folder} YOUR.jsonl --output vectors.parquet")
-        self.report.say("  promptembedder train recipes/mixture.yaml --mixture YOUR_MIXTURE.json")
+        self.report.say(f"  {program} info {folder}")
+        self.report.say(f'  {program} search {folder} "your question" --corpus YOUR.jsonl')
+        self.report.say(f"  {program} embed {folder} YOUR.jsonl --output vectors.parquet")
+        self.report.say(f"  {program} train recipes/mixture.yaml --mixture YOUR_MIXTURE.json")
 
     @contextmanager
     def _step(self, words: str, name: str) -> Iterator[None]:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import BackboneConfig, read_text
 from promptembedder.data import clean_text
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.models.checkpoint import load_parts
 from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
@@ -87,7 +88,11 @@ class PromptEmbedder(SentenceTransformer):
         """
         folder = Path(name)
         if not folder.is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-            folder = Path(snapshot_download(str(name), revision=revision))
+            try:
+                folder = Path(snapshot_download(str(name), revision=revision))
+            except (OSError, ValueError, HfHubHTTPError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error
         parts = load_parts(folder, cache_folder=cache_folder, with_prompter=with_prompter)
         model = cls(modules=[DualEncoder(parts)], device=device)
         model._restore_settings(folder)
@@ -112,10 +117,6 @@ class PromptEmbedder(SentenceTransformer):
         self.eval()
         with torch.no_grad():
             return self.encoder.soft_tokens([instruction])[0]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile, as the parent has it; for soft tokens see `compile_instructions`."""
-        super().compile(*args, **kwargs)
 
     def compile_instructions(self, instructions: Sequence[str]) -> None:
         """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
@@ -158,9 +159,13 @@ class PromptEmbedder(SentenceTransformer):
     def _restore_settings(self, folder: Path) -> None:
         """Prompts, similarity and the like, which sentence-transformers keeps beside the module."""
         path = folder / "config_sentence_transformers.json"
-        if path.is_file():
-            # the parent keeps what is set already, and its empty prompts count as set; None does not
-            for name in self.prompts:
-                self.prompts[name] = None
+        if not path.is_file():
+            return
+        # the parent keeps what is set already, and its empty prompts count as set; None does not
+        for name in self.prompts:
+            self.prompts[name] = None
+        try:
             self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
-            self._validate_prompts()
+        except (ValueError, AttributeError) as error:
+            raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
+        self._validate_prompts()

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class TrainingResult:
 def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
     """Check the output folder before anything costs time; returns the checkpoint to go on from, if there is one.
 
+    Writes nothing: a run that fails over its data or backbone leaves no trace.
+
     Raises:
         ConfigError: The folder holds a finished model, or a run of another recipe, and `overwrite` is not set.
     """
@@ -72,9 +75,18 @@ def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
         raise ConfigError(f"{output} already holds a trained model. Choose another output, or overwrite it.")
     elif checkpoint is not None and _read_recipe(path) != json.loads(json.dumps(written)):
         raise ConfigError(f"{output} holds checkpoints of another recipe. Choose another output, or overwrite it.")
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return Path(checkpoint) if checkpoint else None
+
+
+def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
+    """Write the recipe down; a run that starts anew must not be resumed from an older run's checkpoints."""
+    output = Path(recipe.run.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        for stale in output.glob("checkpoint-*"):
+            shutil.rmtree(stale)
+    text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
+    (output / RECIPE_NAME).write_text(text, encoding="utf-8")
 
 
 def train_model(
@@ -95,6 +107,7 @@ def train_model(
     disable_progress_bar()
     _set_card_example(model, data)
     started = time.perf_counter()
+    _begin_output(recipe, checkpoint)
     trainer = _trainer(model, data, recipe, evaluator, callbacks)
     trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
