@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.models import DualEncoder
+from promptembedder.models import DualEncoder, InstructedTransformer, SoftTokenEncoder, TextEncoder
 from promptembedder.nn import AlignmentConfig, RelaxationConfig
 
 NewModel = Callable[..., PromptEmbedder]
@@ -150,7 +150,7 @@ def test_conditioned_on_the_text_the_soft_tokens_depend_on_it(new_model: NewMode
     model = new_model(conditioning="instruction_and_text")
     features = model.preprocess(texts, prompt=INSTRUCTION)
     with torch.no_grad():
-        soft = model.encoder._soft_tokens_of_batch(features, len(texts))
+        soft = model.encoder.soft_tokens_of_batch(features, len(texts))
     assert float((soft[0] - soft[1]).abs().max()) > 1e-3
 
 
@@ -246,9 +246,11 @@ def test_a_text_that_is_no_string_is_refused_with_its_type(new_model: NewModel, 
 @pytest.fixture
 def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the type checks of this test suite, which would notice a wrong type first."""
-    for cls in (PromptEmbedder, DualEncoder):
+    for cls in (InstructedTransformer, DualEncoder):
         monkeypatch.setattr(cls, "preprocess", inspect.unwrap(cls.preprocess))
-    monkeypatch.setattr("promptembedder.models.dual_encoder.clean_text", inspect.unwrap(clean_text))
+    monkeypatch.setattr(SoftTokenEncoder, "instructed_features", inspect.unwrap(SoftTokenEncoder.instructed_features))
+    monkeypatch.setattr(TextEncoder, "token_features", inspect.unwrap(TextEncoder.token_features))
+    monkeypatch.setattr("promptembedder.models.text_encoder.clean_text", inspect.unwrap(clean_text))
 
 
 def test_no_texts_have_no_vectors(new_model: NewModel) -> None:

@@ -8,7 +8,14 @@ from promptembedder.backbones.quirks import Quirks, quirks_of
 from promptembedder.backbones.random_models import RANDOM_MODELS
 from promptembedder.backbones.shared_strings import shared_token_ids
 from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
-from promptembedder.backbones.states import TextStates, joined_states, read_after, read_embeddings, read_text
+from promptembedder.backbones.states import (
+    TextStates,
+    joined_states,
+    read_after,
+    read_embeddings,
+    read_text,
+    read_tokens,
+)
 from promptembedder.backbones.tokens import TextTokenizer, TokenBatch
 
 __all__ = [
@@ -32,6 +39,7 @@ __all__ = [
     "read_after",
     "read_embeddings",
     "read_text",
+    "read_tokens",
     "resolved_dtype",
     "shared_token_ids",
 ]

@@ -87,6 +87,15 @@ class Backbone(nn.Module):
         """Hard limit on text plus soft tokens, where positions are a learned table; None elsewhere."""
         return int(self.model.config.max_position_embeddings) if self.quirks.learned_positions else None
 
+    @torch.no_grad()
+    def phrase_inputs(self, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
+        """Input vectors of the last `count` tokens of `phrase`, repeated if it is shorter; zeros for no phrase."""
+        if not phrase:
+            return torch.zeros(count, self.dim)
+        ids = self.tokenizer.foreign(phrase, add_special_tokens=False)["input_ids"]
+        ids = (ids * count)[-count:]
+        return self.input_scale * self.input_table[ids].float()
+
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: dropout and cache-less training paths are not for a frozen model."""
         return super().train(False)

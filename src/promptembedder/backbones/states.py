@@ -4,17 +4,18 @@ In a causal LLM the states of a text do not depend on what follows it. So the te
 tokens after it attend to its keys and values as constants: the gradients for the soft tokens are exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
+from promptembedder.backbones.layers import added_states
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
-__all__ = ["TextStates", "joined_states", "read_after", "read_embeddings", "read_text"]
+__all__ = ["TextStates", "joined_states", "read_after", "read_embeddings", "read_text", "read_tokens"]
 
 
 @dataclass(frozen=True)
@@ -82,24 +83,31 @@ def joined_states(parts: Sequence[TextStates]) -> TextStates:
 
 
 def read_after(
-    decoder: PreTrainedModel, states: TextStates, embeddings: Float[Tensor, "batch prompt dim"]
+    decoder: PreTrainedModel,
+    states: TextStates,
+    embeddings: Float[Tensor, "batch prompt dim"],
+    additions: Mapping[int, Float[Tensor, "batch prompt dim"]] | None = None,
 ) -> Float[Tensor, "batch prompt dim"]:
     """Final states of `embeddings` placed right after the texts of `states`, with gradient to the embeddings.
 
     `states` is left as it was, so any number of continuations can follow.
+
+    Args:
+        additions: By layer: added to the states of the embeddings where they enter it.
     """
     batch, prompt = embeddings.shape[:2]
     # the cache is changed by the forward pass, the tensors in it are not
     cache = DynamicCache(zip(states.keys, states.values, strict=True)) if states.keys else DynamicCache()
     lengths = states.mask.sum(dim=1, keepdim=True)  # [batch 1]
     own = torch.ones(batch, prompt, dtype=states.mask.dtype, device=states.mask.device)
-    output = decoder(
-        inputs_embeds=embeddings.to(decoder.dtype),
-        attention_mask=torch.cat([states.mask, own], dim=1),
-        position_ids=lengths + torch.arange(prompt, device=lengths.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with added_states(decoder, additions or {}):
+        output = decoder(
+            inputs_embeds=embeddings.to(decoder.dtype),
+            attention_mask=torch.cat([states.mask, own], dim=1),
+            position_ids=lengths + torch.arange(prompt, device=lengths.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
     return output.last_hidden_state
 
 
@@ -112,5 +120,22 @@ def read_embeddings(
         attention_mask=mask,
         position_ids=text_positions(mask),
         use_cache=False,
+    )
+    return output.last_hidden_state
+
+
+def read_tokens(
+    decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, bidirectional: bool
+) -> Float[Tensor, "batch seq dim"]:
+    """Final states of one plain full pass over left-padded tokens, with gradient if the weights want it.
+
+    Args:
+        bidirectional: Let every token look at all of its text, later tokens included.
+    """
+    if ids.shape[1] == 0:  # nothing but empty texts
+        return torch.zeros(ids.shape[0], 0, decoder.config.hidden_size, device=ids.device)
+    attention = {"is_causal": False} if bidirectional else {}
+    output = decoder(
+        input_ids=ids, attention_mask=mask, position_ids=text_positions(mask), use_cache=False, **attention
     )
     return output.last_hidden_state

@@ -17,6 +17,8 @@ class TokenBatch:
 
     ids: Int[Tensor, "batch seq"]
     mask: Int[Tensor, "batch seq"]
+    text_mask: Int[Tensor, "batch seq"]
+    """1 for the tokens of the text itself, without what was put around it."""
     truncated: int
     """How many texts were longer than the limit and lost their end."""
 
@@ -32,25 +34,41 @@ class TextTokenizer:
         starts_with_bos = bool(own_prefix) and own_prefix[0] == bos
         self._prefix: list[int] = [bos] if bos is not None and (needs_bos or starts_with_bos) else []
 
-    def tokenize(self, texts: Sequence[str], *, max_length: int, tails: Sequence[str] | None = None) -> TokenBatch:
-        """Ids of each text, at most `max_length` a text, BOS included.
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        text_length: int | None = None,
+        heads: Sequence[str] | None = None,
+        tails: Sequence[str] | None = None,
+    ) -> TokenBatch:
+        """Ids of each text, at most `max_length` a row, BOS included.
 
         Args:
-            tails: Added after each text; where both do not fit, the text gives way and the tail stays whole.
+            text_length: At most so many tokens of the text itself; None leaves it what heads and tails leave.
+            heads: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
+            tails: Put after each text, likewise.
         """
+        begins = [self._prefix + head for head in (self._ids(heads) if heads is not None else [[] for _ in texts])]
         ends = self._ids(tails) if tails is not None else [[] for _ in texts]
         rows = self._ids(texts)
-        rooms = [max(max_length - len(self._prefix) - len(end), 0) for end in ends]
-        kept = [
-            (self._prefix + row[:room] + end)[:max_length] for row, room, end in zip(rows, rooms, ends, strict=True)
+        rooms = [max(max_length - len(begin) - len(end), 0) for begin, end in zip(begins, ends, strict=True)]
+        if text_length is not None:
+            rooms = [min(room, text_length) for room in rooms]
+        kept = [row[:room] for row, room in zip(rows, rooms, strict=True)]
+        whole = [(begin + row + end)[:max_length] for begin, row, end in zip(begins, kept, ends, strict=True)]
+        of_text = [
+            ([0] * len(begin) + [1] * len(row) + [0] * len(end))[:max_length]
+            for begin, row, end in zip(begins, kept, ends, strict=True)
         ]
-        width = max((len(row) for row in kept), default=0)
-        # 0 as padding: masked positions are never read, so no pad token is needed
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in kept], dtype=torch.long)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in kept], dtype=torch.long)
-        shape = (len(kept), width)
-        truncated = sum(len(row) > room for row, room in zip(rows, rooms, strict=True))
-        return TokenBatch(ids.reshape(shape), mask.reshape(shape), truncated)
+        return TokenBatch(
+            # 0 as padding: masked positions are never read, so no pad token is needed
+            ids=_left_padded(whole),
+            mask=_left_padded([[1] * len(row) for row in whole]),
+            text_mask=_left_padded(of_text),
+            truncated=sum(len(row) > room for row, room in zip(rows, rooms, strict=True)),
+        )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:  # the foreign tokenizer stumbles over nothing
@@ -59,3 +77,9 @@ class TextTokenizer:
         return self.foreign(
             list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
         )["input_ids"]
+
+
+def _left_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch seq"]:
+    width = max((len(row) for row in rows), default=0)
+    padded = [[0] * (width - len(row)) + list(row) for row in rows]
+    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), width)

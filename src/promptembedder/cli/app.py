@@ -5,6 +5,7 @@ import typer
 from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
 from promptembedder.cli.embed import embed
+from promptembedder.cli.evaluate import evaluate
 from promptembedder.cli.info import info
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.search import search
@@ -26,7 +27,7 @@ def _program() -> None:
     """Keeps the commands' names even while there is only one."""
 
 
-for command in (quickstart, train, embed, search, info):
+for command in (quickstart, train, evaluate, embed, search, info):
     app.command()(command)
 app.command("compile")(compile_)
 

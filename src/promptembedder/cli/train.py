@@ -42,8 +42,7 @@ def train(
 def _run(recipe: "Recipe", report: Report, *, overwrite: bool) -> "TrainingResult":
     from promptembedder.cli.progress import TrainingBar
     from promptembedder.evaluation import similarity_evaluator
-    from promptembedder.models import PromptEmbedder
-    from promptembedder.training import load_training_data, prepare_output, train_model
+    from promptembedder.training import load_training_data, new_model, prepare_output, train_model
 
     checkpoint = prepare_output(recipe, overwrite=overwrite)
     evaluation, evaluator = recipe.evaluation, None
@@ -53,7 +52,7 @@ def _run(recipe: "Recipe", report: Report, *, overwrite: bool) -> "TrainingResul
         )
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     report.say(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
-    model = PromptEmbedder.create(config=recipe.model, seed=recipe.run.seed)
+    model = new_model(recipe, data)
     if checkpoint:
         report.say(f"going on from {checkpoint}")
     return train_model(model, data, recipe, evaluator=evaluator, callbacks=[TrainingBar()], checkpoint=checkpoint)

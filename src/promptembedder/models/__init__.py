@@ -1,28 +1,43 @@
 """Whole encoders, built from parts."""
 
-from promptembedder.models.baselines import FrozenPooling, frozen_pooling
-from promptembedder.models.checkpoint import load_parts, restore_parts, save_parts, trained_state
-from promptembedder.models.config import ModelConfig, PrompterConfig
+from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
+from promptembedder.models.checkpoint import load_parts, restore_parts, save_parts
+from promptembedder.models.config import BaselineConfig, ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
 from promptembedder.models.encoder import Encoder
+from promptembedder.models.instructed import InstructedTransformer
+from promptembedder.models.opening import OpenedModel, open_model
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_parts
+from promptembedder.models.pooled_encoder import PooledEncoder
 from promptembedder.models.prompter import Prompter
+from promptembedder.models.soft_token_encoder import SoftTokenEncoder
+from promptembedder.models.static_encoder import StaticEncoder
+from promptembedder.models.text_encoder import TextEncoder
+from promptembedder.models.trained_state import trained_state
 
 __all__ = [
     "Alignment",
+    "BaselineConfig",
+    "BaselineEmbedder",
     "DualEncoder",
     "Encoder",
-    "FrozenPooling",
+    "InstructedTransformer",
     "ModelConfig",
+    "OpenedModel",
     "Parts",
+    "PooledEncoder",
     "PromptEmbedder",
     "Prompter",
     "PrompterConfig",
+    "SoftTokenEncoder",
+    "StaticEncoder",
+    "TextEncoder",
     "fit_alignment",
     "frozen_pooling",
     "load_parts",
     "new_parts",
+    "open_model",
     "restore_parts",
     "save_parts",
     "trained_state",

@@ -1,59 +1,95 @@
-"""Cheaper ways to embed with the same frozen LLM, behind the same door."""
+"""Cheaper and more usual ways to embed with the same LLM, behind the same door: what the method is measured against."""
 
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import InputModule
 
-from promptembedder.backbones import Backbone, read_text
-from promptembedder.data import clean_text
-from promptembedder.errors import ConfigError
-from promptembedder.nn import POOLINGS, left_padded, pooled, unit_vectors
+from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
+from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.models.baseline_checkpoint import BASELINE_KIND, restore_baseline
+from promptembedder.models.checkpoint import same_backbone
+from promptembedder.models.config import BaselineConfig, ModelConfig
+from promptembedder.models.instructed import InstructedTransformer, saved_folder
+from promptembedder.models.pooled_encoder import PooledEncoder
+from promptembedder.models.static_encoder import StaticEncoder
+from promptembedder.nn import POOLINGS
+from promptembedder.storage import from_mapping, read_manifest
 
-__all__ = ["FrozenPooling", "frozen_pooling"]
-
-
-class FrozenPooling(InputModule):
-    """Mean, or last, of the frozen LLM's final text states; ignores the instruction and trains nothing."""
-
-    def __init__(self, reader: Backbone, *, pooling: str, max_seq_length: int) -> None:
-        """Pool what `reader` computes; it may be shared with other models."""
-        super().__init__()
-        if pooling not in POOLINGS:
-            raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")
-        self.reader, self.pooling = reader, pooling
-        self.max_seq_length = min(max_seq_length, reader.max_positions or max_seq_length)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The reader's own tokenizer."""
-        return self.reader.tokenizer.foreign
-
-    def get_embedding_dimension(self) -> int:
-        """Width of the embedding: the reader's."""
-        return self.reader.dim
-
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Token ids of the texts."""
-        batch = self.reader.tokenizer.tokenize([clean_text(text) for text in inputs], max_length=self.max_seq_length)
-        return {"input_ids": batch.ids, "attention_mask": batch.mask}
-
-    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add `sentence_embedding`, [batch dim], float32 and of length 1 (0 for an empty text)."""
-        states = read_text(self.reader.decoder, *left_padded(features["input_ids"], features["attention_mask"]))
-        return {
-            **features,
-            "sentence_embedding": unit_vectors(pooled(states.last_hidden, states.mask, pooling=self.pooling)),
-        }
-
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Refuse: there is nothing of its own to save."""
-        raise ConfigError(
-            "a frozen pooling baseline has no weights of its own; name its backbone instead of saving it."
-        )
+__all__ = ["BaselineEmbedder", "frozen_pooling"]
 
 
-def frozen_pooling(reader: Backbone, *, pooling: str = "mean", max_seq_length: int = 512) -> SentenceTransformer:
-    """A SentenceTransformer that pools the frozen reader's text states."""
-    return SentenceTransformer(modules=[FrozenPooling(reader, pooling=pooling, max_seq_length=max_seq_length)])
+class BaselineEmbedder(InstructedTransformer):
+    """A baseline: same reader, same meaning of `prompt`, same trainer, data and losses as the method."""
+
+    @classmethod
+    def create(
+        cls,
+        config: ModelConfig,
+        baseline: BaselineConfig,
+        *,
+        reader: Backbone | None = None,
+        cache_folder: Path | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> "BaselineEmbedder":
+        """An untrained baseline.
+
+        Args:
+            config: Reader, length, pooling, soft tokens; what concerns the prompter is not looked at.
+            reader: A loaded backbone to use; adapters and full training change it. None loads `config.reader`.
+            seed: Of the adapters' random start.
+
+        Raises:
+            BackboneError: The reader cannot be loaded.
+            ConfigError: The settings do not fit the kind of baseline.
+        """
+        if reader is None:
+            reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
+        if baseline.kind == "static":
+            return cls(modules=[StaticEncoder(config, baseline, reader)], device=device)
+        return cls(modules=[PooledEncoder(config, baseline, reader, seed=seed)], device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, cache_folder: Path | None = None, device: str | None = None
+    ) -> "BaselineEmbedder":
+        """A saved baseline; the backbone comes from its own source.
+
+        Raises:
+            ModelFormatError: The folder is torn, holds no baseline, or its backbone's weights have changed.
+            BackboneError: The backbone is missing.
+        """
+        folder = saved_folder(name)
+        manifest = read_manifest(folder)
+        if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
+            raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
+        config = from_mapping(ModelConfig, manifest.config["model"])
+        baseline = from_mapping(BaselineConfig, manifest.config["baseline"])
+        reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
+        model = cls.create(config, baseline, reader=reader, device=device)
+        restore_baseline(model.text_encoder, folder)
+        model.restore_settings(folder)
+        return model.eval()
+
+
+def frozen_pooling(
+    reader: Backbone, *, pooling: str = "mean", template: str = "plain", max_seq_length: int = 512
+) -> SentenceTransformer:
+    """A SentenceTransformer that pools the frozen reader's text states.
+
+    Args:
+        pooling: `mean` over the text, or `last` state of all.
+        template: `plain` ignores the instruction; see `BaselineConfig`.
+
+    Raises:
+        ConfigError: The pooling or template is unknown.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")
+    config = ModelConfig(reader=_config_of(reader), pooling=pooling, max_seq_length=max_seq_length)
+    return BaselineEmbedder.create(config, BaselineConfig(kind="frozen", template=template), reader=reader)
+
+
+def _config_of(reader: Backbone) -> BackboneConfig:
+    ref = reader.ref
+    return BackboneConfig(source=ref.source, revision=ref.revision, dtype=ref.dtype, layers=ref.layers)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
-from promptembedder.models.parts import Alignment, Parts, new_prompter
-from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
+from promptembedder.models.parts import Alignment, Parts, new_deep_alignment, new_prompter
+from promptembedder.models.soft_token_encoder import level_count
+from promptembedder.models.trained_state import restore_trained, trained_state
+from promptembedder.nn import IdentityStartLinear, LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
 from promptembedder.storage import (
     Manifest,
@@ -24,16 +25,11 @@ from promptembedder.storage import (
     write_manifest,
 )
 
-__all__ = ["load_parts", "restore_parts", "save_parts", "trained_state"]
+__all__ = ["backbone_ref", "load_parts", "restore_parts", "same_backbone", "save_parts"]
 
 PROMPTER_FILE = "prompter.safetensors"
 ALIGNMENT_FILE = "alignment.safetensors"
 SOFT_TOKENS_FILE = "soft_tokens.safetensors"
-
-
-def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that training changes, by name, in a fixed order."""
-    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 def save_parts(folder: Path, parts: Parts) -> None:
@@ -51,13 +47,13 @@ def save_parts(folder: Path, parts: Parts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [PROMPTER_FILE, ALIGNMENT_FILE]
     save_tensors(folder / PROMPTER_FILE, trained_state(parts.prompter))
-    save_tensors(folder / ALIGNMENT_FILE, parts.alignment.state_dict())
+    save_tensors(folder / ALIGNMENT_FILE, _alignment_state(parts))
     if parts.compiled:
         files.append(SOFT_TOKENS_FILE)
         save_tensors(folder / SOFT_TOKENS_FILE, {"soft_tokens": torch.stack(list(parts.compiled.values()))})
     manifest = Manifest(
         config=to_mapping(parts.config),
-        backbones={"prompter": _ref(parts.prompter.backbone), "reader": _ref(parts.reader)},
+        backbones={"prompter": backbone_ref(parts.prompter.backbone), "reader": backbone_ref(parts.reader)},
         instructions=list(parts.compiled),
         files=dict.fromkeys(files, ""),
         provenance={name: version(name) for name in ("promptembedder", "torch", "transformers")},
@@ -77,19 +73,34 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     """
     manifest = read_manifest(folder)
     config = from_mapping(ModelConfig, manifest.config)
-    reader = _same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
-    alignment = _load_alignment(folder / ALIGNMENT_FILE, config.alignment.kind, reader.dim)
+    reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
+    found = load_tensors(folder / ALIGNMENT_FILE)
+    alignment = _new_alignment(found, config.alignment.kind, reader.dim)
+    dim_p = found["deep.weight"].shape[1] if "deep.weight" in found else 0
+    deep = new_deep_alignment(config, dim_p, reader)
+    head = IdentityStartLinear(reader.dim) if config.head else None
     prompter = None
     if with_prompter:
-        backbone = _same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
+        backbone = same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
         prompter = new_prompter(backbone, config)
-        _restore_trained(prompter, folder / PROMPTER_FILE)
+        restore_trained(prompter, folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
     if manifest.instructions:
-        shape = torch.Size([len(manifest.instructions), config.num_soft_tokens, reader.dim])
+        width = level_count(config, reader) * reader.dim
+        shape = torch.Size([len(manifest.instructions), config.num_soft_tokens, width])
         rows = load_tensors(folder / SOFT_TOKENS_FILE, {"soft_tokens": shape})["soft_tokens"]
         compiled = dict(zip(manifest.instructions, rows, strict=True))
-    return Parts(config=config, reader=reader, alignment=alignment, prompter=prompter, compiled=compiled)
+    parts = Parts(
+        config=config,
+        reader=reader,
+        alignment=alignment,
+        deep=deep,
+        head=head,
+        prompter=prompter,
+        compiled=compiled,
+    )
+    _restore_alignment(parts, folder / ALIGNMENT_FILE)
+    return parts
 
 
 def restore_parts(parts: Parts, folder: Path) -> None:
@@ -100,39 +111,42 @@ def restore_parts(parts: Parts, folder: Path) -> None:
     """
     read_manifest(folder)
     if parts.prompter is not None:
-        _restore_trained(parts.prompter, folder / PROMPTER_FILE)
-    saved = load_tensors(folder / ALIGNMENT_FILE, {name: t.shape for name, t in parts.alignment.state_dict().items()})
-    parts.alignment.load_state_dict(saved)
+        restore_trained(parts.prompter, folder / PROMPTER_FILE)
+    _restore_alignment(parts, folder / ALIGNMENT_FILE)
+
+
+def _alignment_state(parts: Parts) -> dict[str, Tensor]:
+    """Everything that belongs to the reader's side: alignment, deeper alignments, head."""
+    state = dict(parts.alignment.state_dict())
+    for name, module in (("deep", parts.deep), ("head", parts.head)):
+        if module is not None:
+            state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+    return state
 
 
 @torch.no_grad()
-def _restore_trained(module: nn.Module, path: Path) -> None:
-    state = trained_state(module)
-    saved = load_tensors(path, {name: weight.shape for name, weight in state.items()})
-    for name, weight in state.items():
-        weight.copy_(saved[name])
+def _restore_alignment(parts: Parts, path: Path) -> None:
+    state = _alignment_state(parts)
+    saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
+    for name, tensor in state.items():  # views of the modules' own weights
+        tensor.copy_(saved[name])
 
 
-def _load_alignment(path: Path, kind: str, dim_r: int) -> Alignment:
-    found = load_tensors(path)
+def _new_alignment(found: dict[str, Tensor], kind: str, dim_r: int) -> Alignment:
+    """An alignment of the size of the saved one, its values still to be restored."""
     rows = len(found.get("base", found.get("source_ids", ())))  # the prompter's width, or how many strings are shared
-    shapes = {
-        "linear": {"base": (rows, dim_r), "delta": (rows, dim_r), "bias": (dim_r,)},
-        "vocabulary": {"source_ids": (rows,), "target_ids": (rows,), "norm": ()},
-    }
-    saved = load_tensors(path, {name: torch.Size(shape) for name, shape in shapes[kind].items()})
     if kind == "vocabulary":
-        return VocabularyAlignment(saved["source_ids"], saved["target_ids"], norm=float(saved["norm"]))
-    alignment = LinearAlignment(LinearMap(saved["base"], saved["bias"]))
-    alignment.load_state_dict(saved)
-    return alignment
+        ids = torch.zeros(rows, dtype=torch.long)
+        return VocabularyAlignment(ids, ids, norm=0.0)
+    return LinearAlignment(LinearMap(torch.zeros(rows, dim_r), torch.zeros(dim_r)))
 
 
-def _ref(backbone: Backbone) -> dict[str, Any]:
+def backbone_ref(backbone: Backbone) -> dict[str, Any]:
+    """What a manifest remembers of a backbone."""
     return dataclasses.asdict(backbone.ref)
 
 
-def _same_backbone(
+def same_backbone(
     config: BackboneConfig, manifest: Manifest, role: str, *, head: bool, cache_folder: Path | None
 ) -> Backbone:
     """The backbone of `role`, refused unless its weights are those of the training."""

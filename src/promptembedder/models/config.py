@@ -6,11 +6,15 @@ from promptembedder.backbones import BackboneConfig
 from promptembedder.errors import ConfigError
 from promptembedder.nn import POOLINGS, AlignmentConfig, RelaxationConfig
 
-__all__ = ["ModelConfig", "PrompterConfig"]
+__all__ = ["BaselineConfig", "ModelConfig", "PrompterConfig"]
 
 TUNINGS = ("lora", "full", "frozen")
 PLACEMENTS = ("suffix", "prefix")
 CONDITIONINGS = ("instruction", "instruction_and_text")
+BASELINES = ("static", "lora", "full", "frozen")
+FALLBACKS = ("nearest", "default", "shared")
+TEMPLATES = ("instruct", "plain", "prompteol")
+ATTENTIONS = ("causal", "bidirectional")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,9 @@ class ModelConfig:
         num_soft_tokens: K, soft tokens an instruction.
         placement: `suffix`: after the text, which is read without gradient; `prefix`: before it, as ablation.
         conditioning: The prompter reads the `instruction`, or `instruction_and_text`.
+        deep_every: Soft tokens also enter each such layer of the reader, through an alignment of its own; 0: the input
+            alone.
+        head: A trained linear map on the pooled state; it starts as the identity.
         pooling: Over the states at the soft tokens (`prefix`: at the text): `mean` or `last`.
         max_seq_length: Tokens of a text that are read; the rest is cut and counted.
         default_instruction: Stands in for a text that comes without one.
@@ -63,6 +70,8 @@ class ModelConfig:
     num_soft_tokens: int = 5
     placement: str = "suffix"
     conditioning: str = "instruction"
+    deep_every: int = 0
+    head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
     default_instruction: str = "Represent the text for retrieval"
@@ -75,12 +84,56 @@ class ModelConfig:
         _choose("placement", self.placement, PLACEMENTS)
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
+        if self.deep_every < 0:
+            raise ConfigError(f"deep_every must not be negative, got {self.deep_every}. Try 0, or 1 for every layer.")
+        if self.deep_every and self.placement != "suffix":
+            raise ConfigError("deep_every needs placement 'suffix': only there the text's states stay untouched.")
         if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
             raise ConfigError(
                 "alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear."
             )
         if not self.default_instruction.strip():
             raise ConfigError("default_instruction is empty. Say in words what texts without an instruction are for.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """A cheaper or more usual way to make an embedder of the same reader, to compare with.
+
+    It replaces the prompter; reader, length, pooling and the like come from the `ModelConfig` beside it.
+
+    Attributes:
+        kind: `static`: free soft tokens for each task; `lora`: adapters on all matrices of the reader; `full`: all its
+            weights; `frozen`: nothing is trained.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Their scale is `lora_alpha / lora_rank`.
+        template: How a text and its instruction are put to the reader (not `static`): `instruct`:
+            "Instruct: ... Query: ..."; `plain`: the text alone; `prompteol`: asks for the text in one word (Jiang et
+            al. 2023, arXiv:2307.16645).
+        attention: `causal`, or `bidirectional` (not `static`).
+        gradient_checkpointing: Compute activations twice instead of keeping them (`lora`, `full`).
+        fallback: What `static` gives an instruction unseen in training: `nearest`: the vectors of the seen wording that
+            the frozen reader finds most like it; `default`: those of the default instruction; `shared`: there is one
+            set alone, trained on everything.
+        wordings: The seen instructions of `static`: those of one entry share their vectors. Filled from the data.
+    """
+
+    kind: str = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    template: str = "instruct"
+    attention: str = "causal"
+    gradient_checkpointing: bool = False
+    fallback: str = "nearest"
+    wordings: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        _choose("baseline.kind", self.kind, BASELINES)
+        _choose("baseline.template", self.template, TEMPLATES)
+        _choose("baseline.attention", self.attention, ATTENTIONS)
+        _choose("baseline.fallback", self.fallback, FALLBACKS)
+        if self.lora_rank < 1:
+            raise ConfigError(f"baseline.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,31 +1,26 @@
 """The model that users touch: a SentenceTransformer whose prompt is the instruction."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import BackboneConfig, read_text
 from promptembedder.data import clean_text
-from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts
 from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
+from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.parts import new_parts
 from promptembedder.nn import left_padded
 from promptembedder.shapes import Float, Tensor
-from promptembedder.storage import whole_folder
 
 __all__ = ["PromptEmbedder"]
 
 
-class PromptEmbedder(SentenceTransformer):
+class PromptEmbedder(InstructedTransformer):
     """A frozen LLM that embeds texts under instructions.
 
     Everything a SentenceTransformer does works: `encode(texts, prompt=instruction)`, `prompts`, `encode_query`,
@@ -86,16 +81,10 @@ class PromptEmbedder(SentenceTransformer):
             ModelFormatError: The folder is torn, of a newer format, or its backbone's weights have changed.
             BackboneError: The backbone is missing.
         """
-        folder = Path(name)
-        if not folder.is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-            try:
-                folder = Path(snapshot_download(str(name), revision=revision))
-            except (OSError, ValueError, HfHubHTTPError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error
+        folder = saved_folder(name, revision=revision)
         parts = load_parts(folder, cache_folder=cache_folder, with_prompter=with_prompter)
         model = cls(modules=[DualEncoder(parts)], device=device)
-        model._restore_settings(folder)
+        model.restore_settings(folder)
         return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is
 
     @property
@@ -105,15 +94,11 @@ class PromptEmbedder(SentenceTransformer):
         assert isinstance(module, DualEncoder)
         return module
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Features of the texts under the instruction `prompt`.
+    def soft_tokens(self, instruction: str) -> Float[Tensor, "prompt width"]:
+        """Soft tokens of one instruction, float32: in the reader's input space, width = dim_r.
 
-        Overridden because the parent falls back to gluing the prompt to the text when a module raises TypeError.
+        With `deep_every` set, what is added at the deeper layers follows, width = levels * dim_r.
         """
-        return self.encoder.preprocess(inputs, prompt=prompt, **kwargs)
-
-    def soft_tokens(self, instruction: str) -> Float[Tensor, "prompt dim_r"]:
-        """Soft tokens of one instruction in the reader's input space, float32."""
         self.eval()
         with torch.no_grad():
             return self.encoder.soft_tokens([instruction])[0]
@@ -150,22 +135,3 @@ class PromptEmbedder(SentenceTransformer):
                     assert soft is not None
                     vectors[i, rows] = encoder.embed_after(states, soft[i].expand(len(rows), -1, -1)).cpu().numpy()
         return vectors
-
-    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
-        with whole_folder(Path(path)) as scratch:
-            super().save(str(scratch), *args, **kwargs)
-
-    def _restore_settings(self, folder: Path) -> None:
-        """Prompts, similarity and the like, which sentence-transformers keeps beside the module."""
-        path = folder / "config_sentence_transformers.json"
-        if not path.is_file():
-            return
-        # the parent keeps what is set already, and its empty prompts count as set; None does not
-        for name in self.prompts:
-            self.prompts[name] = None
-        try:
-            self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, AttributeError) as error:
-            raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
-        self._validate_prompts()

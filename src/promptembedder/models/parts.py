@@ -7,10 +7,18 @@ from promptembedder.backbones import Backbone, load_backbone, shared_token_ids
 from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.prompter import Prompter
-from promptembedder.nn import AlignmentConfig, LinearAlignment, VocabularyAlignment, closed_form_map
+from promptembedder.models.soft_token_encoder import level_count
+from promptembedder.nn import (
+    AlignmentConfig,
+    DeepAlignment,
+    IdentityStartLinear,
+    LinearAlignment,
+    VocabularyAlignment,
+    closed_form_map,
+)
 from promptembedder.shapes import Float, Tensor
 
-__all__ = ["Alignment", "Parts", "fit_alignment", "new_parts", "new_prompter"]
+__all__ = ["Alignment", "Parts", "fit_alignment", "new_deep_alignment", "new_parts", "new_prompter"]
 
 Alignment = LinearAlignment | VocabularyAlignment
 
@@ -22,6 +30,8 @@ class Parts:
     """Everything a `DualEncoder` holds.
 
     Attributes:
+        deep: Alignments of the deeper layers; None where soft tokens enter at the input alone.
+        head: Trained map on the pooled state, or None.
         prompter: None where compiled soft tokens are all that will be asked for.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
     """
@@ -30,6 +40,8 @@ class Parts:
     reader: Backbone
     alignment: Alignment
     prompter: Prompter | None
+    deep: DeepAlignment | None = None
+    head: IdentityStartLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
 
 
@@ -43,7 +55,22 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
     alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
     prompter = new_prompter(backbone, config, seed=seed)
-    return Parts(config=config, reader=reader, alignment=alignment, prompter=prompter)
+    return Parts(
+        config=config,
+        reader=reader,
+        alignment=alignment,
+        deep=new_deep_alignment(config, backbone.dim, reader),
+        head=IdentityStartLinear(reader.dim) if config.head else None,
+        prompter=prompter,
+    )
+
+
+def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone) -> DeepAlignment | None:
+    """Untrained alignments of the deeper layers that `config` names; None if it names none."""
+    depths = level_count(config, reader) - 1
+    if depths == 0:
+        return None
+    return DeepAlignment(dim_p=dim_p, dim_r=reader.dim, depths=depths, prompt=config.num_soft_tokens)
 
 
 def new_prompter(backbone: Backbone, config: ModelConfig, *, seed: int = 0) -> Prompter:

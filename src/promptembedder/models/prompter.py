@@ -1,13 +1,12 @@
 """The Prompting LLM: reads an instruction, generates K relaxed tokens, one after the other."""
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn.utils import skip_init
 from transformers import DynamicCache
-from transformers.pytorch_utils import Conv1D
 
 from promptembedder.backbones import Backbone
+from promptembedder.models.adapters import add_lora
 from promptembedder.models.config import PrompterConfig
 from promptembedder.nn import (
     RelaxationConfig,
@@ -52,7 +51,7 @@ class Prompter(nn.Module):
         self.relaxation = relaxation
         self.num_soft_tokens = num_soft_tokens
         # the start is known from the configuration; only the difference is trained, decayed and saved
-        self.register_buffer("anchor_start", _phrase_tokens(backbone, config.anchor, num_soft_tokens), persistent=False)
+        self.register_buffer("anchor_start", backbone.phrase_inputs(config.anchor, num_soft_tokens), persistent=False)
         trains = anchored and config.tuning != "frozen"
         self.anchor_delta = nn.Parameter(torch.zeros_like(self.anchor_start), requires_grad=trains)
         self.log_gate = nn.Parameter(torch.zeros(()), requires_grad=trains)
@@ -68,19 +67,7 @@ class Prompter(nn.Module):
             self._add_adapters(config, seed)
 
     def _add_adapters(self, config: PrompterConfig, seed: int) -> None:
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.backbone.modules()),  # GPT-2's matrices
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(lora, self.backbone.model)
-        for name, parameter in self.named_parameters():
-            if "lora_" in name:  # float32 whatever the base runs in: small updates vanish in bf16
-                parameter.data = parameter.data.float()
+        add_lora(self.backbone.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=seed)
 
     def forward(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> RelaxedTokens:
         """Relaxed tokens e_1..e_K after the left-padded inputs; in the prompter's input space, float32."""
@@ -122,13 +109,3 @@ class Prompter(nn.Module):
         logits = model.get_output_embeddings()(state)
         cap = getattr(model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
-
-
-@torch.no_grad()
-def _phrase_tokens(backbone: Backbone, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
-    """Input embeddings of the last `count` tokens of `phrase`, repeated if it is shorter; zeros for no phrase."""
-    if not phrase:
-        return torch.zeros(count, backbone.dim)
-    ids = backbone.tokenizer.foreign(phrase, add_special_tokens=False)["input_ids"]
-    ids = (ids * count)[-count:]
-    return backbone.input_scale * backbone.input_table[ids].float()

@@ -12,6 +12,7 @@ from promptembedder.nn.alignment import (
     ridge_map,
 )
 from promptembedder.nn.diagnostics import soft_token_diagnostics
+from promptembedder.nn.identity_start import DeepAlignment, IdentityStartLinear
 from promptembedder.nn.padding import left_padded, text_positions
 from promptembedder.nn.pooling import POOLINGS, pooled, unit_vectors
 from promptembedder.nn.relaxation import (
@@ -26,6 +27,8 @@ __all__ = [
     "POOLINGS",
     "RELAXATIONS",
     "AlignmentConfig",
+    "DeepAlignment",
+    "IdentityStartLinear",
     "LinearAlignment",
     "LinearMap",
     "RelaxationConfig",

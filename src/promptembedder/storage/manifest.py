@@ -24,6 +24,7 @@ class Manifest:
         backbones: By role (`prompter`, `reader`): source, revision, dtype, layers, fingerprint.
         instructions: Those with compiled soft tokens, in the order of the tensor's rows.
         files: sha256 by file name, relative to the folder.
+        kind: What was saved: a `promptembedder` or a `baseline`.
         provenance: How the model came about: library versions, recipe, data; informational.
     """
 
@@ -31,6 +32,7 @@ class Manifest:
     backbones: dict[str, dict[str, Any]]
     instructions: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    kind: str = "promptembedder"
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,6 +41,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files = {name: _sha256(folder / name) for name in manifest.files}
     content = {
         "format": FORMAT,
+        "kind": manifest.kind,
         "config": manifest.config,
         "backbones": manifest.backbones,
         "instructions": manifest.instructions,
@@ -91,6 +94,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _check_types(path: Path, manifest: Manifest) -> None:
     texts = manifest.instructions
     fits = {
+        "kind": isinstance(manifest.kind, str),
         "config": isinstance(manifest.config, dict),
         "backbones": _is_mapping_to(dict, manifest.backbones),
         "instructions": isinstance(texts, list) and all(isinstance(text, str) for text in texts),

@@ -4,7 +4,7 @@ from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import OwnNegativesLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
 from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
-from promptembedder.training.run import TrainingResult, prepare_output, train_model
+from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
 from promptembedder.training.tasks import TaskData, TrainingData, load_training_data, task_data
 from promptembedder.training.trainer import PromptEmbedderTrainer
 
@@ -25,6 +25,7 @@ __all__ = [
     "Wordings",
     "contrastive_loss",
     "load_training_data",
+    "new_model",
     "prepare_output",
     "task_data",
     "train_model",

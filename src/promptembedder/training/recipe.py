@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import ModelConfig
+from promptembedder.models import BaselineConfig, ModelConfig
 
 __all__ = ["DataConfig", "EvaluationConfig", "LossConfig", "OptimConfig", "Recipe", "RunConfig"]
 
@@ -77,8 +77,8 @@ class OptimConfig:
 
     Attributes:
         learning_rate: Of the prompter.
-        alignment_learning_rate: Of the alignment.
-        anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt.
+        alignment_learning_rate: Of the alignment, deeper alignments and head.
+        anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt, and of static ones.
         schedule: `linear` or `constant` after the warm-up.
         max_grad_norm: Gradients are clipped to this norm.
     """
@@ -154,9 +154,15 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run is."""
+    """Everything that a training run is.
+
+    Attributes:
+        baseline: Train this instead of the method, on the same reader; its own learning rate is `optim.learning_rate`,
+            and that of static soft tokens `optim.anchor_learning_rate`.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    baseline: BaselineConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,5 +1,6 @@
 """A training run from recipe to saved model; killed at any moment, it goes on from its last checkpoint."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import PromptEmbedder, trained_state
+from promptembedder.models import BaselineEmbedder, InstructedTransformer, PromptEmbedder, trained_state
 from promptembedder.storage import MANIFEST_NAME, to_mapping
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
@@ -29,7 +30,7 @@ from promptembedder.training.recipe import Recipe
 from promptembedder.training.tasks import TrainingData
 from promptembedder.training.trainer import PromptEmbedderTrainer
 
-__all__ = ["TrainingResult", "prepare_output", "train_model"]
+__all__ = ["TrainingResult", "new_model", "prepare_output", "train_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,24 @@ def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
     (output / RECIPE_NAME).write_text(text, encoding="utf-8")
 
 
+def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> InstructedTransformer:
+    """The untrained model, or baseline, that the recipe describes; static soft tokens take their tasks from `data`.
+
+    Raises:
+        BackboneError: A backbone cannot be loaded.
+        ConfigError: The settings do not fit each other.
+    """
+    if recipe.baseline is None:
+        return PromptEmbedder.create(config=recipe.model, device=device, seed=recipe.run.seed)
+    baseline = recipe.baseline
+    if baseline.kind == "static" and not baseline.wordings:
+        sides = [side for task in data.tasks.values() for side in (task.instructions, task.document_instructions)]
+        baseline = dataclasses.replace(baseline, wordings=tuple(dict.fromkeys(side for side in sides if side)))
+    return BaselineEmbedder.create(recipe.model, baseline, device=device, seed=recipe.run.seed)
+
+
 def train_model(
-    model: PromptEmbedder,
+    model: InstructedTransformer,
     data: TrainingData,
     recipe: Recipe,
     *,
@@ -119,7 +136,7 @@ def train_model(
         steps=trained.global_step,
         resumed_from=resumed,
         train_pairs=data.pair_count,
-        trained_parameters=sum(weight.numel() for weight in model.encoder.trained_weights()),
+        trained_parameters=sum(weight.numel() for weight in model.text_encoder.trained_weights()),
         train_loss=float(trained.training_loss),
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
@@ -127,7 +144,7 @@ def train_model(
 
 
 def _trainer(
-    model: PromptEmbedder,
+    model: InstructedTransformer,
     data: TrainingData,
     recipe: Recipe,
     evaluator: BaseEvaluator | None,
@@ -157,12 +174,14 @@ def _trainer(
     return trainer
 
 
-def _arguments(model: PromptEmbedder, recipe: Recipe, *, has_evaluation: bool) -> SentenceTransformerTrainingArguments:
+def _arguments(
+    model: InstructedTransformer, recipe: Recipe, *, has_evaluation: bool
+) -> SentenceTransformerTrainingArguments:
     run, optim = recipe.run, recipe.optim
-    trained = list(trained_state(model.encoder))
+    trained = list(trained_state(model.text_encoder))
     patterns = {
-        r"\.alignment\.": optim.alignment_learning_rate,
-        r"\.(anchor_delta|log_gate)$": optim.anchor_learning_rate,
+        r"\.(alignment|deep|head)\.": optim.alignment_learning_rate,
+        r"\.(anchor_delta|log_gate|vectors)$": optim.anchor_learning_rate,
     }
     # sentence-transformers refuses a pattern that fits nothing
     rates = {pattern: rate for pattern, rate in patterns.items() if any(re.search(pattern, f".{n}") for n in trained)}
@@ -195,7 +214,7 @@ def _arguments(model: PromptEmbedder, recipe: Recipe, *, has_evaluation: bool) -
     )
 
 
-def _set_card_example(model: PromptEmbedder, data: TrainingData) -> None:
+def _set_card_example(model: InstructedTransformer, data: TrainingData) -> None:
     """One example for the model card; without one, sentence-transformers draws some, with a progress bar of its own."""
     if not model.model_card_data.widget:
         rows = next(iter(data.tasks.values())).train[:3]

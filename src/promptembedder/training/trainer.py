@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer, told what is special about a dual model."""
+"""sentence-transformers' trainer, told what is special about a frozen reader and soft tokens."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 
-from promptembedder.models import DualEncoder, PromptEmbedder, restore_parts
+from promptembedder.models import InstructedTransformer, SoftTokenEncoder, TextEncoder
 from promptembedder.shapes import Tensor
 
 __all__ = ["PromptEmbedderTrainer"]
@@ -31,8 +31,9 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
         """The columns' features, embedded in one pass where possible: the loss then finds their embeddings ready."""
         features, labels = super().collect_features(inputs)
-        if self._embeds_together:
-            self._encoder().embed_columns(features)
+        encoder = self._encoder()
+        if self._embeds_together and isinstance(encoder, SoftTokenEncoder):
+            encoder.embed_columns(features)
         return features, labels
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -49,9 +50,9 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         # in place: the parent would load a second copy of the frozen backbones
-        restore_parts(self._encoder().parts(), Path(checkpoint_path))
+        self._encoder().restore(Path(checkpoint_path))
 
-    def _encoder(self) -> DualEncoder:
+    def _encoder(self) -> TextEncoder:
         model = self.accelerator.unwrap_model(self.model) if hasattr(self, "accelerator") else self.model
-        assert isinstance(model, PromptEmbedder)
-        return model.encoder
+        assert isinstance(model, InstructedTransformer)
+        return model.text_encoder

@@ -1,0 +1,73 @@
+"""A SentenceTransformer whose prompt is an instruction: what the model and its baselines share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from sentence_transformers import SentenceTransformer
+
+from promptembedder.errors import ModelFormatError
+from promptembedder.models.text_encoder import TextEncoder
+from promptembedder.storage import whole_folder
+
+__all__ = ["InstructedTransformer", "saved_folder"]
+
+
+class InstructedTransformer(SentenceTransformer):
+    """One `TextEncoder` behind all that a SentenceTransformer does."""
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The one module."""
+        module = self[0]
+        assert isinstance(module, TextEncoder)
+        return module
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Features of the texts under the instruction `prompt`.
+
+        Overridden because the parent falls back to gluing the prompt to the text when a module raises TypeError.
+        """
+        return self.text_encoder.preprocess(inputs, prompt=prompt, **kwargs)
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
+        with whole_folder(Path(path)) as scratch:
+            super().save(str(scratch), *args, **kwargs)
+
+    def restore_settings(self, folder: Path) -> None:
+        """Prompts, similarity and the like, which sentence-transformers keeps beside the module.
+
+        Raises:
+            ModelFormatError: Their file is damaged.
+        """
+        path = folder / "config_sentence_transformers.json"
+        if not path.is_file():
+            return
+        # the parent keeps what is set already, and its empty prompts count as set; None does not
+        for name in self.prompts:
+            self.prompts[name] = None
+        try:
+            self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
+        self._validate_prompts()
+
+
+def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a saved model: itself, or the hub's copy of it.
+
+    Raises:
+        ModelFormatError: It looks like a hub id, and the hub does not give it.
+    """
+    folder = Path(name)
+    if folder.is_dir() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        return folder
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error

@@ -1,0 +1,107 @@
+"""One string opens any encoder: a saved model, a baseline, a frozen LLM, or any sentence-transformers model."""
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from promptembedder.backbones import BackboneConfig, load_backbone
+from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.models.baseline_checkpoint import BASELINE_KIND
+from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
+from promptembedder.models.embedder import PromptEmbedder
+from promptembedder.models.instructed import InstructedTransformer
+from promptembedder.storage import MANIFEST_NAME, read_manifest
+
+__all__ = ["OpenedModel", "open_model"]
+
+# what is asked for as frozen:WAY:BACKBONE, as (pooling, template)
+FROZEN_WAYS = {
+    "mean": ("mean", "instruct"),
+    "last": ("last", "instruct"),
+    "prompteol": ("last", "prompteol"),
+    "plain": ("mean", "plain"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """An encoder and what it takes.
+
+    Attributes:
+        takes_instructions: False for a model that was not made for them: an instruction would only blur its texts.
+        provenance: Where it comes from, for results files.
+    """
+
+    name: str
+    model: SentenceTransformer
+    takes_instructions: bool
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def open_model(name: str, *, cache_folder: Path | None = None, device: str | None = None) -> OpenedModel:
+    """The model that `name` stands for.
+
+    Args:
+        name: Folder or hub id of a PromptEmbedder or baseline; `frozen:mean:BACKBONE` (also last, prompteol, plain);
+            the distribution of an installed sentence-transformers model; or folder or hub id of one.
+
+    Raises:
+        ModelFormatError: It is none of these, or a damaged one.
+        BackboneError: A backbone is missing.
+        ConfigError: A frozen way is unknown.
+    """
+    if name.startswith("frozen:"):
+        return _frozen(name, cache_folder)
+    folder = Path(name)
+    if (folder / MANIFEST_NAME).is_file():
+        is_baseline = read_manifest(folder).kind == BASELINE_KIND
+        opened: InstructedTransformer
+        if is_baseline:
+            opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
+        else:
+            opened = PromptEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
+        fingerprint = opened.text_encoder.reader.ref.fingerprint
+        return OpenedModel(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
+    return _foreign(name, device)
+
+
+def _frozen(name: str, cache_folder: Path | None) -> OpenedModel:
+    way, _, backbone = name.removeprefix("frozen:").partition(":")
+    if way not in FROZEN_WAYS or not backbone:
+        raise ConfigError(f"cannot read {name!r}. Write frozen:WAY:BACKBONE, WAY one of {', '.join(FROZEN_WAYS)}.")
+    pooling, template = FROZEN_WAYS[way]
+    reader = load_backbone(BackboneConfig(source=backbone), head=False, cache_folder=cache_folder)
+    model = frozen_pooling(reader, pooling=pooling, template=template)
+    provenance = {"reader": reader.ref.fingerprint}
+    return OpenedModel(name=name, model=model, takes_instructions=True, provenance=provenance)
+
+
+def _foreign(name: str, device: str | None) -> OpenedModel:
+    """Any sentence-transformers model; no code of its own is run."""
+    folder, provenance = _installed(name), {"source": name}
+    if folder is not None:
+        provenance["version"] = importlib.metadata.version(name)
+    elif Path(name).exists() and not (Path(name) / "modules.json").is_file():
+        raise ModelFormatError(
+            f"{name} is no model: it has neither {MANIFEST_NAME} nor modules.json. Give a folder that save wrote."
+        )
+    elif not Path(name).exists() and name.startswith((".", "/", "~")):
+        raise ModelFormatError(f"{name} does not exist. Check the path.")
+    try:
+        model = SentenceTransformer(str(folder or name), device=device)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFormatError(f"cannot open {name!r} as a sentence-transformers model: {reason}") from error
+    return OpenedModel(name=name, model=model, takes_instructions=False, provenance=provenance)
+
+
+def _installed(name: str) -> Path | None:
+    """The model's folder inside an installed distribution, found by its file list and never imported."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    found = [file for file in files if file.name == "modules.json"]
+    return Path(str(found[0].locate())).parent if found else None

@@ -1,0 +1,155 @@
+"""A frozen reader with soft tokens beside the text: what the dual model and static soft tokens share."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from promptembedder.backbones import Backbone, TextStates, joined_states, read_after, read_embeddings, read_text
+from promptembedder.data import clean_text
+from promptembedder.models.config import ModelConfig
+from promptembedder.models.soft_token_store import SoftTokenStore
+from promptembedder.models.text_encoder import TextEncoder
+from promptembedder.nn import IdentityStartLinear, left_padded, pooled, unit_vectors
+from promptembedder.shapes import Float, Int, Tensor
+
+__all__ = ["SoftTokenEncoder"]
+
+
+class SoftTokenEncoder(TextEncoder):
+    """Text and instruction in, unit vector out; where soft tokens come from is the subclass's matter.
+
+    The soft tokens of one instruction are [prompt, levels * dim_r]: the first dim_r numbers of each are its input
+    vector in the reader, the others are added to its state where it enters the deeper layers (`settings.deep_every`).
+    """
+
+    def __init__(self, settings: ModelConfig, reader: Backbone) -> None:
+        """Read with the frozen `reader`, which may be shared."""
+        super().__init__(reader, max_seq_length=settings.max_seq_length, positions_taken=settings.num_soft_tokens)
+        self.settings = settings
+        self.store = SoftTokenStore()
+        self.head = IdentityStartLinear(reader.dim) if settings.head else None
+
+    @abstractmethod
+    def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
+        """Soft tokens of each instruction, with gradient to the trained weights."""
+
+    @abstractmethod
+    def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
+        """Soft tokens of each text of a batch, where they depend on it (`settings.conditioning`)."""
+
+    # -- what sentence-transformers asks of an input module ---------------------------------------------------------
+
+    def instructed_features(self, inputs: Sequence[str], prompt: str | None) -> dict[str, Any]:
+        """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
+        return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add `sentence_embedding`, [batch dim_r], float32 and of length 1.
+
+        Raises:
+            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+        """
+        if "sentence_embedding" in features:  # embedded together with the batch's other columns already
+            return features
+        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
+        soft = self.soft_tokens_of_batch(features, len(ids))
+        if self.settings.placement == "suffix":
+            embedding = self.embed_after(read_text(self.reader.decoder, ids, mask), soft)
+        else:
+            embedding = self._embed_before(ids, mask, soft)
+        return {**features, "sentence_embedding": embedding}
+
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch, in one pass over their soft tokens.
+
+        The same vectors as one by one. Each text is still read at its own column's length; the prompter reads all
+        distinct instructions at once. With K queries a text, one wide pass beats one small pass a column.
+        """
+        if self.settings.placement != "suffix" or self.settings.conditioning != "instruction":
+            for features in columns:
+                features |= self.forward(features)
+            return
+        instructions = [features["instruction"] for features in columns]
+        soft = self.soft_tokens(instructions)
+        states = [
+            read_text(self.reader.decoder, *left_padded(features["input_ids"], features["attention_mask"]))
+            for features in columns
+        ]
+        sizes = [len(part.mask) for part in states]
+        repeats = torch.tensor(sizes, device=soft.device)
+        embedding = self.embed_after(joined_states(states), soft.repeat_interleave(repeats, dim=0))
+        for features, rows in zip(columns, embedding.split(sizes), strict=True):
+            features["sentence_embedding"] = rows
+
+    # -- the method --------------------------------------------------------------------------------------------------
+
+    def instruction_of(self, prompt: str | None) -> str:
+        """The instruction that `prompt` stands for: without blanks around it, the default one if nothing is left."""
+        return (clean_text(prompt).strip() if prompt else "") or self.settings.default_instruction
+
+    def soft_tokens(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
+        """Soft tokens of each instruction in the reader's space; generated once for each state of the weights.
+
+        Raises:
+            ConfigError: An instruction is not compiled and there is no prompter to generate it.
+        """
+        named = [self.instruction_of(instruction) for instruction in instructions]
+        return self.store.get(named, self.generate, self.trained_weights(), training=self.training, device=self.device)
+
+    def soft_tokens_of_batch(self, features: dict[str, Any], batch: int) -> Float[Tensor, "batch prompt width"]:
+        """Soft tokens of each row of a batch of one instruction."""
+        if self.settings.conditioning == "instruction_and_text":
+            return self.generate_for_texts(features)
+        return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
+
+    def embed_after(
+        self, states: TextStates, soft: Float[Tensor, "batch prompt width"]
+    ) -> Float[Tensor, "batch dim_r"]:
+        """Suffix placement: unit vectors from texts already read and soft tokens that follow them.
+
+        Raises:
+            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+        """
+        inputs, *deeper = soft.split(self.reader.dim, dim=-1)
+        layers = {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
+        after = read_after(self.reader.decoder, states, inputs, layers)
+        everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
+        return self._vectors(pooled(after, everywhere, pooling=self.settings.pooling))
+
+    def _embed_before(
+        self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]
+    ) -> Float[Tensor, "batch dim_r"]:
+        """Prefix placement: soft tokens, then the text, pooled over the text; gradients run through all of it."""
+        text = self.reader.model.get_input_embeddings()(ids)
+        own = mask.new_ones(soft.shape[:2])
+        inputs, present = torch.cat([soft.to(text.dtype), text], dim=1), torch.cat([own, mask], dim=1)
+        # an empty text is represented by the soft tokens alone
+        over = torch.cat([own * (mask.sum(dim=1, keepdim=True) == 0), mask], dim=1)
+        # [padding, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text
+        order = present.argsort(dim=1, stable=True)
+        inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
+        states = read_embeddings(self.reader.decoder, inputs, present.gather(1, order))
+        return self._vectors(pooled(states, over.gather(1, order), pooling=self.settings.pooling))
+
+    def _vectors(self, states: Float[Tensor, "batch dim_r"]) -> Float[Tensor, "batch dim_r"]:
+        return self.finite(unit_vectors(states if self.head is None else self.head(states)))
+
+    # -- copies ------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: compiled soft tokens only as far as they fit the weights."""
+        self.store.compiled = self.store.compiled_for(self.trained_weights())
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's weights count their changes anew; what came with them fits them."""
+        super().__setstate__(state)
+        self.store.add_compiled({}, self.trained_weights())
+
+
+def level_count(settings: ModelConfig, reader: Backbone) -> int:
+    """Places where soft tokens enter the reader: the input, and each `deep_every`-th layer."""
+    every = settings.deep_every
+    return 1 + (len(range(every, reader.ref.layers, every)) if every else 0)
