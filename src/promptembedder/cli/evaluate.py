@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -131,7 +132,7 @@ def _tasks(options: _Options) -> "Tasks":
 
 
 def _is_file(tasks: str) -> bool:
-    return tasks.endswith(".json") or Path(tasks).exists()
+    return tasks.endswith(".json") or Path(tasks).is_file()
 
 
 def _scored(opened: "OpenedModel", tasks: "Tasks", options: _Options) -> _Outcome:
@@ -188,12 +189,14 @@ def _record(opened: "OpenedModel", tasks: "Tasks", outcome: _Outcome, options: _
 
 
 def _table(outcome: _Outcome, options: _Options) -> Table:
-    table = Table(title=f"{escape(options.model)} on {escape(options.tasks)}", title_justify="left")
+    table = Table(
+        title=f"{escape(options.model)} on {escape(options.tasks)}", title_justify="left", box=SIMPLE, pad_edge=False
+    )
     worded = any(score.mean is not None for score in outcome.scores)
     for name in ("task", "type", "metric"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("score", *(("paraphrased",) if worded else ()), "rows", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for score in outcome.scores:
         rows = str(score.rows) if score.rows == score.rows_total else f"{score.rows} of {score.rows_total}"
         spread = [] if not worded else [_spread(score.mean, score.spread)]
@@ -215,7 +218,7 @@ def _spread(mean: float | None, spread: float | None) -> str:
 
 
 def _steering_table(steering: "InstructionSteering") -> Table:
-    table = Table(title=f"the right instruction is worth {steering.gain:+.2f} points", title_justify="left")
+    table = Table(title=f"the right instruction is worth {steering.gain:+.2f} points", title_justify="left", box=SIMPLE)
     table.add_column("task")
     for name in ("own instruction", "the other's"):
         table.add_column(name, justify="right")

@@ -1,0 +1,171 @@
+"""Laws of `promptembedder evaluate`."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from promptembedder import PromptEmbedder
+from promptembedder.evaluation import score_tasks
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+
+COLOURS, SIZES = ("red", "blue"), ("large", "small", "tiny", "huge")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path.name
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    """A similarity task of 12 pairs and two classification tasks over 16 texts."""
+    pairs = [{"sentence1": f"a {row}", "sentence2": f"b {row * row}", "score": row % 6} for row in range(12)]
+    texts = [
+        {"text": f"{colour} {size} {row}", "label": colour, "size": size, "split": split}
+        for split in ("train", "test")
+        for row in range(2)
+        for colour in COLOURS
+        for size in SIZES
+    ]
+    rows = {"files": {"rows": write_rows(tmp_path / "rows.jsonl", texts)}, "split": "test", "train_split": "train"}
+    tasks = [
+        {
+            **{"name": "Pairs[1]", "type": "sts", "metric": "cosine_spearman", "instruction": "Compare"},
+            "files": {"pairs": write_rows(tmp_path / "pairs.jsonl", pairs)},
+        },
+        {"name": "Colour", "type": "classification", "metric": "accuracy", "instruction": "Which colour?", **rows},
+        {
+            **{"name": "Size", "type": "classification", "metric": "accuracy", "instruction": "Which size?", **rows},
+            "label_field": "size",
+        },
+    ]
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+def test_the_last_line_of_stdout_holds_the_scores_of_the_library(run: Run, saved_model: Path, task_file: Path) -> None:
+    from promptembedder.evaluation import read_tasks, subsample
+
+    result = run("evaluate", saved_model, "--tasks", task_file, "--limit", 8, "--seed", 3, "--json")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)  # nothing else is on stdout
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    expected = score_tasks(model, [subsample(task, 8, seed=3) for task in read_tasks(task_file)])
+    assert [(score["task"], score["score"]) for score in said["scores"]] == [(one.task, one.score) for one in expected]
+    assert said["mean"] == pytest.approx(sum(one.score for one in expected) / 3)
+    assert {(score["rows"], score["limit"], score["seed"]) for score in said["scores"]} == {(8, 8, 3)}
+    assert said["tokens"] == sum(one.tokens or 0 for one in expected)
+    assert said["steering"] == []
+
+
+def test_people_are_shown_a_table(run: Run, saved_model: Path, task_file: Path) -> None:
+    result = run("evaluate", saved_model, "--tasks", task_file, "--only", "Pairs[1]", "--limit", 8)
+    assert result.exit_code == 0
+    for words in ("Pairs[1]", "sts", "cosine_spearman", "8 of 12", "mean"):
+        assert words in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_results_file_records_what_the_scores_hang_on(
+    run: Run, saved_model: Path, task_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.json"
+    words = ("evaluate", saved_model, "--tasks", task_file, "--only", "Colour", "-o", output, "--max-length", 5)
+    result = run(*words, "--batch-size", 3, "--json")
+    content = json.loads(output.read_text(encoding="utf-8"))
+    manifest = (saved_model / "promptembedder.json").read_bytes()
+    assert content["model_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert content["data_sha256"] == {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in (task_file, tmp_path / "rows.jsonl")
+    }
+    assert (content["max_length"], content["options"]["batch_size"], content["options"]["limit"]) == (5, 3, None)
+    assert content["options"]["tasks"] == str(task_file)
+    assert {"provenance", "versions", "machine", "seconds", "tokens", "command", "mean"} <= set(content)
+    (score,) = content["scores"]
+    assert (score["instruction"], score["metric"], score["rows"]) == ("Which colour?", "accuracy", 16)
+    assert score["details"]["accuracy"] == pytest.approx(score["score"] / 100)
+    del score["details"]
+    assert json.loads(result.stdout) == content
+
+
+def test_paraphrases_give_mean_spread_and_the_worth_of_the_right_instruction(
+    run: Run, saved_model: Path, task_file: Path
+) -> None:
+    result = run("evaluate", saved_model, "--tasks", task_file, "--limit", 8, "--paraphrases", "--json")
+    said = json.loads(result.stdout)
+    assert all(len(score["wording_scores"]) == 3 for score in said["scores"])
+    assert all(score["mean"] is not None and score["spread"] >= 0 for score in said["scores"])
+    (steering,) = said["steering"]
+    own = {score["task"]: score["score"] for score in said["scores"]}
+    assert (steering["coarse"], steering["fine"]) == ("Colour", "Size")
+    assert (steering["coarse_own"], steering["fine_own"]) == pytest.approx((own["Colour"], own["Size"]))
+    assert "±" in result.stderr
+    assert "the right instruction is worth" in result.stderr
+
+
+def test_a_model_that_takes_no_instructions_gets_none(
+    run: Run, saved_model: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from promptembedder import models
+
+    def opened(name: str, **_: Any) -> models.OpenedModel:
+        model = PromptEmbedder.from_pretrained(name, device="cpu")
+        return models.OpenedModel(name=name, model=model, takes_instructions=False)
+
+    monkeypatch.setattr(models, "open_model", opened)
+    result = run("evaluate", saved_model, "--tasks", task_file, "--only", "Colour", "--paraphrases", "--json")
+    (score,) = json.loads(result.stdout)["scores"]
+    assert score["instruction"] is None
+    assert score["wording_scores"] == {}
+    assert "takes no instructions" in result.stderr
+
+
+def test_bad_input_is_one_line_and_exit_code_2_before_a_model_is_loaded(
+    refused: Refused, saved_model: Path, task_file: Path, tmp_path: Path, loaded: list[PromptEmbedder]
+) -> None:
+    words = ("evaluate", saved_model, "--tasks")
+    assert "cannot be read" in refused(*words, tmp_path / "nowhere.json")
+    assert "mteb has no task 'Banking77'" in refused(*words, "Banking77")
+    assert "no task is named" in refused(*words, ",")
+    assert "--limit and --only are for task files" in refused(*words, "STS12", "--limit", 10)
+    assert "has no task 'Coulour'. Did you mean 'Colour'" in refused(*words, task_file, "--only", "Coulour")
+    assert "limit 13 is more than Pairs[1] has: 12 rows" in refused(*words, task_file, "--limit", 13)
+    assert "in a folder that exists" in refused(*words, task_file, "-o", tmp_path / "no" / "out.json")
+    assert "in a folder that exists" in refused(*words, task_file, "-o", tmp_path)
+    task_file.write_text(json.dumps([{**json.loads(task_file.read_text())[0], "metric": "ndcg_at_10"}]))
+    assert "no metric of sts" in refused(*words, task_file)
+    assert loaded == []
+
+
+def test_a_model_that_is_none_is_refused(refused: Refused, task_file: Path, tmp_path: Path) -> None:
+    assert "nowhere" in refused("evaluate", tmp_path / "nowhere", "--tasks", task_file)
+
+
+def test_without_mteb_the_install_line_is_shown(
+    refused: Refused, saved_model: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from promptembedder import evaluation
+
+    def missing(name: str, *, extra: str) -> None:
+        raise ImportError(f'{name} is not installed. Run: pip install "promptembedder[{extra}]"')
+
+    monkeypatch.setattr(evaluation, "require", missing)
+    assert 'pip install "promptembedder[eval]"' in refused("evaluate", saved_model, "--tasks", task_file)
+
+
+def test_a_file_of_options_does_what_the_options_do(
+    run: Run, saved_model: Path, task_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "evaluate.yaml"
+    content = {"model": str(saved_model), "tasks": str(task_file), "only": ["Colour"], "limit": 8, "seed": 1}
+    config.write_text(json.dumps(content))
+    said = json.loads(run("evaluate", "--config", config, "--seed", 2, "--json").stdout)
+    assert [(score["task"], score["limit"], score["seed"]) for score in said["scores"]] == [("Colour", 8, 2)]
