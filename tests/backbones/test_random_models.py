@@ -58,3 +58,14 @@ def test_the_random_tokenizer_gives_back_any_text() -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("smollm2-135m", 0.135), ("llama-1b", 1.236), ("llama-7b", 6.738), ("qwen3-8b", 8.191)]
+)
+def test_a_real_shape_has_the_real_size_and_is_made_on_the_device_asked_for(name: str, billions: float) -> None:
+    """On the way over the CPU a 7B model would take 13 GB there, and minutes."""
+    with torch.device("meta"):
+        model = random_model(name, layers=None, dtype=torch.bfloat16)
+    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
+    assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("meta", torch.bfloat16)}

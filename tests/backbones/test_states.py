@@ -1,12 +1,22 @@
 """Reading a text once and going on from there is the same as reading everything at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from promptembedder.backbones import Backbone, TextStates, joined_states, read_after, read_embeddings, read_text
+from promptembedder.backbones import (
+    Backbone,
+    TextStates,
+    joined_states,
+    read_after,
+    read_embeddings,
+    read_text,
+    read_tokens,
+)
 from promptembedder.nn import left_padded, text_positions
 
 LENGTHS = [5, 20, 0, 1, 11]  # 20 and 11 are longer than Gemma's sliding window of 8
@@ -34,14 +44,45 @@ def soft_tokens(backbone: Backbone, count: int, *, seed: int = 1) -> Tensor:
     return backbone.table_norm * soft / soft.norm(dim=-1, keepdim=True)
 
 
-def read_slowly(backbone: Backbone, ids: Tensor, mask: Tensor, soft: Tensor) -> Tensor:
+def additions_of(backbone: Backbone, count: int, layers: tuple[int, ...] = (0, 2)) -> dict[int, Tensor]:
+    """About as large as the states they are added to, so that a wrong one shows."""
+    return {layer: 0.5 * soft_tokens(backbone, count, seed=10 + layer) for layer in layers}
+
+
+@contextmanager
+def added_by_hand(backbone: Backbone, additions: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add to what the module below hands on, at its last places: not the way of the source, and for one text."""
+    decoder = backbone.decoder
+    layers = decoder.h if hasattr(decoder, "h") else decoder.layers
+
+    def add_to(addition: Tensor) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            changed = torch.cat([states[:, :-PROMPT], states[:, -PROMPT:] + addition], dim=1)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    handles = [layers[i - 1].register_forward_hook(add_to(addition)) for i, addition in additions.items() if i]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def read_slowly(
+    backbone: Backbone, ids: Tensor, mask: Tensor, soft: Tensor, additions: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """The plain reference: each text alone, unpadded, in one pass with its soft tokens; no cache, eager attention."""
     rows = []
     before = backbone.decoder.config._attn_implementation
     backbone.decoder.set_attn_implementation("eager")
-    for row, keep, after in zip(ids, mask, soft, strict=True):
+    for i, (row, keep, after) in enumerate(zip(ids, mask, soft, strict=True)):
+        own = {layer: addition[i] for layer, addition in (additions or {}).items()}
         text = backbone.model.get_input_embeddings()(row[keep == 1])
-        output = backbone.decoder(inputs_embeds=torch.cat([text, after])[None], use_cache=False)
+        # nothing but GPT-2's positions comes between the input and layer 0, and they are added too
+        inputs = torch.cat([text, after + own.get(0, 0.0)])
+        with added_by_hand(backbone, own):
+            output = backbone.decoder(inputs_embeds=inputs[None], use_cache=False)
         rows.append(output.last_hidden_state[0, -PROMPT:])
     backbone.decoder.set_attn_implementation(before)
     return torch.stack(rows)
@@ -176,3 +217,133 @@ def test_a_bfloat16_decoder_takes_float32_soft_tokens(new_backbone: NewBackbone)
     after.float().square().sum().backward()
     assert soft.grad is not None
     assert soft.grad.dtype == torch.float32
+
+
+# -- additions to the states of deeper layers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [(1,), (2,), (0, 1, 2)])
+def test_additions_after_a_text_that_was_read_equal_one_full_pass_with_them_made_by_hand(
+    backbone: Backbone, layers: tuple[int, ...]
+) -> None:
+    ids, mask = texts_of(LENGTHS)
+    soft, additions = soft_tokens(backbone, len(ids)), additions_of(backbone, len(ids), layers)
+    states = read_text(backbone.decoder, ids, mask)
+    after = read_after(backbone.decoder, states, soft, additions)
+    torch.testing.assert_close(after, read_slowly(backbone, ids, mask, soft, additions), atol=1e-5, rtol=0)
+    assert float((after - read_after(backbone.decoder, states, soft)).abs().amax(dim=(1, 2)).min()) > 1e-3
+
+
+def test_the_gradient_of_additions_equals_that_of_one_full_pass(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    weights = torch.randn(len(ids), PROMPT, backbone.dim, generator=torch.Generator().manual_seed(2))
+    leaves = []
+    for read in ("fast", "slow"):
+        soft = soft_tokens(backbone, len(ids)).requires_grad_()
+        additions = {layer: each.requires_grad_() for layer, each in additions_of(backbone, len(ids)).items()}
+        if read == "fast":
+            after = read_after(backbone.decoder, read_text(backbone.decoder, ids, mask), soft, additions)
+        else:
+            after = read_slowly(backbone, ids, mask, soft, additions)
+        (weights * after).sum().backward()
+        leaves.append([soft, *additions.values()])
+    for fast, slow in zip(*leaves, strict=True):
+        assert slow.grad is not None
+        assert fast.grad is not None
+        assert float(slow.grad.abs().max()) > 1e-3
+        torch.testing.assert_close(fast.grad, slow.grad, atol=1e-5 * float(slow.grad.abs().max()), rtol=0)
+
+
+def test_additions_leave_the_states_of_the_text_alone(backbone: Backbone) -> None:
+    """Other instructions go on from the same states, and reading another text after them must not see the additions."""
+    ids, mask = texts_of(LENGTHS)
+    states = read_text(backbone.decoder, ids, mask)
+    kept = [tensor.clone() for tensor in (*states.keys, *states.values)]
+    soft = soft_tokens(backbone, len(ids))
+    plain = read_after(backbone.decoder, states, soft)
+    read_after(backbone.decoder, states, soft, additions_of(backbone, len(ids)))
+    assert all(torch.equal(*pair) for pair in zip((*states.keys, *states.values), kept, strict=True))
+    again = read_text(backbone.decoder, ids, mask)
+    assert all(torch.equal(*pair) for pair in zip((*again.keys, *again.values), kept, strict=True))
+    assert torch.equal(read_after(backbone.decoder, states, soft), plain)
+
+
+def test_additions_follow_a_batch_of_empty_texts_too(backbone: Backbone) -> None:
+    ids, mask = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)
+    soft, additions = soft_tokens(backbone, 2), additions_of(backbone, 2)
+    after = read_after(backbone.decoder, read_text(backbone.decoder, ids, mask), soft, additions)
+    torch.testing.assert_close(after, read_slowly(backbone, ids, mask, soft, additions), atol=1e-5, rtol=0)
+
+
+# -- one plain pass over tokens ---------------------------------------------------------------------------------------
+
+SHORT = [5, 3, 0, 1, 4]  # within Gemma's window, so that everything may look at everything
+
+
+def with_last_token_changed(ids: Tensor) -> Tensor:
+    return torch.cat([ids[:, :-1], (ids[:, -1:] + 7) % 250], dim=1)
+
+
+def seen_by_all(backbone: Backbone, row: Tensor) -> Tensor:
+    """The plain reference: one unpadded text, every token of which may look at every other."""
+    before = backbone.decoder.config._attn_implementation
+    backbone.decoder.set_attn_implementation("eager")
+    everything = torch.zeros(1, 1, len(row), len(row))  # what eager attention adds to its scores: nothing
+    states = backbone.decoder(input_ids=row[None], attention_mask=everything, use_cache=False).last_hidden_state[0]
+    backbone.decoder.set_attn_implementation(before)
+    return states
+
+
+def test_a_causal_pass_over_tokens_is_that_of_each_text_alone(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    found = read_tokens(backbone.decoder, ids, mask, bidirectional=False)
+    for row, keep, states in zip(ids, mask, found, strict=True):
+        if keep.any():
+            slow = backbone.decoder(input_ids=row[keep == 1][None], use_cache=False).last_hidden_state[0]
+            torch.testing.assert_close(states[keep == 1], slow, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_bidirectional_pass_lets_every_token_look_at_its_whole_text(backbone: Backbone, trains: bool) -> None:
+    backbone.model.requires_grad_(trains)
+    ids, mask = texts_of(SHORT)
+    found = read_tokens(backbone.decoder, ids, mask, bidirectional=True)
+    for row, keep, states in zip(ids, mask, found, strict=True):
+        if keep.any():
+            slow = seen_by_all(backbone, row[keep == 1])
+            torch.testing.assert_close(states[keep == 1], slow, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("length", [6, 40])
+def test_the_last_token_changes_the_first_state_if_and_only_if_it_may_be_seen(
+    backbone: Backbone, trains: bool, length: int
+) -> None:
+    """Texts of one length need no mask; in training, the attention for few queries took that for a causal pass."""
+    backbone.model.requires_grad_(trains)
+    ids, mask = texts_of([length, length])
+    for bidirectional in (True, False):
+        one, other = (
+            read_tokens(backbone.decoder, some, mask, bidirectional=bidirectional)[:, 0].detach()
+            for some in (ids, with_last_token_changed(ids))
+        )
+        assert (float((one - other).abs().max()) > 1e-4) == bidirectional
+
+
+def test_a_bidirectional_pass_does_not_make_the_next_one_bidirectional(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    before = read_tokens(backbone.decoder, ids, mask, bidirectional=False)
+    read_tokens(backbone.decoder, ids, mask, bidirectional=True)
+    assert torch.equal(read_tokens(backbone.decoder, ids, mask, bidirectional=False), before)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_pass_over_tokens_takes_empty_texts_and_passes_gradients_on(backbone: Backbone, bidirectional: bool) -> None:
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    empty = read_tokens(backbone.decoder, nothing, nothing, bidirectional=bidirectional)
+    assert empty.shape == (2, 0, backbone.dim)
+    backbone.model.requires_grad_(True)
+    ids, mask = texts_of(LENGTHS)
+    read_tokens(backbone.decoder, ids, mask, bidirectional=bidirectional)[mask == 1].square().sum().backward()
+    without = [name for name, weight in backbone.decoder.named_parameters() if weight.grad is None]
+    assert without == []

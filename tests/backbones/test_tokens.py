@@ -99,3 +99,53 @@ def test_empty_texts_are_rows_without_tokens() -> None:
 def test_no_texts_are_a_batch_without_rows() -> None:
     batch = PLAIN.tokenize([], max_length=9)
     assert (batch.ids.shape, batch.mask.shape, batch.truncated) == ((0, 0), (0, 0), 0)
+
+
+# -- what is put around a text ----------------------------------------------------------------------------------------
+
+
+def texts_in(batch: Any) -> list[list[int]]:
+    """The ids that the batch says are the text's own."""
+    rows = zip(batch.ids.tolist(), batch.text_mask.tolist(), strict=True)
+    return [[token for token, one in zip(ids, mask, strict=True) if one] for ids, mask in rows]
+
+
+@given(TEXTS, st.integers(0, 12))
+def test_head_and_tail_stand_whole_around_a_text_that_has_a_length_of_its_own(texts: list[str], length: int) -> None:
+    heads, tails = ([f"{sign}{place} " for place in range(len(texts))] for sign in "<>")
+    batch = WITH_BOS.tokenize(texts, max_length=200, text_length=length, heads=heads, tails=tails)
+    kept = [byte_ids(text)[:length] for text in texts]
+    whole = [[BOS, *byte_ids(h), *own, *byte_ids(t)] for h, own, t in zip(heads, kept, tails, strict=True)]
+    assert kept_ids(batch) == whole
+    assert texts_in(batch) == kept
+    assert batch.truncated == sum(len(text.encode()) > length for text in texts)
+    assert batch.ids.shape == batch.mask.shape == batch.text_mask.shape
+
+
+@given(TEXTS, st.integers(1, 30))
+def test_where_all_three_do_not_fit_the_text_gives_way(texts: list[str], limit: int) -> None:
+    heads, tails = ["ask "] * len(texts), [" !"] * len(texts)
+    batch = WITH_BOS.tokenize(texts, max_length=limit, text_length=9, heads=heads, tails=tails)
+    rooms = max(limit - 1 - 4 - 2, 0)
+    for text, ids in zip(texts, kept_ids(batch), strict=True):
+        own = byte_ids(text)[: min(rooms, 9)]
+        assert ids == [BOS, *byte_ids("ask "), *own, *byte_ids(" !")][:limit]
+    assert texts_in(batch) == [byte_ids(text)[: min(rooms, 9)] for text in texts]
+    assert batch.truncated == sum(len(text.encode()) > min(rooms, 9) for text in texts)
+
+
+@given(TEXTS, st.integers(1, 12))
+def test_with_nothing_around_it_all_but_the_begin_of_sequence_token_is_the_text(texts: list[str], limit: int) -> None:
+    batch = WITH_BOS.tokenize(texts, max_length=limit)
+    assert texts_in(batch) == [byte_ids(text)[: limit - 1] for text in texts]
+    assert all(mask == sorted(mask) for mask in batch.text_mask.tolist())
+
+
+def test_a_special_tokens_string_in_a_head_or_tail_is_text() -> None:
+    batch = PLAIN.tokenize(["a"], max_length=99, heads=["<|end|>"], tails=["<|start|>"])
+    assert kept_ids(batch) == [[*byte_ids("<|end|>"), *byte_ids("a"), *byte_ids("<|start|>")]]
+
+
+def test_no_texts_within_heads_are_a_batch_without_rows() -> None:
+    batch = PLAIN.tokenize([], max_length=9, heads=[], tails=[])
+    assert batch.ids.shape == batch.mask.shape == batch.text_mask.shape == (0, 0)

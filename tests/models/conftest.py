@@ -1,15 +1,17 @@
 """The method once more, slow and plain: one text at a time, no cache, no padding, no mask."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from promptembedder import PromptEmbedder
-from promptembedder.models import Prompter
+from promptembedder import ModelConfig, PromptEmbedder
+from promptembedder.backbones import Backbone
+from promptembedder.models import BaselineConfig, BaselineEmbedder, Prompter, SoftTokenEncoder
 from promptembedder.nn import RelaxedTokens, norm_match, relaxation_weights
 
 TEXTS = [
@@ -60,26 +62,54 @@ def generated_slowly(prompter: Prompter, prompt: str) -> RelaxedTokens:
     return RelaxedTokens(anchored, torch.stack(weights, dim=1) if weights else None)
 
 
+@contextmanager
+def added_by_hand(decoder: PreTrainedModel, additions: Mapping[int, Tensor]) -> Iterator[None]:
+    """Add to what the layer below hands on, at its last places; not by the way of the source."""
+    layers = decoder.h if hasattr(decoder, "h") else decoder.layers
+
+    def add_to(addition: Tensor) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, __: Any, states: Tensor) -> Tensor:
+            return torch.cat([states[:, : -len(addition)], states[:, -len(addition) :] + addition], dim=1)
+
+        return hook
+
+    handles = [layers[i - 1].register_forward_hook(add_to(addition)) for i, addition in additions.items()]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
+    """Unit vector of one text with the soft tokens [prompt, levels * dim], from one full pass over both."""
+    settings, reader = encoder.settings, encoder.reader
+    count, width = len(soft), reader.dim
+    inputs, deeper = soft[:, :width], soft[:, width:]
+    deep_layers = [
+        layer for layer in range(1, reader.ref.layers) if settings.deep_every and layer % settings.deep_every == 0
+    ]
+    additions = {layer: deeper[:, i * width : (i + 1) * width] for i, layer in enumerate(deep_layers)}
+    ids = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length).ids[0]
+    text_inputs = reader.model.get_input_embeddings()(ids)
+    parts = [text_inputs, inputs] if settings.placement == "suffix" else [inputs, text_inputs]
+    with eagerly(reader.decoder), added_by_hand(reader.decoder, additions):
+        states = reader.decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state[0]
+    if settings.placement == "suffix":
+        states = states[-count:]
+    elif len(ids):
+        states = states[count:]
+    pooled = states.mean(dim=0) if settings.pooling == "mean" else states[-1]
+    if encoder.head is not None:
+        pooled = pooled / pooled.square().mean().sqrt()
+        pooled = pooled + pooled @ encoder.head.weight + encoder.head.bias
+    return pooled / pooled.norm()
+
+
 def embedded_slowly(model: PromptEmbedder, texts: Sequence[str], instruction: str) -> Tensor:
     """Unit vectors of the texts under the instruction, each from one full pass over [text; soft tokens]."""
     encoder = model.encoder
-    settings, reader = encoder.settings, encoder.reader
-    prompt = settings.prompter.template.replace("{instruction}", instruction)
+    prompt = encoder.settings.prompter.template.replace("{instruction}", instruction)
     soft = encoder.align(generated_slowly(encoder.prompter, prompt))[0]
-    vectors = []
-    with eagerly(reader.decoder):
-        for text in texts:
-            ids = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length).ids[0]
-            text_inputs = reader.model.get_input_embeddings()(ids)
-            parts = [text_inputs, soft] if settings.placement == "suffix" else [soft, text_inputs]
-            states = reader.decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state[0]
-            if settings.placement == "suffix":
-                states = states[-len(soft) :]
-            elif len(ids):
-                states = states[len(soft) :]
-            pooled = states.mean(dim=0) if settings.pooling == "mean" else states[-1]
-            vectors.append(pooled / pooled.norm())
-    return torch.stack(vectors)
+    return torch.stack([vector_slowly(encoder, text, soft) for text in texts])
 
 
 @pytest.fixture
@@ -90,3 +120,36 @@ def slow_tokens() -> Callable[[Prompter, str], RelaxedTokens]:
 @pytest.fixture
 def slow_vectors() -> Callable[[PromptEmbedder, Sequence[str], str], Tensor]:
     return embedded_slowly
+
+
+@pytest.fixture
+def slow_vector() -> Callable[[SoftTokenEncoder, str, Tensor], Tensor]:
+    return vector_slowly
+
+
+@pytest.fixture
+def new_baseline(new_config: Callable[..., ModelConfig]) -> Callable[..., BaselineEmbedder]:
+    """Makes a tiny baseline: `new_baseline("static", "tiny-gpt2", model={"head": True}, wordings=(("find",),))`.
+
+    Its trained weights are moved away from their start, unless `moved=False`.
+    """
+
+    def made(
+        kind: str,
+        name: str = "tiny-llama",
+        *,
+        model: Mapping[str, Any] | None = None,
+        reader: Backbone | None = None,
+        moved: bool = True,
+        **changes: Any,
+    ) -> BaselineEmbedder:
+        config = new_config(name, **(model or {}))
+        baseline = BaselineConfig(kind=kind, lora_rank=4, lora_alpha=8, **changes)
+        made = BaselineEmbedder.create(config, baseline, reader=reader, device="cpu")
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in made.text_encoder.trained_weights() if moved else ():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+        return made
+
+    return made

@@ -2,6 +2,7 @@
 
 from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
 from promptembedder.backbones.gguf import converted_gguf
+from promptembedder.backbones.layers import decoder_layers
 from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.quirks import Quirks, quirks_of
@@ -30,6 +31,7 @@ __all__ = [
     "TextTokenizer",
     "TokenBatch",
     "converted_gguf",
+    "decoder_layers",
     "default_cache_folder",
     "find_source",
     "joined_states",

@@ -65,6 +65,8 @@ def _attention_forward(
     softcap = kwargs.get("softcap")
     if is_few or softcap is not None:  # torch's fused attention knows no cap
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        if attention_mask is None and kwargs.get("is_causal") is False:  # bidirectional, and nothing is padded
+            attention_mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
         output = few_query_attention(query, key, value, mask=attention_mask, scaling=scale, softcap=softcap)
         return output.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

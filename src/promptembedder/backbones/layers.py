@@ -24,6 +24,7 @@ class _Additions(threading.local):
 
 
 _additions = _Additions()
+_hooking = threading.Lock()
 
 
 def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
@@ -46,10 +47,11 @@ def added_states(decoder: PreTrainedModel, additions: Mapping[int, Float[Tensor,
         yield
         return
     layers = decoder_layers(decoder)
-    for layer in layers:
-        if not hasattr(layer, _HOOKED):
-            layer.register_forward_pre_hook(_add)
-            setattr(layer, _HOOKED, True)
+    with _hooking:  # two hooks on a layer would add twice
+        for layer in layers:
+            if not hasattr(layer, _HOOKED):
+                layer.register_forward_pre_hook(_add)
+                setattr(layer, _HOOKED, True)
     _additions.by_layer = {id(layers[i]): addition for i, addition in additions.items()}
     try:
         yield

@@ -78,8 +78,37 @@ def _smollm2_135m() -> PretrainedConfig:
     )
 
 
+def _llama_1b() -> PretrainedConfig:
+    """Llama 3.2 1B."""
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    )
+
+
 def _llama_7b() -> PretrainedConfig:
     return LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+
+
+def _qwen3_8b() -> PretrainedConfig:
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=False,
+    )
 
 
 RANDOM_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
@@ -89,12 +118,16 @@ RANDOM_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     "tiny-gpt2": _tiny_gpt2,
     "tiny-phi3": _tiny_phi3,
     "smollm2-135m": _smollm2_135m,
+    "llama-1b": _llama_1b,
     "llama-7b": _llama_7b,
+    "qwen3-8b": _qwen3_8b,
 }
 
 
 def random_model(name: str, *, layers: int | None, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
     """A causal LM of the shape `name` with weights drawn from `seed`; the caller's random state is left alone.
+
+    Inside `with torch.device(...)` the weights are made right there, in `dtype`; a large shape never visits the CPU.
 
     Raises:
         BackboneError: No shape has this name.

@@ -2,6 +2,7 @@
 
 import typer
 
+from promptembedder.cli.bench import bench
 from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
 from promptembedder.cli.embed import embed
@@ -30,6 +31,7 @@ def _program() -> None:
 for command in (quickstart, train, evaluate, embed, search, info):
     app.command()(command)
 app.command("compile")(compile_)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-__all__ = ["ConfigOption", "JsonOption"]
+__all__ = ["ConfigOption", "JsonOption", "words"]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
@@ -50,3 +50,9 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+
+
+def words(listed: str) -> list[str]:
+    """The words of an option that holds several, separated by commas."""
+    # a list in a --config file arrives as its Python text
+    return [word.strip(" '\"") for word in listed.strip("[]() ").split(",") if word.strip(" '\"")]

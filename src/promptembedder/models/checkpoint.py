@@ -27,6 +27,7 @@ from promptembedder.storage import (
 
 __all__ = ["backbone_ref", "load_parts", "restore_parts", "same_backbone", "save_parts"]
 
+KIND = "promptembedder"
 PROMPTER_FILE = "prompter.safetensors"
 ALIGNMENT_FILE = "alignment.safetensors"
 SOFT_TOKENS_FILE = "soft_tokens.safetensors"
@@ -52,6 +53,7 @@ def save_parts(folder: Path, parts: Parts) -> None:
         files.append(SOFT_TOKENS_FILE)
         save_tensors(folder / SOFT_TOKENS_FILE, {"soft_tokens": torch.stack(list(parts.compiled.values()))})
     manifest = Manifest(
+        kind=KIND,
         config=to_mapping(parts.config),
         backbones={"prompter": backbone_ref(parts.prompter.backbone), "reader": backbone_ref(parts.reader)},
         instructions=list(parts.compiled),
@@ -68,15 +70,17 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
         with_prompter: False leaves the prompter out: compiled instructions only, half the memory.
 
     Raises:
-        ModelFormatError: The folder is torn, of a newer format, or a backbone's weights have changed since.
+        ModelFormatError: The folder is torn, of a newer format, holds a baseline, or a backbone's weights have changed.
         BackboneError: A backbone is missing.
     """
     manifest = read_manifest(folder)
+    if manifest.kind != KIND:
+        raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a {KIND}. Open it with open_model.")
     config = from_mapping(ModelConfig, manifest.config)
     reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     found = load_tensors(folder / ALIGNMENT_FILE)
     alignment = _new_alignment(found, config.alignment.kind, reader.dim)
-    dim_p = found["deep.weight"].shape[1] if "deep.weight" in found else 0
+    dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0
     deep = new_deep_alignment(config, dim_p, reader)
     head = IdentityStartLinear(reader.dim) if config.head else None
     prompter = None

@@ -57,6 +57,7 @@ class ModelConfig:
         conditioning: The prompter reads the `instruction`, or `instruction_and_text`.
         deep_every: Soft tokens also enter each such layer of the reader, through an alignment of its own; 0: the input
             alone.
+        deep_rank: Rank of the alignments of the deeper layers.
         head: A trained linear map on the pooled state; it starts as the identity.
         pooling: Over the states at the soft tokens (`prefix`: at the text): `mean` or `last`.
         max_seq_length: Tokens of a text that are read; the rest is cut and counted.
@@ -70,7 +71,8 @@ class ModelConfig:
     num_soft_tokens: int = 5
     placement: str = "suffix"
     conditioning: str = "instruction"
-    deep_every: int = 0
+    deep_every: int = 1
+    deep_rank: int = 64
     head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
@@ -84,6 +86,8 @@ class ModelConfig:
         _choose("placement", self.placement, PLACEMENTS)
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
+        if self.deep_rank < 1:
+            raise ConfigError(f"deep_rank must be at least 1, got {self.deep_rank}. Try 64.")
         if self.deep_every < 0:
             raise ConfigError(f"deep_every must not be negative, got {self.deep_every}. Try 0, or 1 for every layer.")
         if self.deep_every and self.placement != "suffix":

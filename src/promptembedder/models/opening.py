@@ -53,7 +53,7 @@ def open_model(name: str, *, cache_folder: Path | None = None, device: str | Non
         ConfigError: A frozen way is unknown.
     """
     if name.startswith("frozen:"):
-        return _frozen(name, cache_folder)
+        return _frozen(name, cache_folder, device)
     folder = Path(name)
     if (folder / MANIFEST_NAME).is_file():
         is_baseline = read_manifest(folder).kind == BASELINE_KIND
@@ -67,13 +67,15 @@ def open_model(name: str, *, cache_folder: Path | None = None, device: str | Non
     return _foreign(name, device)
 
 
-def _frozen(name: str, cache_folder: Path | None) -> OpenedModel:
+def _frozen(name: str, cache_folder: Path | None, device: str | None) -> OpenedModel:
     way, _, backbone = name.removeprefix("frozen:").partition(":")
     if way not in FROZEN_WAYS or not backbone:
         raise ConfigError(f"cannot read {name!r}. Write frozen:WAY:BACKBONE, WAY one of {', '.join(FROZEN_WAYS)}.")
     pooling, template = FROZEN_WAYS[way]
     reader = load_backbone(BackboneConfig(source=backbone), head=False, cache_folder=cache_folder)
     model = frozen_pooling(reader, pooling=pooling, template=template)
+    if device is not None:
+        model = model.to(device)
     provenance = {"reader": reader.ref.fingerprint}
     return OpenedModel(name=name, model=model, takes_instructions=True, provenance=provenance)
 
@@ -91,8 +93,8 @@ def _foreign(name: str, device: str | None) -> OpenedModel:
         raise ModelFormatError(f"{name} does not exist. Check the path.")
     try:
         model = SentenceTransformer(str(folder or name), device=device)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFormatError(f"cannot open {name!r} as a sentence-transformers model: {reason}") from error
     return OpenedModel(name=name, model=model, takes_instructions=False, provenance=provenance)
 

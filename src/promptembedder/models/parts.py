@@ -59,18 +59,20 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
         config=config,
         reader=reader,
         alignment=alignment,
-        deep=new_deep_alignment(config, backbone.dim, reader),
+        deep=new_deep_alignment(config, backbone.dim, reader, seed=seed),
         head=IdentityStartLinear(reader.dim) if config.head else None,
         prompter=prompter,
     )
 
 
-def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone) -> DeepAlignment | None:
+def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int = 0) -> DeepAlignment | None:
     """Untrained alignments of the deeper layers that `config` names; None if it names none."""
     depths = level_count(config, reader) - 1
     if depths == 0:
         return None
-    return DeepAlignment(dim_p=dim_p, dim_r=reader.dim, depths=depths, prompt=config.num_soft_tokens)
+    return DeepAlignment(
+        dim_p=dim_p, dim_r=reader.dim, depths=depths, prompt=config.num_soft_tokens, rank=config.deep_rank, seed=seed
+    )
 
 
 def new_prompter(backbone: Backbone, config: ModelConfig, *, seed: int = 0) -> Prompter:

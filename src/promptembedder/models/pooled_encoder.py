@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from promptembedder.backbones import Backbone, read_tokens
+from promptembedder.backbones import Backbone, decoder_layers, read_tokens
 from promptembedder.data import clean_text
 from promptembedder.models.adapters import add_lora
 from promptembedder.models.baseline_checkpoint import restore_baseline, save_baseline
@@ -38,9 +38,11 @@ class PooledEncoder(TextEncoder):
         if baseline.kind == "lora":
             add_lora(reader.model, rank=baseline.lora_rank, alpha=baseline.lora_alpha, seed=seed)
         elif baseline.kind == "full":
-            reader.model.requires_grad_(True)
+            reader.float().requires_grad_(True)  # an optimiser's steps are too small for bf16 weights
         if baseline.gradient_checkpointing:
-            reader.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # renamed in transformers 5.23, where the old name warns
+            enable = getattr(reader.model, "activation_checkpointing_enable", None)
+            (enable or reader.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Token ids of the texts within their template; no prompt leaves the instruction out."""
@@ -70,7 +72,8 @@ class PooledEncoder(TextEncoder):
         """Training mode reaches the reader's layers where it is needed: checkpointing happens in it alone."""
         super().train(mode)
         if self.baseline.gradient_checkpointing:
-            self.reader.model.train(mode)
+            for layer in decoder_layers(self.reader.decoder):
+                layer.training = mode  # and not what is inside: GPT-2 has dropout there
         return self
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:

@@ -13,6 +13,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.models.baseline_checkpoint import restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count
+from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.nn import left_padded, pooled, unit_vectors
 from promptembedder.shapes import Float, Tensor
 
@@ -30,13 +31,15 @@ class StaticEncoder(SoftTokenEncoder):
         super().__init__(settings, reader)
         if settings.placement != "suffix" or settings.conditioning != "instruction":
             raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
-        if not any(settings.default_instruction in one for one in baseline.wordings):
-            wordings = (*baseline.wordings, (settings.default_instruction,))
-            baseline = dataclasses.replace(baseline, wordings=wordings)
+        self._default = self.instruction_of(settings.default_instruction)
+        if not any(self._default in map(self.instruction_of, one) for one in baseline.wordings):
+            baseline = dataclasses.replace(baseline, wordings=(*baseline.wordings, (self._default,)))
         self.baseline = baseline
         shared = baseline.fallback == "shared"
-        self._set_of = {
-            wording: 0 if shared else place for place, one in enumerate(baseline.wordings) for wording in one
+        self._set_of = {  # by what `preprocess` makes of a wording, which data may give with blanks around it
+            self.instruction_of(wording): 0 if shared else place
+            for place, one in enumerate(baseline.wordings)
+            for wording in one
         }
         count = 1 if shared else len(baseline.wordings)
         start = reader.phrase_inputs(settings.prompter.anchor, settings.num_soft_tokens)
@@ -57,17 +60,29 @@ class StaticEncoder(SoftTokenEncoder):
 
     def set_of(self, instruction: str) -> int:
         """Number of the set of vectors that serves `instruction`."""
-        known = self._set_of.get(instruction)
+        known = self._set_of.get(self.instruction_of(instruction))
         if known is not None:
             return known
         if self.baseline.fallback == "nearest":
             return self._set_of[self.nearest(instruction)]
-        return 0 if self.baseline.fallback == "shared" else self._set_of[self.settings.default_instruction]
+        return 0 if self.baseline.fallback == "shared" else self._set_of[self._default]
+
+    def use_fallback(self, fallback: str) -> None:
+        """Serve unseen instructions another way; between `nearest` and `default`, which share their weights.
+
+        Raises:
+            ConfigError: It is one of the two ways that share no weights with the present one.
+        """
+        if "shared" in (fallback, self.baseline.fallback) and fallback != self.baseline.fallback:
+            raise ConfigError("fallback 'shared' has weights of its own. Train a model with it.")
+        self.baseline = dataclasses.replace(self.baseline, fallback=fallback)
+        self.store.forget()
 
     def nearest(self, instruction: str) -> str:
         """The seen wording that the frozen reader finds most like `instruction`."""
         seen = list(self._set_of)
-        features = self.reader.tokenizer.tokenize([instruction, *seen], max_length=256)
+        limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
+        features = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
         states = read_text(
             self.reader.decoder, *left_padded(features.ids.to(self.device), features.mask.to(self.device))
         )

@@ -28,19 +28,24 @@ class IdentityStartLinear(nn.Module):
 class DeepAlignment(nn.Module):
     """One linear alignment a deeper layer: what a relaxed token adds to its own state where it enters that layer.
 
-    All start at zero, so training begins at the model whose soft tokens enter at the input alone. Deep prompts are
-    those of P-tuning v2 (Liu et al. 2022, arXiv:2110.07602); here they are made from the generated tokens, come after
-    the text, and so leave the text's states alone.
+    A map is `down @ up[layer]`: the way down to `rank` numbers is shared, for there are few distinct tokens, and a full
+    matrix a layer would be most of a saved model. All start at zero, so training begins at the model whose soft tokens
+    enter at the input alone. Deep prompts are those of P-tuning v2 (Liu et al. 2022, arXiv:2110.07602); here they are
+    made from the generated tokens, come after the text, and so leave the text's states alone.
     """
 
-    def __init__(self, *, dim_p: int, dim_r: int, depths: int, prompt: int) -> None:
-        """Maps for `depths` layers and `prompt` soft tokens."""
+    def __init__(self, *, dim_p: int, dim_r: int, depths: int, prompt: int, rank: int, seed: int = 0) -> None:
+        """Maps for `depths` layers and `prompt` soft tokens; the way down starts at random, drawn from `seed`."""
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(depths, dim_p, dim_r))
+        rank = min(rank, dim_p)
+        generator = torch.Generator().manual_seed(seed)
+        # the factor dim_p / rank makes a step of the optimiser move the output as far as one of a full matrix would
+        self.down = nn.Parameter(torch.randn(dim_p, rank, generator=generator) * dim_p**0.5 / rank)
+        self.up = nn.Parameter(torch.zeros(depths, rank, dim_r))
         self.bias = nn.Parameter(torch.zeros(depths, prompt, dim_r))
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Additions for each depth side by side, width = depths * dim_r, float32."""
         unit = F.rms_norm(tokens.embeddings.float(), tokens.embeddings.shape[-1:])
-        additions = torch.einsum("bkp,lpr->bklr", unit, self.weight) + self.bias.transpose(0, 1)
+        additions = torch.einsum("bkp,lpr->bklr", unit @ self.down, self.up) + self.bias.transpose(0, 1)
         return additions.flatten(2)

@@ -26,6 +26,7 @@ class DataConfig:
         require_negative: Leave out the rows that have no negative of their own.
         limit: Rows of each task, drawn with the seed; None takes all.
         held_out: Rows of each task kept from training for the evaluation loss.
+        held_out_wordings: Last wordings of each task of a mixture kept from training.
     """
 
     mixture: str | None = None
@@ -41,6 +42,7 @@ class DataConfig:
     require_negative: bool = False
     limit: int | None = None
     held_out: int = 0
+    held_out_wordings: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("mixture", "pairs", "hub") if getattr(self, name) is not None]
@@ -50,8 +52,9 @@ class DataConfig:
             raise ConfigError(f"data.columns must name anchor, positive and maybe negative, got {list(self.columns)}.")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")
-        if self.held_out < 0:
-            raise ConfigError(f"data.held_out must not be negative, got {self.held_out}.")
+        for name in ("held_out", "held_out_wordings"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

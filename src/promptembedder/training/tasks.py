@@ -1,5 +1,6 @@
 """Training tasks as data sets of one shape each, with their wordings."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,18 @@ __all__ = ["TaskData", "TrainingData", "load_training_data", "task_data"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """One data set of the mixture: rows of one shape, wordings, and whether other rows are negatives."""
+    """One data set of the mixture: rows of one shape, wordings, and whether other rows are negatives.
+
+    Attributes:
+        unseen_instructions: Wordings that are kept from training.
+    """
 
     train: Dataset
     held_out: Dataset | None
     instructions: tuple[str, ...]
     document_instructions: tuple[str, ...]
     in_batch_negatives: bool
+    unseen_instructions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
     for task in listed:
         if config.tasks and task.name not in config.tasks:
             continue
-        tasks |= task_data(
+        parts = task_data(
             _file_pairs(task.file, config, seed),
             task.name,
             instructions=task.instructions,
@@ -120,7 +126,25 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
             held_out=config.held_out,
             seed=seed,
         )
+        tasks |= {name: _without_last_wordings(part, config.held_out_wordings, name) for name, part in parts.items()}
     return tasks
+
+
+def _without_last_wordings(task: TaskData, count: int, name: str) -> TaskData:
+    """The task with its last wordings kept from training."""
+    if count == 0:
+        return task
+    if count >= len(task.instructions):
+        raise ConfigError(
+            f"data.held_out_wordings is {count}, task {name!r} has {len(task.instructions)}: none is left to train on."
+        )
+    symmetric = task.document_instructions == task.instructions
+    return dataclasses.replace(
+        task,
+        instructions=task.instructions[:-count],
+        document_instructions=task.document_instructions[:-count] if symmetric else task.document_instructions,
+        unseen_instructions=task.instructions[-count:],
+    )
 
 
 def _file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:

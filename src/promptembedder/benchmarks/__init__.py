@@ -1,0 +1,35 @@
+"""Measurements of training, side by side with what the method is compared with."""
+
+from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
+from promptembedder.benchmarks.efficiency_methods import METHODS
+from promptembedder.benchmarks.efficiency_results import EfficiencyResult, write_efficiency
+from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
+from promptembedder.benchmarks.machine import fingerprint_of, machine_facts, versions
+from promptembedder.benchmarks.quality import QualityConfig, bench_quality
+from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
+from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, write_quality
+from promptembedder.benchmarks.quality_run import QualityRun
+from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
+
+__all__ = [
+    "METHODS",
+    "QUALITY_METHODS",
+    "EfficiencyProgress",
+    "EfficiencyResult",
+    "EfficiencySettings",
+    "QualityConfig",
+    "QualityRun",
+    "bench_quality",
+    "fingerprint_of",
+    "machine_facts",
+    "markdown_table",
+    "quality_content",
+    "quality_markdown",
+    "run_efficiency",
+    "versions",
+    "write_csv",
+    "write_efficiency",
+    "write_json",
+    "write_quality",
+    "write_text",
+]

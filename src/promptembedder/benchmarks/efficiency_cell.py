@@ -1,0 +1,91 @@
+"""One length and batch: every method's step, in rounds, so that what disturbs the machine disturbs all alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from promptembedder.benchmarks.efficiency_methods import StepModel
+from promptembedder.benchmarks.efficiency_step import StepMemory
+from promptembedder.benchmarks.efficiency_worker import StartWorker, Worker
+from promptembedder.benchmarks.memory import OutOfMemoryError, room_for
+
+__all__ = ["CellOutcome", "measure_cell"]
+
+
+@dataclass
+class CellOutcome:
+    """What was found for one method.
+
+    Attributes:
+        memory: None if it does not fit.
+        seconds: One a repeat; empty if it does not fit.
+    """
+
+    memory: StepMemory | None = None
+    seconds: list[float] = field(default_factory=list)
+
+
+def measure_cell(
+    models: Sequence[StepModel],
+    length: int,
+    batch: int,
+    *,
+    repeats: int,
+    limit_bytes: int | None,
+    start: StartWorker,
+    on_visit: Callable[[str], None],
+) -> dict[str, CellOutcome]:
+    """Memory and `repeats` times of a step of each method; with 0 repeats the memory alone.
+
+    The first round gives each method a fresh process, alone on the machine, whose memory is counted. If all of them
+    fit into memory together, one process a method then stays alive for the other rounds; else each visit starts anew.
+    Only one process computes at a time. Every other round goes backwards, so that a steady drift evens out.
+    """
+    outcomes = {model.method: CellOutcome() for model in models}
+    for model in models:
+        on_visit(model.method)
+        _first_visit(outcomes[model.method], start(model, limit_bytes), length, batch, timed=repeats > 0)
+    fitting = [model for model in models if outcomes[model.method].memory is not None]
+    stay = _fit_together([outcome.memory for outcome in outcomes.values() if outcome.memory], models)
+    alive: dict[str, Worker] = {}
+    try:
+        for turn in range(1, repeats):
+            for model in fitting if turn % 2 == 0 else reversed(fitting):
+                outcome = outcomes[model.method]
+                if outcome.memory is None:  # in an earlier round
+                    continue
+                on_visit(model.method)
+                worker = alive.get(model.method) or start(model, limit_bytes)
+                alive[model.method] = worker
+                _visit(outcome, worker, length, batch)
+                if not stay or outcome.memory is None:
+                    alive.pop(model.method).close()
+    finally:
+        for worker in alive.values():
+            worker.close()
+    return outcomes
+
+
+def _first_visit(outcome: CellOutcome, worker: Worker, length: int, batch: int, *, timed: bool) -> None:
+    try:
+        outcome.memory = worker.measure(length, batch)
+        if timed:
+            _visit(outcome, worker, length, batch)
+    except OutOfMemoryError:
+        pass  # no memory in the outcome says it
+    finally:
+        worker.close()
+
+
+def _visit(outcome: CellOutcome, worker: Worker, length: int, batch: int) -> None:
+    try:
+        outcome.seconds.append(worker.timed(length, batch))
+    except OutOfMemoryError:
+        outcome.memory, outcome.seconds = None, []
+
+
+def _fit_together(memories: Sequence[StepMemory], models: Sequence[StepModel]) -> bool:
+    """Whether all can rest while any one of them takes its step."""
+    if not memories:
+        return False
+    highest = max(memory.peak_bytes - memory.resting_bytes for memory in memories)
+    return sum(memory.resting_bytes for memory in memories) + max(highest, 0) <= room_for(models[0].device)

@@ -1,0 +1,143 @@
+"""The quality benchmark: every method on the same reader, data, batches and steps; then in the same time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from promptembedder.benchmarks.quality_methods import chosen_methods
+from promptembedder.benchmarks.quality_run import QualityRun, RunData, recipe_of, run_method
+from promptembedder.errors import ConfigError
+from promptembedder.evaluation import EvaluationTask, read_tasks, subsample
+
+__all__ = ["QualityConfig", "bench_quality"]
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What is compared, and on what.
+
+    Attributes:
+        mixture: Mixture file to train on.
+        tasks: Task file to score on.
+        readers: Frozen LLMs; the prompter is `prompter` for each.
+        methods: Names of `METHODS`.
+        timed: Of those, the ones trained once more for as long as the slowest LoRA took; names of `METHODS`.
+        steps: Optimiser steps of every method.
+        rows: Rows of each task of the mixture, drawn with the seed.
+        held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
+        limit: Rows of each evaluation task; a smaller task is taken whole.
+        curve_limit: Rows of each evaluation task on the way.
+        curve_points: Times that a run is scored on the way.
+        work: Folder of the runs, their checkpoints and models.
+    """
+
+    mixture: str
+    tasks: str
+    prompter: str = "smollm2-135m"
+    readers: tuple[str, ...] = ("smollm2-135m",)
+    methods: tuple[str, ...] = ("promptembedder", "static", "lora-1e-3", "frozen-mean")
+    timed: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 120
+    batch_size: int = 24
+    max_seq_length: int = 128
+    rows: int = 4000
+    held_out: int = 50
+    limit: int = 200
+    curve_limit: int = 100
+    curve_points: int = 3
+    dtype: str = "auto"
+    work: str = "runs/quality"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "limit", "curve_limit", "rows", "held_out"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        chosen_methods(self.methods)
+        strangers = [name for name in self.timed if name not in self.methods]
+        if strangers:
+            raise ConfigError(f"{strangers[0]!r} is to be timed and is none of the methods. Add it to them.")
+
+
+def bench_quality(
+    config: QualityConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
+) -> list[QualityRun]:
+    """The runs of the benchmark; those that the work folder holds already are read.
+
+    Args:
+        tell: Hears of each run before it begins.
+        callbacks: For the trainers, a progress bar for instance.
+
+    Raises:
+        DataError: A file is missing or malformed.
+        ConfigError: The work folder holds runs of other settings.
+        BackboneError: A reader is missing.
+    """
+    bench = _Bench(config, read_tasks(Path(config.tasks)), tell, callbacks)
+    runs = []
+    for reader in config.readers:
+        for seed in config.seeds:
+            own = [bench.run(name, reader, seed, config.steps, "steps") for name in config.methods]
+            slowest = max((run.seconds for run in own if run.method.startswith("lora")), default=0.0)
+            by_name = {run.method: run for run in own}
+            for name in config.timed:
+                steps = _steps_in(slowest, by_name[name])
+                if steps > config.steps:
+                    own.append(bench.run(name, reader, seed, steps, "seconds"))
+            runs += own
+    return runs
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What stays the same from run to run."""
+
+    config: QualityConfig
+    tasks: Sequence[EvaluationTask]
+    tell: Told
+    callbacks: Sequence[TrainerCallback]
+
+    def run(self, name: str, reader: str, seed: int, steps: int, budget: str) -> QualityRun:
+        method = chosen_methods([name])[name]
+        recipe = recipe_of(base_recipe(self.config, name, reader, seed, steps, budget), method)
+        self.tell(f"{name} on {reader}, seed {seed}, {steps} steps: {method.about}")
+        return run_method(name, method, recipe, self._data(steps), budget=budget, callbacks=self.callbacks)
+
+    def _data(self, steps: int) -> RunData:
+        config, parts = self.config, self.config.curve_points + 1
+        points = {steps * part // parts for part in range(1, parts)}
+        return RunData(
+            tasks=[subsample(task, min(config.limit, task.rows), seed=0) for task in self.tasks],
+            curve_tasks=[subsample(task, min(config.curve_limit, task.rows), seed=0) for task in self.tasks],
+            points=tuple(sorted(points - {0})),
+        )
+
+
+def _steps_in(seconds: float, run: QualityRun) -> int:
+    """Steps that fit into so much time, at the speed that `run` had, by tens."""
+    return int(seconds / run.seconds * run.steps) // 10 * 10 if run.seconds else 0
+
+
+def base_recipe(config: QualityConfig, name: str, reader: str, seed: int, steps: int, budget: str) -> dict[str, Any]:
+    """The recipe that all methods share, as a mapping."""
+    folder = f"{config.work}/{reader.replace(':', '-')}-{name}-{budget}-s{seed}"
+    return {
+        "model": {
+            "prompter": {"backbone": {"source": config.prompter, "dtype": "float32"}},
+            "reader": {"source": reader, "dtype": config.dtype},
+            "max_seq_length": config.max_seq_length,
+        },
+        "data": {
+            "mixture": config.mixture,
+            "limit": config.rows,
+            "held_out": config.held_out,
+            "held_out_wordings": 1,
+        },
+        "optim": {"steps": steps, "batch_size": config.batch_size},
+        "run": {"output": folder, "seed": seed, "save_every": max(steps // 4, 1), "keep_checkpoints": 1},
+    }

@@ -1,0 +1,84 @@
+"""The ways to make an embedder that the quality benchmark compares, each as changes to one recipe."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from promptembedder.errors import ConfigError
+
+__all__ = ["METHODS", "Method", "chosen_methods"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way, named as in the results.
+
+    Attributes:
+        changes: To the benchmark's recipe; everything else stays equal.
+        frozen: Not trained: the way that `open_model` knows as frozen:WAY:READER.
+        fallbacks: Other stand-ins for unseen instructions that the same trained model is scored with, by the name that
+            the results give them.
+    """
+
+    about: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    frozen: str | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
+
+
+def _lora(rate: float, **baseline: Any) -> dict[str, Any]:
+    return {"baseline": {"kind": "lora", **baseline}, "optim": {"learning_rate": rate}}
+
+
+METHODS = {
+    "promptembedder": Method(about="generated soft tokens after the text, at every layer, vocabulary softmax"),
+    "promptembedder-input": Method(
+        about="generated soft tokens at the reader's input alone", changes={"model": {"deep_every": 0}}
+    ),
+    "promptembedder-hidden": Method(
+        about="projected hidden states instead of the softmax", changes={"model": {"relaxation": {"kind": "hidden"}}}
+    ),
+    "promptembedder-prefix": Method(
+        about="generated soft tokens before the text", changes={"model": {"placement": "prefix", "deep_every": 0}}
+    ),
+    "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
+    "static": Method(
+        about="free soft tokens for each task; unseen instructions get those of the nearest seen one",
+        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 0}},
+        fallbacks={"static-default": "default"},
+    ),
+    "static-shared": Method(
+        about="one set of free soft tokens for everything",
+        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 0}},
+    ),
+    "static-deep": Method(
+        about="free soft tokens for each task at every layer of the reader",
+        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 1}},
+        fallbacks={"static-deep-default": "default"},
+    ),
+    "lora-1e-4": Method(about="LoRA, rank 16, all matrices, learning rate 1e-4", changes=_lora(1e-4)),
+    "lora-3e-4": Method(about="LoRA, rank 16, all matrices, learning rate 3e-4", changes=_lora(3e-4)),
+    "lora-1e-3": Method(about="LoRA, rank 16, all matrices, learning rate 1e-3", changes=_lora(1e-3)),
+    "lora-3e-3": Method(about="LoRA, rank 16, all matrices, learning rate 3e-3", changes=_lora(3e-3)),
+    "lora-bidirectional": Method(
+        about="LoRA at 1e-3 with attention in both directions", changes=_lora(1e-3, attention="bidirectional")
+    ),
+    "frozen-mean": Method(about="frozen reader, mean of the text's states", frozen="mean"),
+    "frozen-last": Method(about="frozen reader, last state", frozen="last"),
+    "frozen-prompteol": Method(about='frozen reader, last state after "means in one word:"', frozen="prompteol"),
+}
+
+
+def chosen_methods(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names, in their order.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    for name in names:
+        if name not in METHODS:
+            close = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"unknown method {name!r}.{hint} Known: {', '.join(METHODS)}.")
+    return {name: METHODS[name] for name in names}

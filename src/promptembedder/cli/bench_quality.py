@@ -1,0 +1,161 @@
+"""`promptembedder bench quality`: how good each way is, after equal steps and in equal time."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from promptembedder import extras
+from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption, words
+
+if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+    from promptembedder.benchmarks import QualityConfig
+
+__all__ = ["quality"]
+
+_METHODS = "promptembedder,promptembedder-hidden,static,static-shared,lora-3e-4,lora-1e-3,frozen-mean,frozen-prompteol"
+
+
+def quality(
+    mixture: Annotated[Path, typer.Option(help="Mixture file to train on.")],
+    tasks: Annotated[Path, typer.Option(help="Task file to score on.")],
+    readers: Annotated[str, typer.Option(help="Frozen LLMs, separated by commas.")] = "smollm2-135m",
+    prompter: Annotated[str, typer.Option(help="The Prompting LLM.")] = "smollm2-135m",
+    methods: Annotated[str, typer.Option(help="Separated by commas.")] = _METHODS,
+    timed: Annotated[
+        str, typer.Option(help="Of these, the ones trained once more for as long as the slowest LoRA took.")
+    ] = "promptembedder",
+    seeds: Annotated[str, typer.Option(help="Separated by commas; each method is trained with each.")] = "0",
+    steps: Annotated[int, typer.Option(help="Optimiser steps of every method.")] = 120,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 24,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text that are read.")] = 128,
+    rows: Annotated[int, typer.Option(help="Rows of each task of the mixture, drawn with the seed.")] = 4000,
+    limit: Annotated[int, typer.Option(help="Rows of each evaluation task, drawn with seed 0.")] = 200,
+    curve_limit: Annotated[int, typer.Option(help="The same on the way.")] = 100,
+    curve_points: Annotated[int, typer.Option(help="Times that a run is scored on the way.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Of the readers: auto, float32, bfloat16.")] = "auto",
+    work: Annotated[Path, typer.Option(help="Folder of the runs, their checkpoints and models.")] = Path(
+        "runs/quality"
+    ),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("benchmarks/results"),
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Scores of the method, its variants, LoRA, static soft tokens and frozen pooling: same data, batches and steps.
+
+    Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
+    """
+    report = Report(as_json)
+    with one_line_errors():
+        for module, extra in (("matplotlib", "bench"), ("psutil", "bench"), ("mteb", "eval")):
+            extras.require(module, extra=extra)
+        from promptembedder.benchmarks import QualityConfig
+
+        settings = QualityConfig(
+            mixture=str(mixture),
+            tasks=str(tasks),
+            readers=tuple(words(readers)),
+            prompter=prompter,
+            methods=tuple(words(methods)),
+            timed=tuple(words(timed)),
+            seeds=tuple(int(seed) for seed in words(seeds)),
+            steps=steps,
+            batch_size=batch_size,
+            max_seq_length=max_length,
+            rows=rows,
+            limit=limit,
+            curve_limit=curve_limit,
+            curve_points=curve_points,
+            dtype=dtype,
+            work=str(work),
+        )
+        content, files = _measure(settings, output, report)
+    report.say(_table(content))
+    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.result({"files": [str(path) for path in files], **content})
+
+
+def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
+    from promptembedder.benchmarks import bench_quality, machine_facts, quality_content, versions, write_quality
+    from promptembedder.cli.progress import TrainingBar
+
+    runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
+    content = quality_content(
+        runs,
+        command=shlex.join(["promptembedder", *sys.argv[1:]]),
+        settings=dataclasses.asdict(settings),
+        machine=machine_facts(),
+        versions=versions(),
+    )
+    return content, [*write_quality(folder, content), *_draw(content, folder)]
+
+
+def _draw(content: dict[str, Any], folder: Path) -> list[Path]:
+    """Scores over time and by task, one pair of pictures a reader."""
+    from promptembedder.plots import (
+        QualityCurve,
+        QualityPoint,
+        TaskScorePoint,
+        plot_quality_over_time,
+        plot_task_scores,
+    )
+
+    files: list[Path] = []
+    for reader in dict.fromkeys(run["reader"] for run in content["runs"]):
+        runs = [run for run in content["runs"] if run["reader"] == reader]
+        curves = [
+            QualityCurve(method=_label(run), seed=run["seed"], points=tuple(_points(run, QualityPoint)))
+            for run in runs
+            if run["curve"]
+        ]
+        levels = {run["method"]: run["mean"] for run in runs if run["budget"] == "none"}
+        scores = [
+            TaskScorePoint(task=task, method=_label(run), score=score, seed=run["seed"])
+            for run in runs
+            for task, score in run["scores"].items()
+        ]
+        stem = reader.replace(":", "-").replace("/", "-")
+        if curves:
+            files += plot_quality_over_time(
+                curves, folder / f"quality_over_time_{stem}", title=reader, references=levels
+            )
+        files += plot_task_scores(scores, folder / f"quality_by_task_{stem}", title=reader)
+    return files
+
+
+def _points(run: dict[str, Any], point: Any) -> list[Any]:
+    """The curve and its end; the end was scored on more rows."""
+    on_the_way = [
+        point(step=one["step"], seconds=one["seconds"], score=sum(one["scores"].values()) / len(one["scores"]))
+        for one in run["curve"]
+    ]
+    return [*on_the_way, point(step=run["steps"], seconds=run["seconds"], score=run["mean"])]
+
+
+def _label(run: dict[str, Any]) -> str:
+    return f"{run['method']}, equal time" if run["budget"] == "seconds" else str(run["method"])
+
+
+def _table(content: dict[str, Any]) -> Table:
+    table = Table(title="mean over the tasks, 0..100", title_justify="left")
+    for name in ("reader", "method", "budget"):
+        table.add_column(name)
+    for name in ("seed", "steps", "seconds", "mean"):
+        table.add_column(name, justify="right")
+    for run in sorted(content["runs"], key=lambda run: (run["reader"], -run["mean"])):
+        table.add_row(
+            run["reader"],
+            run["method"],
+            run["budget"],
+            str(run["seed"]),
+            str(run["steps"]),
+            f"{run['seconds']:.0f}",
+            f"{run['mean']:.1f}",
+        )
+    return table

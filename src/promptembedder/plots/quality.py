@@ -1,0 +1,179 @@
+"""How good a method is: over training time, and task by task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from promptembedder import extras
+from promptembedder.plots.style import MethodStyle, legend_below, method_styles, new_figure, pictures, write_pictures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["QualityCurve", "QualityPoint", "TaskScorePoint", "plot_quality_over_time", "plot_task_scores"]
+
+_MEAN_ROW = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityPoint:
+    """One evaluation during training.
+
+    Attributes:
+        step: Optimiser steps before it.
+        seconds: Training time before it, evaluations left out.
+        score: The higher the better.
+    """
+
+    step: int
+    seconds: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityCurve:
+    """One training run of a method; runs of several seeds are several curves."""
+
+    method: str
+    points: tuple[QualityPoint, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScorePoint:
+    """What one trained model of a method scores on a task."""
+
+    task: str
+    method: str
+    score: float
+    seed: int = 0
+
+
+def plot_quality_over_time(
+    curves: Sequence[QualityCurve],
+    path_stem: Path,
+    *,
+    score_label: str = "mean score",
+    title: str = "",
+    references: Mapping[str, float] | None = None,
+) -> list[Path]:
+    """Scores against training seconds and against steps, side by side; returns the two files written.
+
+    A method's line is the mean over its seeds, drawn at the steps that all of them were evaluated at, and at the mean
+    of their seconds; a band runs from the worst seed to the best.
+
+    Args:
+        path_stem: Path of the pictures without `.png` and `.svg`.
+        references: Scores of what is not trained, by name: level lines.
+    """
+    methods = [curve.method for curve in curves]
+    levels = dict(references or {})
+    styles = method_styles([*methods, *levels])
+    with pictures():
+        figure = new_figure(10.0, 4.6)
+        by_time, by_step = figure.subplots(1, 2, sharey=True)
+        for method in dict.fromkeys(methods):
+            rows = _common_steps([curve for curve in curves if curve.method == method])
+            _draw_curve(by_time, [fmean(point.seconds for point in row) for row in rows], rows, styles[method])
+            _draw_curve(by_step, [row[0].step for row in rows], rows, styles[method])
+        for name, score in levels.items():
+            for axes in (by_time, by_step):
+                axes.axhline(score, color=styles[name].colour, linestyle=styles[name].line, linewidth=1.4)
+        by_time.set(xlabel="training time [s]", ylabel=score_label)
+        by_step.set_xlabel("training steps")
+        for axes in (by_time, by_step):
+            axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # the first marker whole
+        if title:
+            figure.suptitle(title)
+        handles = [_handle(name, styles[name], marker=name in methods) for name in styles]
+        legend_below(figure, handles, columns=4)
+        return write_pictures(figure, path_stem)
+
+
+def plot_task_scores(
+    scores: Sequence[TaskScorePoint], path_stem: Path, *, score_label: str = "score", title: str = ""
+) -> list[Path]:
+    """A row of dots for each task, a dot for each method, and their mean below; returns the two files written.
+
+    A dot is the mean over seeds; its bar runs from the worst seed to the best. The mean over tasks is drawn for the
+    methods that have a score on each task.
+
+    Args:
+        path_stem: Path of the pictures without `.png` and `.svg`.
+    """
+    tasks = list(dict.fromkeys(point.task for point in scores))
+    styles = method_styles([point.method for point in scores])
+    rows = [*tasks, _MEAN_ROW] if len(tasks) > 1 else tasks
+    height_of_row = 0.12 * len(styles) + 0.14
+    with pictures():
+        figure = new_figure(8.0, 1.6 + 0.25 * ((len(styles) + 2) // 3) + height_of_row * len(rows))
+        axes = figure.subplots()
+        for place, task in enumerate(rows):
+            for turn, (method, style) in enumerate(styles.items()):
+                by_seed = _by_seed(scores, method, tasks if task == _MEAN_ROW else [task])
+                offset = (turn - (len(styles) - 1) / 2) / (len(styles) + 0.6)
+                _draw_dot(axes, place + offset, by_seed, style)
+        for place in range(len(rows) - 1):
+            is_last = rows[place + 1] == _MEAN_ROW
+            axes.axhline(place + 0.5, color="#444444" if is_last else "#DDDDDD", linewidth=1.2 if is_last else 0.6)
+        axes.set(xlabel=score_label, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [f"mean of {len(tasks)}" if row == _MEAN_ROW else row for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        if title:
+            axes.set_title(title)
+        legend_below(
+            figure, [_handle(name, style, line=False) for name, style in styles.items()], columns=3, line_length=1.2
+        )
+        return write_pictures(figure, path_stem)
+
+
+def _common_steps(curves: Sequence[QualityCurve]) -> list[tuple[QualityPoint, ...]]:
+    """By step, one point of each curve; steps that a curve lacks are left out."""
+    by_step = [{point.step: point for point in curve.points} for curve in curves]
+    common = set.intersection(*(set(points) for points in by_step))
+    return [tuple(points[step] for points in by_step) for step in sorted(common)]
+
+
+def _draw_curve(
+    axes: "Axes", places: Sequence[float], rows: Sequence[tuple[QualityPoint, ...]], style: MethodStyle
+) -> None:
+    scores = [[point.score for point in row] for row in rows]
+    means = [fmean(row) for row in scores]
+    # so many markers that lines can be told apart, and not so many that they become one
+    every = max(1, len(rows) // 8)
+    axes.plot(places, means, color=style.colour, marker=style.marker, linestyle=style.line, markevery=every)
+    if rows and len(rows[0]) > 1:
+        lows, highs = [min(row) for row in scores], [max(row) for row in scores]
+        axes.fill_between(places, lows, highs, color=style.colour, alpha=0.15, linewidth=0)
+
+
+def _by_seed(scores: Sequence[TaskScorePoint], method: str, tasks: Sequence[str]) -> list[float]:
+    """The mean over `tasks` of each seed that has a score on all of them."""
+    of_seed: dict[int, dict[str, float]] = {}
+    for point in scores:
+        if point.method == method and point.task in tasks:
+            of_seed.setdefault(point.seed, {})[point.task] = point.score
+    return [fmean(found.values()) for found in of_seed.values() if len(found) == len(tasks)]
+
+
+def _draw_dot(axes: "Axes", place: float, by_seed: Sequence[float], style: MethodStyle) -> None:
+    if not by_seed:
+        return
+    mean = fmean(by_seed)
+    if len(by_seed) > 1:
+        axes.plot([min(by_seed), max(by_seed)], [place, place], color=style.colour, linewidth=1.2)
+    axes.plot([mean], [place], color=style.colour, marker=style.marker, linestyle="none", markersize=7)
+
+
+def _handle(name: str, style: MethodStyle, *, line: bool = True, marker: bool = True) -> Any:
+    return extras.require("matplotlib.lines", extra="plots").Line2D(
+        [],
+        [],
+        label=name,
+        color=style.colour,
+        linestyle=style.line if line else "none",
+        marker=style.marker if marker else "none",
+    )

@@ -1,0 +1,122 @@
+"""One look for all pictures: a method has its colour, marker and line everywhere, and prints in black and white."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptembedder import extras
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["MethodStyle", "legend_below", "method_styles", "new_figure", "pictures", "write_pictures"]
+
+# in this order: the methods that most pictures hold, so that each looks the same in all of them
+_KNOWN = ("promptembedder", "promptembedder-deep", "static", "lora", "lora-checkpointing", "full", "frozen")
+
+# Okabe and Ito's palette without its yellow, which vanishes on paper
+_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000", "#56B4E9", "#7F7F7F")
+_MARKERS = ("o", "D", "v", "s", "^", "X", "P", "*")
+_LINES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 1.5)),
+    (0, (1, 1.5)),
+    "--",
+    "-.",
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 2, 2, 2)),
+    (0, (1, 3)),
+)
+
+_LOOK: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 11.0,
+    "axes.titlesize": 11.0,
+    "figure.titlesize": 12.0,
+    "axes.labelsize": 11.0,
+    "legend.fontsize": 10.0,
+    "xtick.labelsize": 10.0,
+    "ytick.labelsize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6.5,
+    "svg.hashsalt": "promptembedder",  # the same numbers give the same file
+    "svg.fonttype": "path",
+    "savefig.dpi": 200,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodStyle:
+    """How a method is drawn; `line` is a matplotlib line style."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
+    """The look of each method, in the order of first mention; after eight looks they come again."""
+    unknown = [method for method in dict.fromkeys(methods) if method not in _KNOWN]
+    taken = {place for place, name in enumerate(_KNOWN) if name in methods}
+    free = [place for place in reversed(range(len(_COLOURS))) if place not in taken] or list(range(len(_COLOURS)))
+    places = {name: _KNOWN.index(name) for name in methods if name in _KNOWN}
+    places |= {name: free[i % len(free)] for i, name in enumerate(unknown)}
+    return {
+        name: MethodStyle(colour=_COLOURS[places[name]], marker=_MARKERS[places[name]], line=_LINES[places[name]])
+        for name in dict.fromkeys(methods)
+    }
+
+
+@contextmanager
+def pictures() -> Iterator[None]:
+    """While this lasts, figures are drawn in our look; the caller's own settings come back after it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    matplotlib = extras.require("matplotlib", extra="plots")
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_LOOK}):
+        yield
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of that many inches; its parts make room for each other."""
+    # not pyplot: it keeps figures alive and looks for a screen
+    figure: Figure = extras.require("matplotlib.figure", extra="plots").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    return figure
+
+
+def legend_below(figure: "Figure", handles: Sequence[Any], *, columns: int, line_length: float = 3.2) -> None:
+    """One legend for all panels under them, where it covers nothing.
+
+    Args:
+        line_length: Of the lines in it, in letters.
+    """
+    figure.legend(
+        handles=list(handles), loc="outside lower center", ncols=columns, frameon=False, handlelength=line_length
+    )
+
+
+def write_pictures(figure: "Figure", stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg, each whole or not at all."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        with tempfile.TemporaryDirectory(dir=stem.parent, prefix=f".{stem.name}-") as folder:
+            scratch = Path(folder) / path.name
+            figure.savefig(scratch, format=kind, metadata=metadata)
+            scratch.replace(path)
+        written.append(path)
+    return written

@@ -1,0 +1,101 @@
+"""Tiny steps, measured in this process."""
+
+from collections.abc import Callable
+
+import pytest
+
+from promptembedder.benchmarks import EfficiencySettings
+from promptembedder.benchmarks.efficiency_methods import StepModel
+from promptembedder.benchmarks.efficiency_step import StepMemory, StepMeter, Trainee
+from promptembedder.benchmarks.memory import OutOfMemoryError
+
+TINY = "random:tiny-llama"
+
+
+@pytest.fixture
+def step_model() -> Callable[..., StepModel]:
+    def made(method: str = "promptembedder", *, reader: str = TINY, prompter: str = TINY) -> StepModel:
+        return StepModel(method=method, reader=reader, prompter=prompter, device="cpu", dtype="float32")
+
+    return made
+
+
+@pytest.fixture
+def trainee(step_model: Callable[..., StepModel]) -> Callable[..., Trainee]:
+    def made(method: str, **names: str) -> Trainee:
+        return Trainee(step_model(method, **names).build())
+
+    return made
+
+
+@pytest.fixture
+def settings_of() -> Callable[..., EfficiencySettings]:
+    """Settings of a run that takes a moment."""
+
+    def made(**changes: object) -> EfficiencySettings:
+        usual = {"methods": ("promptembedder", "static", "lora"), "lengths": (8, 16), "batches": (2, 4)}
+        return EfficiencySettings(**{"reader": TINY, "dtype": "float32", "repeats": 3, **usual, **changes})  # type: ignore[arg-type]
+
+    return made
+
+
+class Workshop:
+    """Starts workers that measure nothing, and remembers what was asked of them.
+
+    Memory grows by 1000 bytes a token of a batch (`lora`: 5000) and rests at 100 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.visits: list[tuple[str, str, int, int]] = []
+        self.started: list[str] = []
+        self.open: set[int] = set()
+        self.limit = 10**9
+        self.interrupt_after: int | None = None
+
+    def start(self, model: StepModel, limit_bytes: int | None) -> "_Worker":
+        self.started.append(model.method)
+        return _Worker(self, model.method)
+
+
+class _Worker:
+    def __init__(self, workshop: Workshop, method: str) -> None:
+        self.workshop, self.method = workshop, method
+        workshop.open.add(id(self))
+
+    def measure(self, length: int, batch: int) -> StepMemory:
+        self._visit("measure", length, batch)
+        peak = 1000 + length * batch * (5000 if self.method == "lora" else 1000)
+        if peak > self.workshop.limit:
+            raise OutOfMemoryError("too much")
+        return StepMemory(
+            peak_bytes=peak,
+            baseline_bytes=1000,
+            weights_bytes=500,
+            optimizer_bytes=10,
+            resting_bytes=100,
+            trained_parameters=5,
+            source="made up",
+        )
+
+    def timed(self, length: int, batch: int) -> float:
+        self._visit("timed", length, batch)
+        return 0.1 * len(self.method) * batch
+
+    def close(self) -> None:
+        self.workshop.open.discard(id(self))
+
+    def _visit(self, what: str, length: int, batch: int) -> None:
+        if self.workshop.interrupt_after == len(self.workshop.visits):
+            raise KeyboardInterrupt
+        self.workshop.visits.append((what, self.method, length, batch))
+
+
+@pytest.fixture
+def workshop() -> Workshop:
+    return Workshop()
+
+
+@pytest.fixture
+def in_this_process() -> Callable[[StepModel, int | None], StepMeter]:
+    """A worker that really measures, without a process of its own."""
+    return lambda model, limit_bytes: StepMeter(model)
