@@ -75,13 +75,18 @@ def new_backbone(lively_backbones: None) -> "Callable[..., Backbone]":
 
 @pytest.fixture
 def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
-    """Makes a tiny configuration in float32: `new_config("tiny-gpt2", tuning="full", pooling="last")`."""
+    """Makes a tiny configuration in float32: `new_config("tiny-gpt2", tuning="full", pooling="last")`.
+
+    Soft tokens enter every layer, as they do by default; a prefix knows none but the first.
+    """
     from promptembedder import BackboneConfig, ModelConfig, PrompterConfig
 
     def made(
         reader: str = "tiny-llama", prompter: str = "tiny-llama", *, tuning: str = "lora", **changes: Any
     ) -> "ModelConfig":
         backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2)
+        if changes.get("placement") == "prefix":
+            changes = {"deep_every": 0, **changes}
         return ModelConfig(
             prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
             reader=BackboneConfig(source=f"random:{reader}", dtype="float32"),

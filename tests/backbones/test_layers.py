@@ -83,7 +83,10 @@ def test_the_same_additions_twice_give_the_same_states(backbone: Backbone) -> No
 
 def test_nothing_is_left_behind_by_a_pass_that_fails(backbone: Backbone) -> None:
     plain = states_of(backbone)
-    with pytest.raises(RuntimeError, match="must match"), added_states(backbone.decoder, {1: addition(backbone)[:, :4]}):
+    with (
+        pytest.raises(RuntimeError, match="must match"),
+        added_states(backbone.decoder, {1: addition(backbone)[:, :4]}),
+    ):
         states_of(backbone)
     assert torch.equal(states_of(backbone), plain)
 

@@ -123,7 +123,8 @@ def kept_bytes(model: Trainee, length: int) -> int:
     columns = model.columns(length, 2)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model.loss_of(columns)
-    assert loss.requires_grad
+    loss.backward()  # else the next step would find the soft tokens made, and nothing of the prompter be kept
+    model.optimizer.zero_grad()
     return sum(storage.nbytes() for storage in kept.values())
 
 

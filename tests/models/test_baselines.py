@@ -170,7 +170,8 @@ def test_prompts_come_back(new_baseline: NewBaseline, tmp_path: Path) -> None:
 def test_a_copy_for_another_process_gives_the_same_vectors(
     kind: str, new_baseline: NewBaseline, texts: list[str]
 ) -> None:
-    model = new_baseline(**KINDS[kind])
+    changes = {**KINDS[kind], "gradient_checkpointing": False}  # with it, transformers leaves a local function behind
+    model = new_baseline(**changes)
     expected = model.encode(texts, prompt=INSTRUCTION)
     other = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(other.encode(texts, prompt=INSTRUCTION), expected)

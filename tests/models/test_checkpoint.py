@@ -31,6 +31,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix": {"placement": "prefix", "pooling": "last"},
     "with text": {"conditioning": "instruction_and_text"},
     "three tokens": {"num_soft_tokens": 3, "max_seq_length": 7},
+    "head": {"head": True},
+    "at the input alone": {"deep_every": 0},
+    "at every second layer": {"deep_every": 2, "deep_rank": 3, "alignment": AlignmentConfig(kind="vocabulary")},
+    "prefix with head": {"placement": "prefix", "head": True},
 }
 
 
@@ -112,6 +116,9 @@ def test_a_saved_model_holds_no_backbone(saved: Path) -> None:
         "base",
         "delta",
         "bias",
+        "deep.down",
+        "deep.up",
+        "deep.bias",
         "soft_tokens",
     }
     backbone = sum(
@@ -265,6 +272,44 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(
     rehashed(saved)
     with pytest.raises(ModelFormatError, match=message):
         PromptEmbedder.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("deep.down"), "1 tensors missing .'deep.down'."),
+        (lambda tensors: tensors.pop("deep.up"), "1 tensors missing .'deep.up'."),
+        (lambda tensors: tensors.pop("head.bias"), "1 tensors missing .'head.bias'."),
+        (lambda tensors: tensors.update({"deep.down": torch.ones(())}), "'deep.down' has shape"),
+        (lambda tensors: tensors.update({"deep.down": torch.ones(32, 7)}), "'deep.down' has shape"),
+        (lambda tensors: tensors.update({"deep.up": torch.ones(2, 32, 7)}), "'deep.up' has shape"),
+        (lambda tensors: tensors.update({"deep.bias": torch.ones(1, 5, 40)}), "'deep.bias' has shape"),
+        (lambda tensors: tensors.update({"head.weight": torch.ones(7, 7)}), "'head.weight' has shape"),
+    ],
+)
+def test_deeper_alignments_or_a_head_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str, new_model: NewModel, tmp_path: Path
+) -> None:
+    new_model("tiny-qwen3", deep_every=1, head=True).save(str(tmp_path / "model"))
+    changed(tmp_path / "model", "alignment.safetensors", change)
+    rehashed(tmp_path / "model")
+    with pytest.raises(ModelFormatError, match=message):
+        PromptEmbedder.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changes", [{"deep_every": 1}, {"head": True}])
+def test_restoring_deeper_alignments_and_head_gives_the_saved_vectors(
+    changes: dict[str, Any], new_model: NewModel, tmp_path: Path
+) -> None:
+    model = new_model("tiny-qwen3", **changes)
+    expected = model.encode(["a"], prompt=INSTRUCTION)
+    model.save(str(tmp_path / "model"))
+    with torch.no_grad():
+        for weight in (model.encoder.deep or model.encoder.head).parameters():
+            weight.add_(0.3)
+    assert np.abs(model.encode(["a"], prompt=INSTRUCTION) - expected).max() > 1e-4
+    model.encoder.restore(tmp_path / "model")
+    np.testing.assert_array_equal(model.encode(["a"], prompt=INSTRUCTION), expected)
 
 
 def test_restoring_in_place_gives_the_saved_vectors(saved: Path, new_model: NewModel) -> None:

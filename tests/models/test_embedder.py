@@ -81,7 +81,7 @@ def test_soft_tokens_that_depend_on_the_text_cannot_be_asked_for_alone(new_model
 
 def test_soft_tokens_have_the_readers_width_and_no_gradient(model: PromptEmbedder) -> None:
     soft = model.soft_tokens("find")
-    assert soft.shape == (5, 48)
+    assert soft.shape == (5, 3 * 48)  # at the input and two deeper layers
     assert soft.dtype == torch.float32
     assert not soft.requires_grad
 

@@ -59,7 +59,7 @@ def test_the_default_instruction_has_a_set_of_its_own_unless_a_task_names_it(new
     own, named = (
         encoder_of(new_baseline("static", wordings=wordings)) for wordings in (TASKS, (*TASKS, (DEFAULT, "in short")))
     )
-    assert own.vectors.shape == named.vectors.shape == (3, 5, 32)
+    assert own.vectors.shape == named.vectors.shape == (3, 5, 3 * 32)
     assert own.set_of(DEFAULT) == 2
     assert own.set_of(DEFAULT) not in {own.set_of(wording) for task in TASKS for wording in task}
     assert named.set_of(DEFAULT) == named.set_of("in short")
@@ -71,7 +71,7 @@ def test_without_an_instruction_the_default_one_stands_in(prompt: str | None, mo
     assert np.abs(model.encode(["a text"], prompt=FIND[0]) - model.encode(["a text"])).max() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"deep_every": 1, "head": True}, {"pooling": "last"}])
+@pytest.mark.parametrize("changes", [{"deep_every": 0}, {"head": True}, {"deep_every": 2, "pooling": "last"}])
 def test_a_vector_is_that_of_one_plain_pass_over_text_and_vectors(
     changes: dict[str, Any], family: str, new_baseline: NewBaseline, slow_vector: SlowVector, texts: list[str]
 ) -> None:
@@ -184,7 +184,7 @@ def test_by_default_an_unseen_instruction_has_the_default_ones_vectors(
 
 def test_a_shared_set_serves_every_instruction(new_baseline: NewBaseline, texts: list[str]) -> None:
     model = new_baseline("static", wordings=TASKS, fallback="shared")
-    assert encoder_of(model).vectors.shape == (1, 5, 32)
+    assert encoder_of(model).vectors.shape == (1, 5, 3 * 32)
     vectors = [model.encode(texts, prompt=prompt) for prompt in (FIND[0], MOOD[1], UNSEEN, None)]
     assert all(np.array_equal(vectors[0], other) for other in vectors[1:])
 

@@ -7,7 +7,7 @@ from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
 from promptembedder.benchmarks.machine import fingerprint_of, machine_facts, versions
 from promptembedder.benchmarks.quality import QualityConfig, bench_quality
 from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
-from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, write_quality
+from promptembedder.benchmarks.quality_report import merged_content, quality_content, quality_markdown, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
 from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
 
@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint_of",
     "machine_facts",
     "markdown_table",
+    "merged_content",
     "quality_content",
     "quality_markdown",
     "run_efficiency",

@@ -116,7 +116,8 @@ def prepare_backbone(name: str) -> None:
         BackboneError: Nothing has this name, or it is damaged.
     """
     source = find_source(name)
-    if source.kind == "random" and name.removeprefix("random:") not in RANDOM_MODELS:
-        raise BackboneError(f"no random model is named {name!r}. Use random: and one of: {', '.join(RANDOM_MODELS)}.")
+    shape = name.removeprefix("random:")
+    if source.kind == "random" and shape not in RANDOM_MODELS:
+        raise BackboneError(f"no random model is named {shape!r}. Use one of: {', '.join(RANDOM_MODELS)}.")
     if source.kind in ("installed", "gguf"):
         converted_gguf(source, default_cache_folder())

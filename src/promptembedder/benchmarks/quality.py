@@ -26,7 +26,7 @@ class QualityConfig:
         tasks: Task file to score on.
         readers: Frozen LLMs; the prompter is `prompter` for each.
         methods: Names of `METHODS`.
-        timed: Of those, the ones trained once more for as long as the slowest LoRA took; names of `METHODS`.
+        timed: Of those, the ones trained once more for as long as the first LoRA of them took; names of `METHODS`.
         steps: Optimiser steps of every method.
         rows: Rows of each task of the mixture, drawn with the seed.
         held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
@@ -83,10 +83,10 @@ def bench_quality(
     for reader in config.readers:
         for seed in config.seeds:
             own = [bench.run(name, reader, seed, config.steps, "steps") for name in config.methods]
-            slowest = max((run.seconds for run in own if run.method.startswith("lora")), default=0.0)
+            seconds = next((run.seconds for run in own if run.method.startswith("lora")), 0.0)
             by_name = {run.method: run for run in own}
             for name in config.timed:
-                steps = _steps_in(slowest, by_name[name])
+                steps = _steps_in(seconds, by_name[name])
                 if steps > config.steps:
                     own.append(bench.run(name, reader, seed, steps, "seconds"))
             runs += own

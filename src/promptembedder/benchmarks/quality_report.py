@@ -1,5 +1,6 @@
 """The quality benchmark's results as files: JSON for programs, CSV and Markdown for people."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,10 +9,12 @@ from typing import Any
 
 from promptembedder.benchmarks.quality_run import QualityRun
 from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
+from promptembedder.errors import ConfigError
 
-__all__ = ["quality_content", "quality_markdown", "write_quality"]
+__all__ = ["merged_content", "quality_content", "quality_markdown", "write_quality"]
 
 _NOT_IN_JSON = ("key", "fallbacks")
+_MAY_DIFFER = ("readers", "methods", "timed", "seeds", "work")  # between the commands that fill one file
 _COLUMNS = ("method", "budget", "seed", "steps", "seconds", "mean")
 
 
@@ -32,12 +35,44 @@ def quality_content(
             mean = statistics.fmean(scores.values())
             rows.append({**row, "method": name, "scores": scores, "mean": mean, "curve": [], "held_out": {}})
     return {
-        "command": command,
+        "commands": [command],
         "machine": dict(machine),
         "versions": dict(versions),
         "settings": dict(settings),
         "runs": rows,
     }
+
+
+def merged_content(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with the runs that `folder` already holds and that are not among its own.
+
+    Raises:
+        ConfigError: They were made with other settings, or on another machine: side by side they would mislead.
+    """
+    path = folder / "quality.json"
+    if not path.is_file():
+        return dict(content)
+    held = json.loads(path.read_text(encoding="utf-8"))
+    for name, own in content["settings"].items():
+        before = held["settings"].get(name)
+        if name not in _MAY_DIFFER and before != json.loads(json.dumps(own)):
+            raise ConfigError(f"{path} holds runs with {name} {before!r}, these have {own!r}. Choose another output.")
+    if held["machine"] != content["machine"]:
+        raise ConfigError(f"{path} holds runs of another machine. Choose another output.")
+    own_runs = {_identity(run) for run in content["runs"]}
+    kept = [run for run in held["runs"] if _identity(run) not in own_runs]
+    commands = list(dict.fromkeys([*held["commands"], *content["commands"]]))
+    together = {name: _together(held["settings"][name], content["settings"][name]) for name in _MAY_DIFFER[:-1]}
+    settings = {**content["settings"], **together}
+    return {**content, "commands": commands, "settings": settings, "runs": [*kept, *content["runs"]]}
+
+
+def _identity(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run["reader"], run["method"], run["budget"], run["seed"]
+
+
+def _together(held: Sequence[Any], own: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys([*held, *own]))
 
 
 def write_quality(folder: Path, content: Mapping[str, Any]) -> list[Path]:
@@ -63,9 +98,9 @@ def quality_markdown(content: Mapping[str, Any]) -> str:
         "Mean of the tasks, 0..100, under instructions that training did not see; at most "
         f"{settings['limit']} rows of each task. Trained on {settings['batch_size']} rows of one task a step, at most "
         f"{settings['rows']} rows of each. Seconds are of training steps alone; budget `seconds` means as many steps "
-        "as fit into the time of the slowest LoRA.\n",
+        "as fit into the time of the first LoRA.\n",
         f"Machine: {_listed(machine)}.\nVersions: {_listed(versions)}.\n",
-        f"    {content['command']}\n",
+        "    " + "\n    ".join(content["commands"]) + "\n",
     ]
     return "\n".join(parts)
 

@@ -46,7 +46,7 @@ class QualityRun:
     """What one run gave.
 
     Attributes:
-        budget: `steps`: as many steps as every method; `seconds`: as many as fit into the time of the slowest;
+        budget: `steps`: as many steps as every method; `seconds`: as many as fit into the time of the first LoRA;
             `none`: not trained.
         seconds: Of training steps alone.
         scores: By task, 0..100, and their mean.

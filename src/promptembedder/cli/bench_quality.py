@@ -29,7 +29,7 @@ def quality(
     prompter: Annotated[str, typer.Option(help="The Prompting LLM.")] = "smollm2-135m",
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = _METHODS,
     timed: Annotated[
-        str, typer.Option(help="Of these, the ones trained once more for as long as the slowest LoRA took.")
+        str, typer.Option(help="Of these, the ones trained once more for as long as the first LoRA took.")
     ] = "promptembedder",
     seeds: Annotated[str, typer.Option(help="Separated by commas; each method is trained with each.")] = "0",
     steps: Annotated[int, typer.Option(help="Optimiser steps of every method.")] = 120,
@@ -82,7 +82,14 @@ def quality(
 
 
 def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
-    from promptembedder.benchmarks import bench_quality, machine_facts, quality_content, versions, write_quality
+    from promptembedder.benchmarks import (
+        bench_quality,
+        machine_facts,
+        merged_content,
+        quality_content,
+        versions,
+        write_quality,
+    )
     from promptembedder.cli.progress import TrainingBar
 
     runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
@@ -93,6 +100,7 @@ def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[d
         machine=machine_facts(),
         versions=versions(),
     )
+    content = merged_content(folder, content)
     return content, [*write_quality(folder, content), *_draw(content, folder)]
 
 

@@ -1,0 +1,48 @@
+"""Tables of a document written anew from the results' JSON, so that no number is typed by hand."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from promptembedder.benchmarks.result_files import write_text
+from promptembedder.errors import DataError
+
+__all__ = ["regenerate"]
+
+Markdown = Callable[[Mapping[str, Any]], str]
+
+
+def regenerate(document: Path, results: Path, pages: Mapping[str, Markdown]) -> list[str]:
+    """Replace what stands between `<!-- NAME -->` and `<!-- end NAME -->` by the page of `results/NAME.json`.
+
+    A name without markers in the document, or without a file, is left alone. Returns the names replaced.
+
+    Raises:
+        DataError: The document or a file cannot be read, an end marker is missing, or nothing was replaced.
+    """
+    text, done = _read(document), []
+    for name, page in pages.items():
+        begin, end, source = f"<!-- {name} -->", f"<!-- end {name} -->", results / f"{name}.json"
+        if begin not in text or not source.is_file():
+            continue
+        head, _, rest = text.partition(begin)
+        if end not in rest:
+            raise DataError(f"{document} has {begin} and no {end}. Add it after the table.")
+        try:
+            content = json.loads(_read(source))
+        except ValueError as error:
+            raise DataError(f"{source} is no JSON ({error}). Run the benchmark again.") from error
+        text = f"{head}{begin}\n\n{page(content).strip()}\n\n{end}{rest.partition(end)[2]}"
+        done.append(name)
+    if not done:
+        raise DataError(f"{document} has no marker that fits a file in {results}. Known: {', '.join(pages)}.")
+    write_text(document, text)
+    return done
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}). Check the path.") from error
