@@ -83,8 +83,9 @@ def test_a_text_that_is_no_string_is_refused(new_backbone: NewBackbone, monkeypa
     import inspect
 
     from promptembedder.data import clean_text
-    from promptembedder.models import PooledEncoder, TextEncoder
+    from promptembedder.models import InstructedTransformer, PooledEncoder, TextEncoder
 
+    monkeypatch.setattr(InstructedTransformer, "preprocess", inspect.unwrap(InstructedTransformer.preprocess))
     monkeypatch.setattr(PooledEncoder, "preprocess", inspect.unwrap(PooledEncoder.preprocess))
     monkeypatch.setattr(TextEncoder, "token_features", inspect.unwrap(TextEncoder.token_features))
     monkeypatch.setattr("promptembedder.models.text_encoder.clean_text", inspect.unwrap(clean_text))

@@ -258,13 +258,13 @@ def test_a_reader_that_served_a_deep_model_serves_a_plain_one_unchanged(
     np.testing.assert_array_equal(vectors(plain, texts, prompt=None), before)
 
 
-def test_deeper_alignments_alone_learn_a_few_pairs_by_heart(new_model: NewModel) -> None:
-    model = new_model("tiny-llama", tuning="frozen", deep_every=1).train()
-    model.encoder.alignment.requires_grad_(False)
-    optimiser = torch.optim.Adam(model.encoder.deep.parameters(), lr=0.02)
+def test_deeper_alignments_alone_learn_a_few_pairs_by_heart(new_config: Callable[..., ModelConfig]) -> None:
+    model = PromptEmbedder.create(config=new_config(tuning="frozen"), device="cpu").train()
+    assert model.encoder.deep is not None
+    optimiser = torch.optim.Adam(model.encoder.deep.parameters(), lr=0.01)
     pairs = (["red house", "a song", "the cold river"], ["flat stone", "old lamp", "loud road"])
     loss, losses = MultipleNegativesRankingLoss(model), []
-    for _ in range(30):
+    for _ in range(16):
         columns = [model.preprocess(texts, prompt=INSTRUCTION) for texts in pairs]
         model.encoder.embed_columns(columns)
         value = loss(columns, None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -222,6 +223,22 @@ def test_vectors_that_were_trained_are_not_served_from_memory(model: BaselineEmb
     with torch.no_grad():
         encoder_of(model).vectors[0].mul_(-1.0)
     assert np.abs(model.encode(["a"], prompt=FIND[0]) - before).max() > 1e-3
+
+
+def test_vectors_learn_a_few_pairs_by_heart(new_baseline: NewBaseline) -> None:
+    model = new_baseline("static", wordings=TASKS, moved=False).train()
+    optimiser = torch.optim.Adam(encoder_of(model).trained_weights(), lr=0.01)
+    pairs = (["red house", "a song", "the cold river"], ["flat stone", "old lamp", "loud road"])
+    loss, losses = MultipleNegativesRankingLoss(model), []
+    for _ in range(20):
+        columns = [model.preprocess(texts, prompt=FIND[0]) for texts in pairs]
+        encoder_of(model).embed_columns(columns)
+        value = loss(columns, None)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    assert losses[-1] < 0.2 * losses[0]
 
 
 # -- saved and loaded --------------------------------------------------------------------------------------------------

@@ -71,8 +71,10 @@ CURVES = {
     "usual": [curve("lora", [1, 2, 3], seed=seed) for seed in (0, 1)] + [curve("static", [1, 1.5])],
     "one point": [curve("lora", [1])],
     "a seed that was cut short": [curve("lora", [1, 2, 3]), curve("lora", [1, 2], seed=1)],
-    "seeds without a common step": [curve("lora", [1, 2, 3])]
-    + [QualityCurve(method="lora", points=(QualityPoint(step=7, seconds=1, score=1),), seed=1)],
+    "seeds without a common step": [
+        curve("lora", [1, 2, 3]),
+        QualityCurve(method="lora", points=(QualityPoint(step=7, seconds=1, score=1),), seed=1),
+    ],
 }
 
 

@@ -16,7 +16,7 @@ def test_a_known_method_looks_the_same_whatever_stands_beside_it() -> None:
 
 
 def test_methods_differ_in_colour_marker_and_line() -> None:
-    names = ["promptembedder", "promptembedder-deep", "static", "lora", "lora-checkpointing", "full", "frozen", "new"]
+    names = ["promptembedder", "promptembedder-input", "static", "lora", "lora-checkpointing", "full", "frozen", "new"]
     styles = list(method_styles(names).values())
     for part in ("colour", "marker", "line"):
         assert len({str(getattr(style, part)) for style in styles}) == len(names)

@@ -1,5 +1,6 @@
 """Measurements of training, side by side with what the method is compared with."""
 
+from promptembedder.benchmarks.document import regenerate
 from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
 from promptembedder.benchmarks.efficiency_methods import METHODS
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, write_efficiency
@@ -26,6 +27,7 @@ __all__ = [
     "merged_content",
     "quality_content",
     "quality_markdown",
+    "regenerate",
     "run_efficiency",
     "versions",
     "write_csv",

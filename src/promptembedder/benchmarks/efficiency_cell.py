@@ -1,6 +1,6 @@
 """One length and batch: every method's step, in rounds, so that what disturbs the machine disturbs all alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptembedder.benchmarks.efficiency_methods import StepModel
@@ -36,28 +36,27 @@ def measure_cell(
 ) -> dict[str, CellOutcome]:
     """Memory and `repeats` times of a step of each method; with 0 repeats the memory alone.
 
-    The first round gives each method a fresh process, alone on the machine, whose memory is counted. If all of them
-    fit into memory together, one process a method then stays alive for the other rounds; else each visit starts anew.
-    Only one process computes at a time. Every other round goes backwards, so that a steady drift evens out.
+    The first round gives each method a fresh process, alone on the machine, whose memory is counted. As long as all of
+    them fit into memory together, one process a method then stays alive for the other rounds; else each visit starts
+    anew. Only one process computes at a time. Every other round goes backwards, so that a steady drift evens out.
     """
     outcomes = {model.method: CellOutcome() for model in models}
     for model in models:
         on_visit(model.method)
         _first_visit(outcomes[model.method], start(model, limit_bytes), length, batch, timed=repeats > 0)
-    fitting = [model for model in models if outcomes[model.method].memory is not None]
-    stay = _fit_together([outcome.memory for outcome in outcomes.values() if outcome.memory], models)
     alive: dict[str, Worker] = {}
     try:
         for turn in range(1, repeats):
+            fitting = [model for model in models if outcomes[model.method].memory is not None]
+            stay = _fit_together(fitting, outcomes, alive)
+            while alive and not stay:  # something else has taken the memory
+                alive.popitem()[1].close()
             for model in fitting if turn % 2 == 0 else reversed(fitting):
-                outcome = outcomes[model.method]
-                if outcome.memory is None:  # in an earlier round
-                    continue
                 on_visit(model.method)
-                worker = alive.get(model.method) or start(model, limit_bytes)
+                worker = alive.pop(model.method, None) or start(model, limit_bytes)
                 alive[model.method] = worker
-                _visit(outcome, worker, length, batch)
-                if not stay or outcome.memory is None:
+                _visit(outcomes[model.method], worker, length, batch)
+                if not stay or outcomes[model.method].memory is None:
                     alive.pop(model.method).close()
     finally:
         for worker in alive.values():
@@ -83,9 +82,13 @@ def _visit(outcome: CellOutcome, worker: Worker, length: int, batch: int) -> Non
         outcome.memory, outcome.seconds = None, []
 
 
-def _fit_together(memories: Sequence[StepMemory], models: Sequence[StepModel]) -> bool:
-    """Whether all can rest while any one of them takes its step."""
+def _fit_together(models: Sequence[StepModel], outcomes: Mapping[str, CellOutcome], alive: Container[str]) -> bool:
+    """Whether all can rest while any one of them takes its step, as things are now."""
+    memories = {name: outcome.memory for name, outcome in outcomes.items() if outcome.memory is not None}
     if not memories:
         return False
-    highest = max(memory.peak_bytes - memory.resting_bytes for memory in memories)
-    return sum(memory.resting_bytes for memory in memories) + max(highest, 0) <= room_for(models[0].device)
+    resting = sum(memory.resting_bytes for name, memory in memories.items() if name not in alive)
+    highest = max(memory.peak_bytes - memory.resting_bytes for memory in memories.values())
+    device = models[0].device
+    # half of a CPU's memory is left to what others may start meanwhile
+    return resting + max(highest, 0) <= room_for(device) // (2 if device == "cpu" else 1)

@@ -45,8 +45,8 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "promptembedder": Method(),
-    "promptembedder-deep": Method(deep_every=1),
+    "promptembedder": Method(deep_every=1),
+    "promptembedder-input": Method(),
     "static": Method(baseline=BaselineConfig(kind="static", wordings=((INSTRUCTION,),))),
     "lora": Method(baseline=BaselineConfig(kind="lora", lora_rank=16)),
     "lora-checkpointing": Method(baseline=BaselineConfig(kind="lora", lora_rank=16, gradient_checkpointing=True)),

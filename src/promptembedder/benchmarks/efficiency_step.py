@@ -191,7 +191,8 @@ class StepMeter:
         if self._trainee is None:
             if self.on_gpu and self.limit_bytes is not None:
                 total = torch.cuda.get_device_properties(self.model.device).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / total), self.model.device)
+                # of the current GPU; torch takes no device without a number here
+                torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / total))
             self._trainee = Trainee(self.model.build())
         return self._trainee
 

@@ -1,5 +1,6 @@
 """Processes that measure steps: memory is counted in a fresh one, and one that dies takes nobody with it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from promptembedder.benchmarks.efficiency_methods import StepModel
@@ -104,8 +106,15 @@ def _context() -> BaseContext:
     return context
 
 
+def _go_first() -> None:
+    """When the machine runs out of memory after all, Linux shall end this process and no other program's."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def _serve(pipe: Connection, model: StepModel, limit_bytes: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    _go_first()
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|peft|accelerate)\..*")
     meter = StepMeter(model, limit_bytes=limit_bytes, on_excess=lambda: os._exit(_EXCESS))
     while True:

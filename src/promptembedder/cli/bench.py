@@ -116,14 +116,14 @@ def _draw(result: "EfficiencyResult", folder: Path) -> list[Path]:
         )
         for row in result.rows
     ]
-    title = f"{result.settings['reader']}, {result.settings['dtype']}, {_machinewords(result.machine)}"
+    title = f"{result.settings['reader']}, {result.settings['dtype']}, {_machine_words(result.machine)}"
     return [
         *plot_step_time(points, folder / "efficiency_step_time", title=title),
         *plot_memory(points, folder / "efficiency_memory", title=title),
     ]
 
 
-def _machinewords(machine: dict[str, Any]) -> str:
+def _machine_words(machine: dict[str, Any]) -> str:
     if machine["gpu"] is not None:
         return str(machine["gpu"])
     return f"{machine['cores']} CPU core{'s' if machine['cores'] > 1 else ''}"

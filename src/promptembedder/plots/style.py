@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["MethodStyle", "legend_below", "method_styles", "new_figure", "pictures", "write_pictures"]
 
 # in this order: the methods that most pictures hold, so that each looks the same in all of them
-_KNOWN = ("promptembedder", "promptembedder-deep", "static", "lora", "lora-checkpointing", "full", "frozen")
+_KNOWN = ("promptembedder", "promptembedder-input", "static", "lora", "lora-checkpointing", "full", "frozen")
 
 # Okabe and Ito's palette without its yellow, which vanishes on paper
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000", "#56B4E9", "#7F7F7F")
