@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
 from promptembedder.data import SearchTask
-from promptembedder.evaluation import bm25_score, retrieval_score
+from promptembedder.evaluation import bm25_score, retrieval_score, vector_score
 
 TASK = SearchTask(
     queries={"q1": "red apple", "q2": "fast car"},
@@ -66,3 +66,12 @@ def test_bm25_finds_what_shares_words_and_misses_what_does_not() -> None:
     assert 0.5 <= score.ndcg_at_10 < 1.0
     easy = SearchTask(TASK.queries, TASK.documents, {"q1": {"d1"}, "q2": {"d2"}})
     assert bm25_score(easy).ndcg_at_10 == pytest.approx(1.0)
+
+
+def test_vectors_that_are_there_already_score_as_if_a_model_had_made_them() -> None:
+    model = SentenceTransformer(modules=[_Letters()], device="cpu")
+    queries = np.stack([_vector(text) for text in TASK.queries.values()])
+    documents = np.stack([_vector(text) for text in TASK.documents.values()])
+    assert vector_score(TASK, queries, documents) == retrieval_score(model, TASK, query_prompt=None)
+    worse = vector_score(TASK, queries, documents[::-1].copy())  # the documents' names no longer fit
+    assert worse.ndcg_at_10 != vector_score(TASK, queries, documents).ndcg_at_10

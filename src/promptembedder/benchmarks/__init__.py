@@ -3,7 +3,7 @@
 from promptembedder.benchmarks.document import regenerate
 from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
 from promptembedder.benchmarks.efficiency_methods import METHODS
-from promptembedder.benchmarks.efficiency_results import EfficiencyResult, write_efficiency
+from promptembedder.benchmarks.efficiency_results import EfficiencyResult, efficiency_markdown, write_efficiency
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
 from promptembedder.benchmarks.machine import fingerprint_of, machine_facts, versions
 from promptembedder.benchmarks.quality import QualityConfig, bench_quality
@@ -21,6 +21,7 @@ __all__ = [
     "QualityConfig",
     "QualityRun",
     "bench_quality",
+    "efficiency_markdown",
     "fingerprint_of",
     "machine_facts",
     "markdown_table",

@@ -10,7 +10,7 @@ from promptembedder.benchmarks.efficiency_cell import CellOutcome
 from promptembedder.benchmarks.memory import GIB
 from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
 
-__all__ = ["EfficiencyResult", "measured_row", "ratios_of", "skipped_row", "write_efficiency"]
+__all__ = ["EfficiencyResult", "efficiency_markdown", "measured_row", "ratios_of", "skipped_row", "write_efficiency"]
 
 OUT_OF_MEMORY = "out of memory"
 REFERENCE = "promptembedder"
@@ -140,6 +140,11 @@ def write_efficiency(result: EfficiencyResult, folder: Path) -> list[Path]:
     write_csv(paths[1], result.rows, _COLUMNS)
     write_text(paths[2], _page(result))
     return paths
+
+
+def efficiency_markdown(content: Mapping[str, Any]) -> str:
+    """The page of what `efficiency.json` holds."""
+    return _page(EfficiencyResult(**content))
 
 
 def _place(key: Mapping[str, Any]) -> Row:

@@ -52,6 +52,10 @@ METHODS = {
         about="one set of free soft tokens for everything",
         changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 0}},
     ),
+    "static-shared-deep": Method(
+        about="one set of free soft tokens for everything, at every layer of the reader",
+        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 1}},
+    ),
     "static-deep": Method(
         about="free soft tokens for each task at every layer of the reader",
         changes={"baseline": {"kind": "static"}, "model": {"deep_every": 1}},

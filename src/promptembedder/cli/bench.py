@@ -12,6 +12,7 @@ from rich.table import Table
 
 from promptembedder import extras
 from promptembedder.cli.bench_quality import quality
+from promptembedder.cli.bench_report import report
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, words
 from promptembedder.errors import ConfigError
@@ -25,6 +26,7 @@ _GIB = 1 << 30
 
 bench = typer.Typer(help="Measure, side by side with what the method is compared with.", no_args_is_help=True)
 bench.command()(quality)
+bench.command()(report)
 
 
 @bench.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from promptembedder.evaluation.paraphrases import paraphrases_of
 from promptembedder.evaluation.random_state import kept_random_state
 from promptembedder.evaluation.results_file import file_hashes, machine, versions, write_results
-from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score
+from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score, vector_score
 from promptembedder.evaluation.similarity import InstructedSimilarityEvaluator, similarity_evaluator
 from promptembedder.evaluation.task_data import EvaluationTask, subsample
 from promptembedder.evaluation.task_file import read_tasks
@@ -37,6 +37,7 @@ __all__ = [
     "similarity_evaluator",
     "steered_pairs",
     "subsample",
+    "vector_score",
     "versions",
     "write_results",
 ]

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import bm25s
+import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from promptembedder.data import SearchTask
+from promptembedder.shapes import Float
 
-__all__ = ["RetrievalScore", "bm25_score", "retrieval_score"]
+__all__ = ["RetrievalScore", "bm25_score", "retrieval_score", "vector_score"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ def retrieval_score(
     metrics = evaluator(model)
     prefix = f"{evaluator.name}_cosine"
     return RetrievalScore(float(metrics[f"{prefix}_ndcg@10"]), float(metrics[f"{prefix}_recall@10"]))
+
+
+def vector_score(
+    task: SearchTask,
+    query_vectors: Float[np.ndarray, "queries dim"],
+    document_vectors: Float[np.ndarray, "docs dim"],
+) -> RetrievalScore:
+    """Score of unit vectors that are there already, in the order of the task's queries and documents."""
+    evaluator = _evaluator(task, query_prompt=None, document_prompt=None, batch_size=1)
+    cosines = query_vectors @ document_vectors.T
+    names = list(task.documents)
+    ranked = [
+        [{"corpus_id": names[row], "score": float(scores[row])} for row in np.argsort(-scores)[:100]]
+        for scores in cosines[[list(task.queries).index(name) for name in evaluator.queries_ids]]
+    ]
+    metrics = evaluator.compute_metrics(ranked)
+    return RetrievalScore(float(metrics["ndcg@k"][10]), float(metrics["recall@k"][10]))
 
 
 def bm25_score(task: SearchTask) -> RetrievalScore:

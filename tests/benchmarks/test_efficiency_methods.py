@@ -1,0 +1,70 @@
+"""Models are made on their device, whatever their code draws from."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from promptembedder.backbones import BackboneConfig
+from promptembedder.benchmarks import METHODS
+from promptembedder.benchmarks.efficiency_methods import (
+    DrawnWhereTheGeneratorIs,
+    StepModel,
+    default_prompter,
+    prepare_backbone,
+)
+from promptembedder.errors import BackboneError
+
+
+def test_a_cpu_generator_draws_on_the_cpu_whatever_the_default_device() -> None:
+    expected = torch.randn(3, generator=torch.Generator().manual_seed(1))
+    with torch.device("meta"), DrawnWhereTheGeneratorIs():
+        drawn = torch.randn(3, generator=torch.Generator().manual_seed(1))
+        other = torch.randn(3)
+        made = torch.zeros(3)
+    assert torch.equal(drawn, expected)
+    assert other.is_meta
+    assert made.is_meta
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_model_is_the_one_that_the_library_builds(method: str, step_model: Callable[..., StepModel]) -> None:
+    model = step_model(method).build()
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    settings, baseline = model.text_encoder.settings, METHODS[method].baseline
+    assert settings.reader == BackboneConfig(source="random:tiny-llama", dtype="float32")
+    if baseline is None:
+        assert settings.deep_every == METHODS[method].deep_every
+        assert settings.prompter.backbone.dtype == "float32"
+    else:
+        assert model.text_encoder.baseline.kind == baseline.kind
+        assert model.text_encoder.baseline.gradient_checkpointing == (method == "lora-checkpointing")
+
+
+def test_a_random_reader_gets_a_random_prompter() -> None:
+    assert default_prompter("random:tiny-qwen3") == "random:tiny-qwen3"
+    assert default_prompter("random:qwen3-8b") == "random:smollm2-135m"
+    assert default_prompter("gemma3-270m") == "smollm2-135m"
+
+
+def test_a_backbone_is_checked_by_name() -> None:
+    prepare_backbone("random:llama-7b")
+    with pytest.raises(BackboneError, match="no random model is named 'lama'"):
+        prepare_backbone("random:lama")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", list(METHODS))
+def test_on_a_gpu_everything_is_made_and_measured_there(method: str) -> None:
+    from promptembedder.benchmarks.efficiency_step import StepMeter
+
+    names = {"reader": "random:tiny-llama", "prompter": "random:tiny-llama"}
+    model = StepModel(method=method, device="cuda", dtype="bfloat16", **names)
+    assert {weight.device.type for weight in model.build().parameters()} == {"cuda"}
+    meter = StepMeter(model, limit_bytes=4 << 30)
+    memory = meter.measure(16, 4)
+    assert memory.source == "cuda allocator"
+    assert memory.peak_bytes > memory.baseline_bytes >= memory.weights_bytes
+    assert meter.timed(16, 4) > 0
