@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,11 +73,11 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"placement": "prefix"}, {"conditioning": "instruction_and_text"}],
+    [{}, {"placement": "prefix", "deep_every": 0}, {"conditioning": "instruction_and_text"}],
     ids=["one_pass", "prefix", "text"],
 )
 def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
-    corpus: Path, tmp_path: Path, changes: dict[str, str]
+    corpus: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     model = PromptEmbedder.create(config=dataclasses.replace(CONFIG, max_seq_length=20, **changes), device="cpu")
     output = tmp_path / "out.parquet"

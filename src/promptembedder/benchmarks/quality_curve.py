@@ -53,7 +53,7 @@ class ScoreCurve(TrainerCallback):
         """Stop the clock; score if this is the step for it."""
         self.seconds += time.perf_counter() - self._since
         if state.global_step in self._steps:
-            point = CurvePoint(step=state.global_step, seconds=round(self.seconds, 2), scores=self._score())
+            point = CurvePoint(step=state.global_step, seconds=round(self.seconds, 3), scores=self._score())
             with self._curve_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(point)) + "\n")
 

@@ -154,7 +154,7 @@ def _trained_run(
         reader=recipe.model.reader.source,
         budget=budget,
         steps=recipe.optim.steps,
-        seconds=round(read_clock(folder, recipe.optim.steps), 1),
+        seconds=round(read_clock(folder, recipe.optim.steps), 3),
         seed=recipe.run.seed,
         scores=scores,
         mean=statistics.fmean(scores.values()),
