@@ -11,6 +11,7 @@ from promptembedder.benchmarks import EfficiencyProgress, EfficiencySettings, ru
 from promptembedder.benchmarks import efficiency as efficiency_module
 from promptembedder.benchmarks import efficiency_cell as cell_module
 from promptembedder.benchmarks.efficiency import JOURNAL_NAME
+from promptembedder.benchmarks.efficiency_results import ratios_of
 from promptembedder.benchmarks.efficiency_step import StepMeter
 from promptembedder.errors import BackboneError, ConfigError, DataError
 
@@ -27,7 +28,7 @@ def cells(rows: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
 def test_every_method_has_a_row_for_each_length_and_batch(
     settings_of: SettingsOf, in_this_process: Callable[..., StepMeter], tmp_path: Path
 ) -> None:
-    settings = settings_of(repeats=2, methods=("promptembedder", "lora"))
+    settings = settings_of(repeats=2, batches=(4,), methods=("promptembedder", "lora"))
     result = run_efficiency(settings, tmp_path, start=in_this_process)
     grid = [(length, batch) for length in settings.lengths for batch in settings.batches]
     assert cells(result.rows) == [(method, *cell) for cell in grid for method in settings.methods]
@@ -47,8 +48,20 @@ def test_ratios_are_over_the_method_of_this_library(
     result = run_efficiency(settings_of(), tmp_path, start=workshop.start)
     assert {row["activation_bytes"] for row in result.ratios if row["method"] == "lora"} == {5.0}
     assert {row["activation_bytes"] for row in result.ratios if row["method"] == "static"} == {1.0}
-    times = {round(row["step_seconds"], 6) for row in result.ratios if row["method"] == "lora"}
-    assert times == {round(len("lora") / len("promptembedder"), 6)}
+    for name in ("step_seconds", "step_cpu_seconds"):
+        times = {round(row[name], 6) for row in result.ratios if row["method"] == "lora"}
+        assert times == {round(len("lora") / len("promptembedder"), 6)}
+
+
+def test_what_slows_a_whole_round_down_falls_out_of_the_ratio() -> None:
+    rows = [
+        {"method": name, "length": 8, "batch": 2, "activation_bytes": 1, "peak_bytes": 1}
+        | {"step_seconds_all": seconds, "step_cpu_seconds_all": []}
+        for name, seconds in (("promptembedder", [10.0, 1.0, 1.0]), ("lora", [30.0, 30.0, 3.0]))
+    ]
+    (ratio,) = ratios_of(rows)
+    assert ratio["step_seconds"] == 3.0  # the medians would say 30
+    assert ratio["step_cpu_seconds"] is None
 
 
 def test_methods_take_turns_and_only_the_first_process_of_each_counts_memory(

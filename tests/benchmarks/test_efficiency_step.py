@@ -144,5 +144,8 @@ def test_a_meter_measures_memory_and_time(step_model: Callable[..., StepModel]) 
     assert memory.peak_bytes >= memory.baseline_bytes > memory.weights_bytes > 0
     assert memory.activation_bytes == memory.peak_bytes - memory.baseline_bytes
     assert memory.optimizer_bytes > 2 * 4 * memory.trained_parameters
-    assert meter.timed(16, 4) > 0
+    taken = meter.timed(16, 4)
+    assert taken.seconds > 0
+    assert taken.cpu_seconds is not None
+    assert taken.cpu_seconds > 0
     meter.close()

@@ -15,7 +15,7 @@ def test_a_process_measures_ends_at_its_limit_and_tells_what_is_wrong(step_model
     worker = ProcessWorker(step_model("static"), None)
     memory = worker.measure(8, 2)
     assert memory.peak_bytes >= memory.baseline_bytes > 50 << 20
-    assert worker.timed(8, 2) > 0
+    assert worker.timed(8, 2).seconds > 0
     worker.close()
 
     worker = ProcessWorker(step_model("static"), 50 << 20)  # less than Python and torch alone

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from promptembedder import benchmarks
+from promptembedder.benchmarks import efficiency_step
 from promptembedder.benchmarks.efficiency_step import StepMeter
 
 Run = Callable[..., Result]
@@ -38,6 +39,7 @@ def meters(monkeypatch: pytest.MonkeyPatch) -> list[StepMeter]:
         started.append(StepMeter(model))  # type: ignore[arg-type]
         return started[-1]
 
+    monkeypatch.setattr(efficiency_step, "release_memory", lambda device: None)  # takes longer than a tiny step
     monkeypatch.setattr(benchmarks, "run_efficiency", functools.partial(benchmarks.run_efficiency, start=start))
     return started
 

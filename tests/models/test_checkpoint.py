@@ -278,13 +278,9 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(
     ("change", "message"),
     [
         (lambda tensors: tensors.pop("deep.down"), "1 tensors missing .'deep.down'."),
-        (lambda tensors: tensors.pop("deep.up"), "1 tensors missing .'deep.up'."),
         (lambda tensors: tensors.pop("head.bias"), "1 tensors missing .'head.bias'."),
         (lambda tensors: tensors.update({"deep.down": torch.ones(3)}), "'deep.down' has shape"),
-        (lambda tensors: tensors.update({"deep.down": torch.ones(32, 7)}), "'deep.down' has shape"),
         (lambda tensors: tensors.update({"deep.up": torch.ones(2, 32, 7)}), "'deep.up' has shape"),
-        (lambda tensors: tensors.update({"deep.bias": torch.ones(1, 5, 40)}), "'deep.bias' has shape"),
-        (lambda tensors: tensors.update({"head.weight": torch.ones(7, 7)}), "'head.weight' has shape"),
     ],
 )
 def test_deeper_alignments_or_a_head_that_do_not_fit_are_refused(

@@ -194,13 +194,14 @@ def test_a_text_has_the_same_vector_alone_and_in_any_batch(
             np.testing.assert_allclose(model(padded)["sentence_embedding"].numpy(), alone, atol=1e-5)
 
 
+@FEW_FAMILIES
 @each_attention
 @pytest.mark.parametrize("text", ["few", "a text of more than thirty-two tokens"])
 def test_training_sees_the_vector_that_is_served(
-    family: str, attention: str, text: str, new_baseline: NewBaseline
+    name: str, attention: str, text: str, new_baseline: NewBaseline
 ) -> None:
     """Texts of a few tokens and of one length took another way in training, where they were read causally."""
-    model = new_baseline("lora", family, template="plain", attention=attention)
+    model = new_baseline("lora", name, template="plain", attention=attention)
     served = model.encode([text, text])
     trained = model.train()(model.preprocess([text, text]))["sentence_embedding"]
     np.testing.assert_allclose(trained.detach().numpy(), served, atol=1e-5)
@@ -251,8 +252,7 @@ def test_lora_is_on_every_matrix_of_every_layer_and_on_nothing_else(
     assert len(trained) == len(trained_state(adapted)) == 2 * len(matrices)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-@each_attention
+@pytest.mark.parametrize(("kind", "attention"), [("lora", "causal"), ("full", "bidirectional")])
 def test_the_gradient_reaches_all_that_trains_and_a_step_moves_nothing_else(
     kind: str, attention: str, family: str, new_baseline: NewBaseline
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptembedder.benchmarks.efficiency_methods import StepModel
-from promptembedder.benchmarks.efficiency_step import StepMemory
+from promptembedder.benchmarks.efficiency_step import StepMemory, StepTime
 from promptembedder.benchmarks.efficiency_worker import StartWorker, Worker
 from promptembedder.benchmarks.memory import OutOfMemoryError, room_for
 
@@ -17,11 +17,11 @@ class CellOutcome:
 
     Attributes:
         memory: None if it does not fit.
-        seconds: One a repeat; empty if it does not fit.
+        times: One a repeat; empty if it does not fit.
     """
 
     memory: StepMemory | None = None
-    seconds: list[float] = field(default_factory=list)
+    times: list[StepTime] = field(default_factory=list)
 
 
 def measure_cell(
@@ -77,9 +77,9 @@ def _first_visit(outcome: CellOutcome, worker: Worker, length: int, batch: int, 
 
 def _visit(outcome: CellOutcome, worker: Worker, length: int, batch: int) -> None:
     try:
-        outcome.seconds.append(worker.timed(length, batch))
+        outcome.times.append(worker.timed(length, batch))
     except OutOfMemoryError:
-        outcome.memory, outcome.seconds = None, []
+        outcome.memory, outcome.times = None, []
 
 
 def _fit_together(models: Sequence[StepModel], outcomes: Mapping[str, CellOutcome], alive: Container[str]) -> bool:

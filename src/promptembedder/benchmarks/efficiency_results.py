@@ -28,6 +28,7 @@ _COLUMNS = (
     "step_seconds",
     "step_seconds_min",
     "step_seconds_iqr",
+    "step_cpu_seconds",
     "tokens_per_second",
     "peak_bytes",
     "baseline_bytes",
@@ -46,12 +47,14 @@ backward, gradient clipping, AdamW; through the library's own encoders. Texts ar
 method's own instruction and soft tokens come on top. Tokenisation and data loading are left out.
 
 - **step**: median over the repeats, with the interquartile range; methods take turns, one process computing at a time.
+- **CPU**: processor seconds of all threads, median; they hardly change when the machine has other work to do.
 - **tokens/s**: text tokens of anchors and positives.
 - **peak**: CPU: resident set of a fresh process, Python and libraries included; GPU: what torch's allocator gave out.
 - **weights**: parameters and buffers of all models in the step, frozen ones too.
 - **activations**: peak minus what was in use before the step (libraries, weights, AdamW's moments): activations kept
   for the backward pass, gradients and temporary buffers. On a CPU the heap adds some MiB of noise.
-- **time x, activations x, peak x**: this method's number over that of `promptembedder` at the same length and batch.
+- **time x, CPU x, activations x, peak x**: this method's number over that of `promptembedder` at the same length and
+  batch. Times are compared round by round: the median of the quotients, not the quotient of the medians.
 """
 
 
@@ -89,16 +92,20 @@ class EfficiencyResult:
 def measured_row(key: Mapping[str, Any], outcome: CellOutcome) -> Row:
     """The row of one method at one length and batch; `key` begins it."""
     row = _place(key)
-    memory, seconds = outcome.memory, outcome.seconds
+    memory = outcome.memory
     if memory is None:
         return {**row, "error": OUT_OF_MEMORY}
-    if seconds:
+    if outcome.times:
+        seconds = [taken.seconds for taken in outcome.times]
+        cpu_seconds = [taken.cpu_seconds for taken in outcome.times if taken.cpu_seconds is not None]
         median = statistics.median(seconds)
         row |= {
             "step_seconds": median,
             "step_seconds_min": min(seconds),
             "step_seconds_iqr": _interquartile_range(seconds),
             "step_seconds_all": seconds,
+            "step_cpu_seconds": statistics.median(cpu_seconds) if cpu_seconds else None,
+            "step_cpu_seconds_all": cpu_seconds,
             "tokens_per_second": 2 * key["batch"] * key["length"] / median,
         }
     return {
@@ -119,7 +126,10 @@ def skipped_row(key: Mapping[str, Any], failed: int) -> Row:
 
 
 def ratios_of(rows: Sequence[Row]) -> list[Row]:
-    """Every other method over `promptembedder`, where both were measured."""
+    """Every other method over `promptembedder`, where both were measured.
+
+    Times are compared within each round: then what slowed a whole round down falls out.
+    """
     reference = {(row["length"], row["batch"]): row for row in rows if row["method"] == REFERENCE}
     found = []
     for row in rows:
@@ -127,7 +137,9 @@ def ratios_of(rows: Sequence[Row]) -> list[Row]:
         if row["method"] == REFERENCE or base is None or "error" in row or "error" in base:
             continue
         ratio = {name: row[name] for name in ("method", "length", "batch")}
-        for name in ("step_seconds", "activation_bytes", "peak_bytes"):
+        for name in ("step_seconds", "step_cpu_seconds"):
+            ratio[name] = _ratio_in_rounds(row[f"{name}_all"], base[f"{name}_all"])
+        for name in ("activation_bytes", "peak_bytes"):
             ratio[name] = row[name] / base[name] if base[name] > 0 else None
         found.append(ratio)
     return found
@@ -150,6 +162,11 @@ def efficiency_markdown(content: Mapping[str, Any]) -> str:
 def _place(key: Mapping[str, Any]) -> Row:
     names = ("method", "reader", "prompter", "device", "dtype", "length", "batch", "repeats")
     return {name: key[name] for name in names}
+
+
+def _ratio_in_rounds(seconds: Sequence[float], base: Sequence[float]) -> float | None:
+    quotients = [own / other for own, other in zip(seconds, base, strict=False) if other > 0]
+    return statistics.median(quotients) if quotients else None
 
 
 def _interquartile_range(seconds: Sequence[float]) -> float:
@@ -192,8 +209,8 @@ def _page(result: EfficiencyResult) -> str:
 
 
 def _table(result: EfficiencyResult) -> str:
-    header = ["method", "length", "batch", "step [s]", "IQR [s]", "tokens/s", "peak [GiB]", "weights [GiB]"]
-    header += ["activations [GiB]", "time x", "activations x", "peak x"]
+    header = ["method", "length", "batch", "step [s]", "IQR [s]", "CPU [s]", "tokens/s", "peak [GiB]", "weights [GiB]"]
+    header += ["activations [GiB]", "time x", "CPU x", "activations x", "peak x"]
     ratios = {(row["method"], row["length"], row["batch"]): row for row in result.ratios}
     lines = []
     for row in sorted(result.rows, key=lambda row: (row["length"], row["batch"])):  # stable: methods keep their order
@@ -202,11 +219,20 @@ def _table(result: EfficiencyResult) -> str:
             lines.append([*start, row["error"], *[""] * (len(header) - 4)])
             continue
         sizes = [f"{row[name] / GIB:.3f}" for name in ("peak_bytes", "weights_bytes", "activation_bytes")]
-        times = [f"{row['step_seconds']:.3g}", f"{row['step_seconds_iqr']:.2g}", f"{row['tokens_per_second']:.0f}"]
+        times = [
+            f"{row['step_seconds']:.3g}",
+            f"{row['step_seconds_iqr']:.2g}",
+            _number(row["step_cpu_seconds"], ".3g"),
+        ]
+        times.append(f"{row['tokens_per_second']:.0f}")
         ratio = ratios.get((row["method"], row["length"], row["batch"]), {})
-        factors = [ratio.get(name) for name in ("step_seconds", "activation_bytes", "peak_bytes")]
-        lines.append([*start, *times, *sizes, *("" if one is None else f"{one:.2f}" for one in factors)])
+        names = ("step_seconds", "step_cpu_seconds", "activation_bytes", "peak_bytes")
+        lines.append([*start, *times, *sizes, *(_number(ratio.get(name), ".2f") for name in names)])
     return markdown_table(header, lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _largest(rows: Sequence[Row]) -> str:

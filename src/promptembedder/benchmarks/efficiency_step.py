@@ -14,7 +14,7 @@ from promptembedder.models import InstructedTransformer, SoftTokenEncoder
 from promptembedder.shapes import Float, Tensor
 from promptembedder.training import LossConfig, OptimConfig, contrastive_loss
 
-__all__ = ["StepMemory", "StepMeter", "Trainee"]
+__all__ = ["StepMemory", "StepMeter", "StepTime", "Trainee"]
 
 # so small that weights, and with them the work of a step, stay as they are however often it is repeated
 _LEARNING_RATE = 1e-7
@@ -52,6 +52,19 @@ class StepMemory:
     def activation_bytes(self) -> int:
         """What the step takes on top of what is always there: activations, gradients, temporary buffers."""
         return self.peak_bytes - self.baseline_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """How long a step took.
+
+    Attributes:
+        seconds: On the clock.
+        cpu_seconds: Of all threads of the process; on a machine with other work to do they say more. None on a GPU.
+    """
+
+    seconds: float
+    cpu_seconds: float | None
 
 
 class Trainee:
@@ -168,20 +181,21 @@ class StepMeter:
             source=peak.source,
         )
 
-    def timed(self, length: int, batch: int) -> float:
-        """Seconds of a step; the first one of a shape in this process is not counted."""
+    def timed(self, length: int, batch: int) -> StepTime:
+        """Time of a step; the first one of a shape in this process is not counted."""
         trainee = self._ready()
         if self._warm != (length, batch) or self.on_gpu:  # between two visits other processes had the GPU
             self._warm_up(length, batch)
         count, seconds = 0, 0.0
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         while count == 0 or (self.on_gpu and seconds < _GPU_SECONDS):
             trainee.step(self._columns)
             self._synchronize()
             count, seconds = count + 1, time.perf_counter() - started
         if self.on_gpu:
             release_memory(self.model.device)
-        return seconds / count
+            return StepTime(seconds=seconds / count, cpu_seconds=None)
+        return StepTime(seconds=seconds / count, cpu_seconds=(time.process_time() - started_cpu) / count)
 
     def close(self) -> None:
         """Let go of the model."""

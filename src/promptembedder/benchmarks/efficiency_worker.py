@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from promptembedder.benchmarks.efficiency_methods import StepModel
-from promptembedder.benchmarks.efficiency_step import StepMemory, StepMeter
+from promptembedder.benchmarks.efficiency_step import StepMemory, StepMeter, StepTime
 from promptembedder.benchmarks.memory import OutOfMemoryError, is_out_of_memory
 from promptembedder.errors import PromptEmbedderError
 
@@ -30,8 +30,8 @@ class Worker(Protocol):
         """Memory of a step; the first thing that is asked of a worker."""
         ...
 
-    def timed(self, length: int, batch: int) -> float:
-        """Seconds of a step."""
+    def timed(self, length: int, batch: int) -> StepTime:
+        """Time of a step."""
         ...
 
     def close(self) -> None:
@@ -66,10 +66,10 @@ class ProcessWorker:
         memory: StepMemory = self._ask("measure", length, batch)
         return memory
 
-    def timed(self, length: int, batch: int) -> float:
-        """Seconds of a step; raises what `measure` raises."""
-        seconds: float = self._ask("timed", length, batch)
-        return seconds
+    def timed(self, length: int, batch: int) -> StepTime:
+        """Time of a step; raises what `measure` raises."""
+        taken: StepTime = self._ask("timed", length, batch)
+        return taken
 
     def close(self) -> None:
         """End the process; it holds nothing that is worth a farewell."""

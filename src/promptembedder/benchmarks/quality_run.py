@@ -71,14 +71,20 @@ class QualityRun:
 
 
 def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
-    """Hash of everything that a run's scores depend on: not its folder, nor soft tokens where there are none."""
+    """Hash of everything that a run's scores depend on: not where files lie, nor soft tokens where there are none."""
     model = recipe.model
     if recipe.baseline is not None and recipe.baseline.kind != "static":
         model = ModelConfig(reader=model.reader, max_seq_length=model.max_seq_length, pooling=model.pooling)
         model = dataclasses.replace(model, **_WITHOUT_SOFT_TOKENS)
-    own = to_mapping(dataclasses.replace(recipe, model=model, run=dataclasses.replace(recipe.run, output="")))
+    data = dataclasses.replace(recipe.data, mixture=_digest(recipe.data.mixture))
+    run = dataclasses.replace(recipe.run, output="")
+    own = to_mapping(dataclasses.replace(recipe, model=model, data=data, run=run))
     sampled = [(task.name, task.rows_used, task.documents_used, task.seed) for task in tasks]
     return hashlib.sha256(json.dumps([own, sampled], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(mixture: str | None) -> str:
+    return hashlib.sha256(Path(mixture).read_bytes()).hexdigest() if mixture is not None else ""
 
 
 def finished_run(folder: Path, key: str) -> QualityRun | None:

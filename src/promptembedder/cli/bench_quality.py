@@ -96,7 +96,8 @@ def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[d
     content = quality_content(
         runs,
         command=shlex.join(["promptembedder", *sys.argv[1:]]),
-        settings=dataclasses.asdict(settings),
+        settings=dataclasses.asdict(settings)
+        | {"mixture": Path(settings.mixture).name, "tasks": Path(settings.tasks).name},
         machine=machine_facts(),
         versions=versions(),
     )
