@@ -364,3 +364,19 @@ def test_a_backbone_that_is_gone_is_refused(trained_on: Path, backbone: Path) ->
     backbone.rename(backbone.with_name("elsewhere"))
     with pytest.raises(BackboneError, match="unknown backbone"):
         PromptEmbedder.from_pretrained(trained_on)
+
+
+def test_a_model_saved_before_there_were_deeper_soft_tokens_loads(
+    new_model: NewModel, texts: list[str], tmp_path: Path
+) -> None:
+    """The default became every layer; such a manifest does not name `deep_every`, and its tensors are of none."""
+    model = new_model("tiny-llama", deep_every=0)
+    model.save(str(tmp_path / "model"))
+    path = tmp_path / "model" / MANIFEST_NAME
+    content = json.loads(path.read_text())
+    for name in ("deep_every", "deep_rank", "head"):
+        del content["config"][name]
+    del content["kind"]
+    path.write_text(json.dumps(content))
+    loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
+    np.testing.assert_array_equal(loaded.encode(texts), model.encode(texts))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from promptembedder.errors import ConfigError
 from promptembedder.models import (
     BaselineConfig,
     BaselineEmbedder,
@@ -231,3 +232,10 @@ def test_each_learning_rate_reaches_its_weights(
     for parts in by_end.values():
         assert all(any(part in f".{name}" for name in rates.found) for part in parts)
     assert rates.found.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_a_frozen_baseline_is_refused_before_anything_is_written(baseline_recipe: Callable[..., Recipe]) -> None:
+    recipe = baseline_recipe("lora")
+    frozen = dataclasses.replace(recipe, baseline=dataclasses.replace(recipe.baseline, kind="frozen"))
+    with pytest.raises(ConfigError, match="has nothing to train"):
+        new_model(frozen, load_training_data(frozen.data, seed=0))

@@ -76,7 +76,8 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
         raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a {KIND}. Open it with open_model.")
-    config = from_mapping(ModelConfig, manifest.config)
+    # models saved before there were deeper soft tokens do not name them
+    config = from_mapping(ModelConfig, {"deep_every": 0, **manifest.config})
     reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     found = load_tensors(folder / ALIGNMENT_FILE)
     alignment = _new_alignment(found, config.alignment.kind, reader.dim)

@@ -100,6 +100,8 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
     if recipe.baseline is None:
         return PromptEmbedder.create(config=recipe.model, device=device, seed=recipe.run.seed)
     baseline = recipe.baseline
+    if baseline.kind == "frozen":
+        raise ConfigError("baseline.kind 'frozen' has nothing to train. Score it as frozen:mean:BACKBONE.")
     if baseline.kind == "static" and not baseline.wordings:
         sides = [side for task in data.tasks.values() for side in (task.instructions, task.document_instructions)]
         baseline = dataclasses.replace(baseline, wordings=tuple(dict.fromkeys(side for side in sides if side)))
