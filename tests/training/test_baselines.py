@@ -106,7 +106,6 @@ def losses_of(recipe: Recipe) -> list[tuple[int, float]]:
         ("static", BaselineEmbedder, StaticEncoder),
         ("lora", BaselineEmbedder, PooledEncoder),
         ("full", BaselineEmbedder, PooledEncoder),
-        ("frozen", BaselineEmbedder, PooledEncoder),
     ],
 )
 def test_a_recipe_makes_the_baseline_that_it_names(

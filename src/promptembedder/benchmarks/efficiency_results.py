@@ -185,17 +185,17 @@ def _page(result: EfficiencyResult) -> str:
     settings = result.settings
     return "\n".join(
         [
-            "# Cost of a training step",
+            "### Cost of a training step",
             "",
             f"Reader `{settings['reader']}`, prompter `{settings['prompter']}`, {settings['dtype']} on "
             f"{settings['device']}; {settings['repeats']} repeats.",
             "",
             _NOTES,
             _table(result),
-            "## Largest batch that fits",
+            "#### Largest batch that fits",
             "",
             _largest(result.largest_batch),
-            "## How it was measured",
+            "#### How it was measured",
             "",
             f"    {result.command}",
             "",
