@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.benchmarks import regenerate
+from promptembedder.benchmarks import markdown_table, regenerate
 from promptembedder.errors import DataError
 
 TEXT = "before\n\n<!-- quality -->\nold 41.0\n<!-- end quality -->\n\nafter\n"
@@ -42,3 +42,8 @@ def test_a_document_that_cannot_be_written_anew_is_left_alone(
     with pytest.raises(DataError, match=message):
         regenerate(document, tmp_path, PAGES)
     assert text is None or document.read_text() == text
+
+
+def test_a_markdown_table_keeps_its_columns_whatever_the_cells_hold() -> None:
+    table = markdown_table(["a", "b"], [["x|y", "1\n2"]])
+    assert table == "| a | b |\n| --- | ---: |\n| x\\|y | 1 2 |\n"

@@ -14,9 +14,6 @@ from promptembedder.errors import ConfigError
 
 NewTrainee = Callable[..., Trainee]
 
-# transformers renames the method that the baseline calls; of no consequence for what is measured
-pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
-
 methods = pytest.mark.parametrize("method", list(METHODS))
 
 

@@ -1,12 +1,10 @@
 """The embedding job: text files in, one Parquet file out, a chunk of rows at a time."""
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 
@@ -17,12 +15,11 @@ from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.models import PromptEmbedder
 from promptembedder.shapes import Float
+from promptembedder.storage import file_sha256, versions
 
 __all__ = ["EmbedReport", "EmbedSettings", "check_files", "embed_files"]
 
 _logger = logging.getLogger(__name__)
-
-_LIBRARIES = ("promptembedder", "sentence-transformers", "transformers", "torch", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +216,8 @@ def _metadata(
     model_name: str | None,
     model_sha256: str | None,
 ) -> dict[str, str]:
-    sources = [{"name": path.name, "sha256": _sha256(path)} for path in files]
+    # a pipe can be read only once
+    sources = [{"name": path.name, "sha256": file_sha256(path) if path.is_file() else None} for path in files]
     known = {
         "model": model_name,
         "model_sha256": model_sha256,
@@ -228,13 +226,6 @@ def _metadata(
         "normalised": "true",
         "max_seq_length": str(model.encoder.max_seq_length),
         "files": json.dumps(sources, ensure_ascii=False),
-        "versions": json.dumps({name: version(name) for name in _LIBRARIES}),
+        "versions": json.dumps(versions()),
     }
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():  # a pipe can be read only once
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

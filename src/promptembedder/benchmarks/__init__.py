@@ -1,16 +1,14 @@
 """Measurements of training, side by side with what the method is compared with."""
 
-from promptembedder.benchmarks.document import regenerate
+from promptembedder.benchmarks.document import markdown_table, regenerate
 from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
 from promptembedder.benchmarks.efficiency_methods import METHODS
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, efficiency_markdown, write_efficiency
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
-from promptembedder.benchmarks.machine import fingerprint_of, machine_facts, versions
 from promptembedder.benchmarks.quality import QualityConfig, bench_quality
 from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
 from promptembedder.benchmarks.quality_report import merged_content, quality_content, quality_markdown, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
-from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
 
 __all__ = [
     "METHODS",
@@ -22,18 +20,12 @@ __all__ = [
     "QualityRun",
     "bench_quality",
     "efficiency_markdown",
-    "fingerprint_of",
-    "machine_facts",
     "markdown_table",
     "merged_content",
     "quality_content",
     "quality_markdown",
     "regenerate",
     "run_efficiency",
-    "versions",
-    "write_csv",
     "write_efficiency",
-    "write_json",
     "write_quality",
-    "write_text",
 ]

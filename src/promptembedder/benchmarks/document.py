@@ -1,14 +1,14 @@
-"""Tables of a document written anew from the results' JSON, so that no number is typed by hand."""
+"""Markdown tables, written into a document anew from the results' JSON, so that no number is typed by hand."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptembedder.benchmarks.result_files import write_text
 from promptembedder.errors import DataError
+from promptembedder.storage import write_text
 
-__all__ = ["regenerate"]
+__all__ = ["markdown_table", "regenerate"]
 
 Markdown = Callable[[Mapping[str, Any]], str]
 
@@ -39,6 +39,13 @@ def regenerate(document: Path, results: Path, pages: Mapping[str, Markdown]) -> 
         raise DataError(f"{document} has no marker that fits a file in {results}. Known: {', '.join(pages)}.")
     write_text(document, text)
     return done
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are text already; the first column is left-aligned, the others right-aligned."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 def _read(path: Path) -> str:

@@ -13,8 +13,8 @@ from promptembedder.benchmarks.efficiency_methods import StepModel, prepare_back
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, Row, measured_row, ratios_of, skipped_row
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
 from promptembedder.benchmarks.efficiency_worker import ProcessWorker, StartWorker
-from promptembedder.benchmarks.machine import machine_facts, versions
 from promptembedder.benchmarks.memory import GIB, room_for
+from promptembedder.storage import machine_facts, versions
 
 __all__ = ["JOURNAL_NAME", "EfficiencyProgress", "run_efficiency"]
 

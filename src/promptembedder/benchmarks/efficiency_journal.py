@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from promptembedder.benchmarks.result_files import write_text
 from promptembedder.errors import DataError
+from promptembedder.storage import write_text
 
 __all__ = ["Journal"]
 

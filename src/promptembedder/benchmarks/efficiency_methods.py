@@ -3,10 +3,8 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from promptembedder.backbones import (
     RANDOM_MODELS,
@@ -30,7 +28,6 @@ __all__ = ["INSTRUCTION", "METHODS", "Method", "StepModel", "default_prompter", 
 
 INSTRUCTION = "Retrieve semantically similar text"
 
-_DRAWS = (torch.randn, torch.rand, torch.randint, torch.randperm)
 _ANY_LENGTH = 1 << 20  # tokens; the benchmark itself says how long its texts are
 
 
@@ -84,25 +81,10 @@ class StepModel:
             deep_every=method.deep_every,
             max_seq_length=_ANY_LENGTH,
         )
-        with torch.device(self.device), DrawnWhereTheGeneratorIs():
+        with torch.device(self.device):
             if method.baseline is None:
                 return PromptEmbedder.create(config=config, device=self.device)
             return BaselineEmbedder.create(config, method.baseline, device=self.device)
-
-
-class DrawnWhereTheGeneratorIs(TorchFunctionMode):
-    """While this lasts, random numbers of a CPU's generator are drawn on the CPU, whatever the default device.
-
-    `torch.device(...)` as a context sends every new tensor to the device, and torch refuses to draw it there from a
-    generator that lives elsewhere.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`, told to draw where its generator is."""
-        kwargs = dict(kwargs or {})
-        if func in _DRAWS and kwargs.get("generator") is not None and kwargs.get("device") is None:
-            kwargs["device"] = kwargs["generator"].device
-        return func(*args, **kwargs)
 
 
 def require_methods(names: Sequence[str]) -> None:

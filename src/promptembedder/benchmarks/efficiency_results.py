@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.efficiency_cell import CellOutcome
 from promptembedder.benchmarks.memory import GIB
-from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
+from promptembedder.storage import write_csv, write_json, write_text
 
 __all__ = ["EfficiencyResult", "efficiency_markdown", "measured_row", "ratios_of", "skipped_row", "write_efficiency"]
 

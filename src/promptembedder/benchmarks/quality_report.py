@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.quality_run import QualityRun
-from promptembedder.benchmarks.result_files import markdown_table, write_csv, write_json, write_text
 from promptembedder.errors import ConfigError
+from promptembedder.storage import write_csv, write_json, write_text
 
 __all__ = ["merged_content", "quality_content", "quality_markdown", "write_quality"]
 

@@ -12,10 +12,9 @@ from rich.table import Table
 
 from promptembedder import extras
 from promptembedder.cli.bench_quality import quality
-from promptembedder.cli.bench_report import report
+from promptembedder.cli.bench_report import report as rewrite_tables
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, words
-from promptembedder.errors import ConfigError
+from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from promptembedder.benchmarks import EfficiencyProgress, EfficiencyResult
@@ -26,7 +25,7 @@ _GIB = 1 << 30
 
 bench = typer.Typer(help="Measure, side by side with what the method is compared with.", no_args_is_help=True)
 bench.command()(quality)
-bench.command()(report)
+bench.command("report")(rewrite_tables)
 
 
 @bench.command()
@@ -60,7 +59,7 @@ def efficiency(
     with one_line_errors():
         for module in ("matplotlib", "psutil"):  # missing, they are better missed now than after the measurements
             extras.require(module, extra="bench")
-        numbers = {"lengths": _numbers("lengths", lengths), "batches": _numbers("batches", batches)}
+        numbers = {"lengths": whole_numbers("lengths", lengths), "batches": whole_numbers("batches", batches)}
         from promptembedder.benchmarks import METHODS, EfficiencySettings, run_efficiency, write_efficiency
 
         settings = EfficiencySettings(
@@ -80,13 +79,6 @@ def efficiency(
     report.say(_table(result))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **result.content()})
-
-
-def _numbers(name: str, listed: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in words(listed))
-    except ValueError as error:
-        raise ConfigError(f"--{name} must be whole numbers separated by commas, got {listed!r}.") from error
 
 
 def _default_device() -> str:

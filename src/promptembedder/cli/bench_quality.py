@@ -12,7 +12,7 @@ from rich.table import Table
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, words
+from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from promptembedder.benchmarks import QualityConfig
@@ -64,7 +64,7 @@ def quality(
             prompter=prompter,
             methods=tuple(words(methods)),
             timed=tuple(words(timed)),
-            seeds=tuple(int(seed) for seed in words(seeds)),
+            seeds=whole_numbers("seeds", seeds),
             steps=steps,
             batch_size=batch_size,
             max_seq_length=max_length,
@@ -84,13 +84,12 @@ def quality(
 def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
     from promptembedder.benchmarks import (
         bench_quality,
-        machine_facts,
         merged_content,
         quality_content,
-        versions,
         write_quality,
     )
     from promptembedder.cli.progress import TrainingBar
+    from promptembedder.storage import machine_facts, versions
 
     runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
     content = quality_content(

@@ -1,6 +1,5 @@
 """`promptembedder embed MODEL FILES -o OUT.parquet`: the vectors of text files."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
-from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest
+from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.batch import EmbedReport
@@ -57,7 +56,7 @@ def embed(
             overwrite=overwrite,
         )
         check_files(files, output, settings=settings)
-        sha256 = hashlib.sha256((model / MANIFEST_NAME).read_bytes()).hexdigest()
+        sha256 = file_sha256(model / MANIFEST_NAME)
         embedder = PromptEmbedder.from_pretrained(model, with_prompter=not set(asked) <= set(manifest.instructions))
         with _progress() as on_rows:
             done = embed_files(

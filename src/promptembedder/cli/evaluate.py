@@ -1,6 +1,5 @@
 """`promptembedder evaluate MODEL --tasks ...`: scores on task files or official mteb tasks."""
 
-import hashlib
 import shlex
 import statistics
 import sys
@@ -18,7 +17,7 @@ from rich.table import Table
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME
+from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, versions, write_json
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from promptembedder.evaluation import EvaluationTask, HubTask, InstructionSteering, TaskScore
@@ -103,7 +102,6 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise ConfigError(f"cannot write {options.output}: it must be a file in a folder that exists.")
     tasks = _tasks(options)
-    from promptembedder.evaluation import write_results
     from promptembedder.models import open_model
 
     opened = open_model(options.model)
@@ -114,7 +112,7 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     outcome = _scored(opened, tasks, options)
     record = _record(opened, tasks, outcome, options)
     if options.output is not None:
-        write_results(options.output, record)
+        write_json(options.output, record)
     return outcome, record
 
 
@@ -164,23 +162,22 @@ def _scored(opened: "OpenedModel", tasks: "Tasks", options: _Options) -> _Outcom
 
 
 def _record(opened: "OpenedModel", tasks: "Tasks", outcome: _Outcome, options: _Options) -> dict[str, Any]:
-    from promptembedder.evaluation import file_hashes, machine, versions
-
-    files = [Path(options.tasks)] if _is_file(options.tasks) else []
+    task_file = [Path(options.tasks)] if _is_file(options.tasks) else []
+    files = [*task_file, *(file for task in tasks for file in task.files)]
     manifest = Path(options.model) / MANIFEST_NAME
     tokens = [score.tokens for score in outcome.scores]
     return {
         "model": options.model,
         "provenance": opened.provenance,
-        "model_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None,
+        "model_sha256": file_sha256(manifest) if manifest.is_file() else None,
         "takes_instructions": opened.takes_instructions,
         "max_length": opened.model.max_seq_length,
         "mean": outcome.mean,
         "scores": [asdict(score) for score in outcome.scores],
         "steering": [{**asdict(steering), "gain": steering.gain} for steering in outcome.steering],
-        "data_sha256": file_hashes([*files, *(file for task in tasks for file in task.files)]),
+        "data_sha256": {str(file): file_sha256(file) for file in dict.fromkeys(files)},
         "versions": versions(),
-        "machine": machine(str(opened.model.device)),
+        "machine": {**machine_facts(), "device": str(opened.model.device)},
         "seconds": outcome.seconds,
         "tokens": None if None in tokens else sum(token for token in tokens if token is not None),
         "options": {**asdict(options), "output": None if options.output is None else str(options.output)},

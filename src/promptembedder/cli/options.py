@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-__all__ = ["ConfigOption", "JsonOption", "words"]
+from promptembedder.errors import ConfigError
+
+__all__ = ["ConfigOption", "JsonOption", "whole_numbers", "words"]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
@@ -56,3 +58,15 @@ def words(listed: str) -> list[str]:
     """The words of an option that holds several, separated by commas."""
     # a list in a --config file arrives as its Python text
     return [word.strip(" '\"") for word in listed.strip("[]() ").split(",") if word.strip(" '\"")]
+
+
+def whole_numbers(name: str, listed: str) -> tuple[int, ...]:
+    """The numbers of the option `--name`, separated by commas.
+
+    Raises:
+        ConfigError: One is no whole number.
+    """
+    try:
+        return tuple(int(word) for word in words(listed))
+    except ValueError as error:
+        raise ConfigError(f"--{name} must be whole numbers separated by commas, got {listed!r}.") from error

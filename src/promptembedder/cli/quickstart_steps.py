@@ -7,8 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
-from platform import python_version
 from typing import Any
 
 from rich.markup import escape
@@ -21,6 +19,7 @@ from promptembedder.data import SearchTask, TextRow, docstring_corpus, search_ta
 from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_score
 from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig, frozen_pooling
 from promptembedder.search import build_index
+from promptembedder.storage import versions
 from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, prepare_output, task_data, train_model
 
 __all__ = ["Quickstart", "quickstart_recipe"]
@@ -98,8 +97,7 @@ class Quickstart:
             "test_documents": len(task.documents),
             "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
-            "versions": {"python": python_version()}
-            | {name: version(name) for name in ("promptembedder", "torch", "transformers", "sentence-transformers")},
+            "versions": versions(),
         }
 
     def _data(self, queries: int, documents: int) -> tuple[SearchTask, TrainingData]:

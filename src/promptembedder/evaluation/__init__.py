@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from promptembedder.evaluation.paraphrases import paraphrases_of
 from promptembedder.evaluation.random_state import kept_random_state
-from promptembedder.evaluation.results_file import file_hashes, machine, versions, write_results
 from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score, vector_score
 from promptembedder.evaluation.similarity import InstructedSimilarityEvaluator, similarity_evaluator
 from promptembedder.evaluation.task_data import EvaluationTask, subsample
@@ -26,10 +25,8 @@ __all__ = [
     "RetrievalScore",
     "TaskScore",
     "bm25_score",
-    "file_hashes",
     "hub_tasks",
     "instruction_steering",
-    "machine",
     "paraphrases_of",
     "read_tasks",
     "retrieval_score",
@@ -38,8 +35,6 @@ __all__ = [
     "steered_pairs",
     "subsample",
     "vector_score",
-    "versions",
-    "write_results",
 ]
 
 _WITH_MTEB = {

@@ -1,13 +1,12 @@
 """Saving and restoring a baseline: its trained weights and a manifest; never a frozen backbone."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 from promptembedder.models.checkpoint import backbone_ref
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.trained_state import restore_trained, trained_state
-from promptembedder.storage import Manifest, read_manifest, save_tensors, to_mapping, write_manifest
+from promptembedder.storage import Manifest, read_manifest, save_tensors, to_mapping, versions, write_manifest
 
 __all__ = ["BASELINE_KIND", "restore_baseline", "save_baseline"]
 
@@ -26,7 +25,7 @@ def save_baseline(folder: Path, encoder: TextEncoder, settings: ModelConfig, bas
         config={"model": to_mapping(settings), "baseline": to_mapping(baseline)},
         backbones={"reader": backbone_ref(encoder.reader)},
         files={WEIGHTS_FILE: ""} if state else {},
-        provenance={name: version(name) for name in ("promptembedder", "torch", "transformers")},
+        provenance=dict(versions()),
     )
     write_manifest(folder, manifest)
 

@@ -1,7 +1,6 @@
 """Saving and loading a dual encoder: trained weights, compiled soft tokens and a manifest; never a backbone."""
 
 import dataclasses
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.parts import Alignment, Parts, new_deep_alignment, new_prompter
-from promptembedder.models.soft_token_encoder import level_count
+from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.trained_state import restore_trained, trained_state
-from promptembedder.nn import IdentityStartLinear, LinearAlignment, LinearMap, VocabularyAlignment
+from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
 from promptembedder.storage import (
     Manifest,
@@ -22,6 +21,7 @@ from promptembedder.storage import (
     read_manifest,
     save_tensors,
     to_mapping,
+    versions,
     write_manifest,
 )
 
@@ -58,7 +58,7 @@ def save_parts(folder: Path, parts: Parts) -> None:
         backbones={"prompter": backbone_ref(parts.prompter.backbone), "reader": backbone_ref(parts.reader)},
         instructions=list(parts.compiled),
         files=dict.fromkeys(files, ""),
-        provenance={name: version(name) for name in ("promptembedder", "torch", "transformers")},
+        provenance=dict(versions()),
     )
     write_manifest(folder, manifest)
 
@@ -83,7 +83,6 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     alignment = _new_alignment(found, config.alignment.kind, reader.dim)
     dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0
     deep = new_deep_alignment(config, dim_p, reader)
-    head = IdentityStartLinear(reader.dim) if config.head else None
     prompter = None
     if with_prompter:
         backbone = same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
@@ -100,7 +99,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
         reader=reader,
         alignment=alignment,
         deep=deep,
-        head=head,
+        head=new_head(config, reader),
         prompter=prompter,
         compiled=compiled,
     )

@@ -24,11 +24,10 @@ class DualEncoder(SoftTokenEncoder):
 
     def __init__(self, parts: Parts) -> None:
         """Put the parts together."""
-        super().__init__(parts.config, parts.reader)
+        super().__init__(parts.config, parts.reader, parts.head)
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
-        self.head = parts.head
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from promptembedder.backbones import Backbone, load_backbone, shared_token_ids
 from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.prompter import Prompter
-from promptembedder.models.soft_token_encoder import level_count
+from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.nn import (
     AlignmentConfig,
     DeepAlignment,
@@ -60,7 +60,7 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
         reader=reader,
         alignment=alignment,
         deep=new_deep_alignment(config, backbone.dim, reader, seed=seed),
-        head=IdentityStartLinear(reader.dim) if config.head else None,
+        head=new_head(config, reader),
         prompter=prompter,
     )
 

@@ -24,12 +24,12 @@ class SoftTokenEncoder(TextEncoder):
     vector in the reader, the others are added to its state where it enters the deeper layers (`settings.deep_every`).
     """
 
-    def __init__(self, settings: ModelConfig, reader: Backbone) -> None:
-        """Read with the frozen `reader`, which may be shared."""
+    def __init__(self, settings: ModelConfig, reader: Backbone, head: IdentityStartLinear | None) -> None:
+        """Read with the frozen `reader`, which may be shared; `head` maps the pooled state, if there is one."""
         super().__init__(reader, max_seq_length=settings.max_seq_length, positions_taken=settings.num_soft_tokens)
         self.settings = settings
         self.store = SoftTokenStore()
-        self.head = IdentityStartLinear(reader.dim) if settings.head else None
+        self.head = head
 
     @abstractmethod
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
@@ -153,3 +153,8 @@ def level_count(settings: ModelConfig, reader: Backbone) -> int:
     """Places where soft tokens enter the reader: the input, and each `deep_every`-th layer."""
     every = settings.deep_every
     return 1 + (len(range(every, reader.ref.layers, every)) if every else 0)
+
+
+def new_head(settings: ModelConfig, reader: Backbone) -> IdentityStartLinear | None:
+    """The map on the pooled state that `settings` names, still the identity; None if it names none."""
+    return IdentityStartLinear(reader.dim) if settings.head else None

@@ -12,7 +12,7 @@ from promptembedder.backbones import Backbone, read_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.baseline_checkpoint import restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
-from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count
+from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count, new_head
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.nn import left_padded, pooled, unit_vectors
 from promptembedder.shapes import Float, Tensor
@@ -28,7 +28,7 @@ class StaticEncoder(SoftTokenEncoder):
 
     def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
         """Read with `reader`; the default instruction gets a set of its own unless a task names it."""
-        super().__init__(settings, reader)
+        super().__init__(settings, reader, new_head(settings, reader))
         if settings.placement != "suffix" or settings.conditioning != "instruction":
             raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
         self._default = self.instruction_of(settings.default_instruction)

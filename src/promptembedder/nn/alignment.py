@@ -79,8 +79,8 @@ def procrustes_map(source: Float[Tensor, "rows dim_p"], target: Float[Tensor, "r
 def random_map(dim_p: int, dim_r: int, *, seed: int) -> LinearMap:
     """Xavier-normal weight and no bias: the control that knows nothing."""
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(dim_p, dim_r, generator=generator) * (2.0 / (dim_p + dim_r)) ** 0.5
-    return LinearMap(weight, torch.zeros(dim_r))
+    weight = torch.randn(dim_p, dim_r, generator=generator, device=generator.device) * (2.0 / (dim_p + dim_r)) ** 0.5
+    return LinearMap(weight, torch.zeros(dim_r, device=weight.device))
 
 
 def closed_form_map(
@@ -96,7 +96,8 @@ def closed_form_map(
     elif config.start == "procrustes":
         start = procrustes_map(source, target)
     else:
-        start = random_map(source.shape[1], target.shape[1], seed=seed)
+        drawn = random_map(source.shape[1], target.shape[1], seed=seed)
+        start = LinearMap(drawn.weight.to(target.device), drawn.bias.to(target.device))
     mapped = source.float() @ start.weight + start.bias
     ratio = float(target.float().norm(dim=-1).mean() / mapped.norm(dim=-1).mean().clamp_min(1e-12))
     return LinearMap(start.weight * ratio, start.bias * ratio)

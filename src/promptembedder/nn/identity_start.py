@@ -39,8 +39,10 @@ class DeepAlignment(nn.Module):
         super().__init__()
         rank = min(rank, dim_p)
         generator = torch.Generator().manual_seed(seed)
+        # the generator's device and not the default one: it draws nowhere else
+        down = torch.randn(dim_p, rank, generator=generator, device=generator.device)
         # the factor dim_p / rank makes a step of the optimiser move the output as far as one of a full matrix would
-        self.down = nn.Parameter(torch.randn(dim_p, rank, generator=generator) * dim_p**0.5 / rank)
+        self.down = nn.Parameter(down * dim_p**0.5 / rank)
         self.up = nn.Parameter(torch.zeros(depths, rank, dim_r))
         self.bias = nn.Parameter(torch.zeros(depths, prompt, dim_r))
 

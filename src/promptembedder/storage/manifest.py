@@ -1,6 +1,5 @@
 """The manifest of a saved model: what it is made of, and the hash of each of its files."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptembedder.errors import ModelFormatError
+from promptembedder.storage.provenance import file_sha256
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "read_manifest", "write_manifest"]
 
@@ -38,7 +38,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest last and in one step: a folder without one, or with wrong hashes, is torn."""
-    files = {name: _sha256(folder / name) for name in manifest.files}
+    files = {name: file_sha256(folder / name) for name in manifest.files}
     content = {
         "format": FORMAT,
         "kind": manifest.kind,
@@ -115,10 +115,5 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
     path = folder / name
     if not path.is_file():
         raise ModelFormatError(f"{folder} is torn: {name} is missing. Save or download the model again.")
-    if _sha256(path) != digest:
+    if file_sha256(path) != digest:
         raise ModelFormatError(f"{folder} is torn: {name} has changed since it was saved. Save or download it again.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,19 +1,14 @@
-"""What a measurement was made on and with: numbers mean nothing without it."""
+"""What results and models were made with and on: numbers mean nothing without it."""
 
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from promptembedder import extras
-
-__all__ = ["fingerprint_of", "machine_facts", "versions"]
+__all__ = ["file_sha256", "machine_facts", "versions"]
 
 _PACKAGES = ("promptembedder", "torch", "transformers", "sentence-transformers", "peft", "accelerate", "numpy", "mteb")
 
@@ -21,10 +16,9 @@ _PACKAGES = ("promptembedder", "torch", "transformers", "sentence-transformers",
 def machine_facts() -> dict[str, str | int | None]:
     """The machine that this process runs on; stable from run to run.
 
-    `cores` are those this process may use, `threads` those torch uses, `memory_bytes` is all the machine has, and
-    `gpu` and `gpu_memory_bytes` are None without one.
+    `cores` are those this process may use, `threads` those torch uses, `memory_bytes` is all the machine has (None
+    where the system does not tell), and `gpu` and `gpu_memory_bytes` are None without one.
     """
-    psutil = extras.require("psutil", extra="bench")
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "platform": platform.platform(),
@@ -32,14 +26,14 @@ def machine_facts() -> dict[str, str | int | None]:
         "cpus": os.cpu_count(),
         "cores": _usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": int(psutil.virtual_memory().total),
+        "memory_bytes": _memory_bytes(),
         "gpu": None if gpu is None else str(gpu.name),
         "gpu_memory_bytes": None if gpu is None else int(gpu.total_memory),
     }
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, CUDA and the packages that measurements depend on, as far as they are installed."""
+    """Versions of Python, CUDA and the packages that results depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -51,9 +45,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint_of(facts: Mapping[str, Any]) -> str:
-    """Short digest of facts: equal exactly if they are."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems not these names
+        return None
 
 
 def _cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Results on disk: JSON, CSV and Markdown, each file whole or as it was before."""
+"""Results on disk: text, JSON and CSV, each file whole or as it was before."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown_table", "write_csv", "write_json", "write_text"]
+__all__ = ["write_csv", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,10 +37,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are text already; the first column is left-aligned, the others right-aligned."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"

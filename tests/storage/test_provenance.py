@@ -1,11 +1,13 @@
 """What results say about where they come from."""
 
+import hashlib
 import json
 import platform
+from pathlib import Path
 
 import torch
 
-from promptembedder.benchmarks import fingerprint_of, machine_facts, versions
+from promptembedder.storage import file_sha256, machine_facts, versions
 
 
 def test_the_facts_of_a_machine_stay_the_same_and_fit_into_json() -> None:
@@ -15,6 +17,7 @@ def test_the_facts_of_a_machine_stay_the_same_and_fit_into_json() -> None:
     assert 1 <= facts["cores"] <= facts["cpus"]
     assert facts["threads"] == torch.get_num_threads()
     assert facts["cpu"]
+    assert facts["memory_bytes"] > 1 << 28
     assert (facts["gpu"] is None) == (not torch.cuda.is_available())
 
 
@@ -24,6 +27,7 @@ def test_versions_name_what_is_installed() -> None:
     assert {"promptembedder", "torch", "transformers", "sentence-transformers", "peft"} <= found.keys()
 
 
-def test_a_fingerprint_is_of_the_facts_and_not_of_their_order() -> None:
-    assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
-    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+def test_a_file_is_hashed_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"abc")
+    assert file_sha256(path) == hashlib.sha256(b"abc").hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.benchmarks import markdown_table, write_csv, write_json, write_text
+from promptembedder.storage import write_csv, write_json, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -35,8 +35,3 @@ def test_csv_reads_back_with_nothing_where_nothing_is_known(tmp_path: Path) -> N
         {"name": "b\nc", "seconds": ""},
         {"name": "", "seconds": ""},
     ]
-
-
-def test_a_markdown_table_keeps_its_columns_whatever_the_cells_hold() -> None:
-    table = markdown_table(["a", "b"], [["x|y", "1\n2"]])
-    assert table == "| a | b |\n| --- | ---: |\n| x\\|y | 1 2 |\n"
