@@ -1,11 +1,13 @@
 """Tiny random models for every test: float32, no network, no GPU."""
 
+import json
 import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -15,6 +17,8 @@ if TYPE_CHECKING:  # importing them takes seconds, and half of the tests need no
     from promptembedder import ModelConfig, PromptEmbedder
     from promptembedder.backbones import Backbone
 
+WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
+THINGS = ("house", "river", "car", "stone", "song", "road")
 FAMILIES = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
@@ -115,3 +119,41 @@ def new_model(new_config: "Callable[..., ModelConfig]") -> "Callable[..., Prompt
         return model
 
     return made
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path.name
+
+
+@pytest.fixture
+def benchmark_files(tmp_path: Path) -> Path:
+    """A folder with a mixture.json of two tasks to train on and a tasks.json of one to score on."""
+    rows = [{"anchor": f"a {word} {thing}", "positive": f"the {thing} is {word}"} for word in WORDS for thing in THINGS]
+    shared = {"document_instruction": None, "in_batch_negatives": True}
+    mixture = [
+        {
+            "name": name,
+            "file": _write_rows(tmp_path / f"{name}.jsonl", part),
+            "instruction": f"Find what {name} says",
+            "instruction_paraphrases": [f"Which one is meant by {name}?", f"Search {name}"],
+            **shared,
+        }
+        for name, part in (("one", rows[:24]), ("two", rows[24:]))
+    ]
+    (tmp_path / "mixture.json").write_text(json.dumps(mixture), encoding="utf-8")
+    pairs = [
+        {"sentence1": f"a {word} car", "sentence2": f"a {other} car", "score": float(word == other) + place / 99}
+        for place, (word, other) in enumerate(zip(WORDS, (*WORDS[:4], *WORDS[:4]), strict=True))
+    ]
+    tasks = [
+        {
+            "name": "Alike",
+            "type": "sts",
+            "files": {"pairs": _write_rows(tmp_path / "alike.jsonl", pairs)},
+            "instruction": "Retrieve what means the same",
+            "metric": "cosine_spearman",
+        }
+    ]
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    return tmp_path

@@ -1,7 +1,6 @@
 """Laws of the quality benchmark: equal data for all, nothing trained twice, nothing of other settings mixed in."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,48 +23,13 @@ from promptembedder.benchmarks.quality_run import recipe_of, settings_key
 from promptembedder.errors import ConfigError
 from promptembedder.storage import to_mapping
 
-WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
-THINGS = ("house", "river", "car", "stone", "song", "road")
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path.name
-
 
 @pytest.fixture
-def config(tmp_path: Path) -> QualityConfig:
+def config(benchmark_files: Path, tmp_path: Path) -> QualityConfig:
     """Two tasks to train on, one to score on, a tiny model, three steps."""
-    rows = [{"anchor": f"a {word} {thing}", "positive": f"the {thing} is {word}"} for word in WORDS for thing in THINGS]
-    shared = {"document_instruction": None, "in_batch_negatives": True}
-    mixture = [
-        {
-            "name": name,
-            "file": _write_rows(tmp_path / f"{name}.jsonl", part),
-            "instruction": f"Find what {name} says",
-            "instruction_paraphrases": [f"Which one is meant by {name}?", f"Search {name}"],
-            **shared,
-        }
-        for name, part in (("one", rows[:24]), ("two", rows[24:]))
-    ]
-    (tmp_path / "mixture.json").write_text(json.dumps(mixture), encoding="utf-8")
-    pairs = [
-        {"sentence1": f"a {word} car", "sentence2": f"a {other} car", "score": float(word == other) + place / 99}
-        for place, (word, other) in enumerate(zip(WORDS, (*WORDS[:4], *WORDS[:4]), strict=True))
-    ]
-    tasks = [
-        {
-            "name": "Alike",
-            "type": "sts",
-            "files": {"pairs": _write_rows(tmp_path / "alike.jsonl", pairs)},
-            "instruction": "Retrieve what means the same",
-            "metric": "cosine_spearman",
-        }
-    ]
-    (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
     return QualityConfig(
-        mixture=str(tmp_path / "mixture.json"),
-        tasks=str(tmp_path / "tasks.json"),
+        mixture=str(benchmark_files / "mixture.json"),
+        tasks=str(benchmark_files / "tasks.json"),
         prompter="random:tiny-llama",
         readers=("random:tiny-llama",),
         methods=("promptembedder", "static", "lora-1e-3", "frozen-mean"),
@@ -73,7 +37,7 @@ def config(tmp_path: Path) -> QualityConfig:
         batch_size=4,
         max_seq_length=32,
         held_out=4,
-        curve_points=1,
+        curve_points=2,
         dtype="float32",
         work=str(tmp_path / "runs"),
     )
@@ -97,8 +61,8 @@ def test_every_method_is_trained_scored_and_read_again(config: QualityConfig, mo
         assert run.mean == pytest.approx(run.scores["Alike"])
         assert set(run.held_out) == {"seen", "unseen", "empty", "foreign"}
     for run in runs[:3]:
-        assert [point["step"] for point in run.curve] == [1]
-        assert 0 < run.curve[0]["seconds"] < run.seconds
+        assert [point["step"] for point in run.curve] == [1, 3]
+        assert 0 < run.curve[0]["seconds"] < run.curve[1]["seconds"] == run.seconds
     assert set(runs[1].fallbacks) == {"static-default"}
     monkeypatch.setattr(quality_run_module, "train_model", lambda *_, **__: pytest.fail("trained again"))
     assert bench_quality(config) == runs

@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from promptembedder.backbones import find_source
 from promptembedder.benchmarks.quality_methods import chosen_methods
 from promptembedder.benchmarks.quality_run import QualityRun, RunData, recipe_of, run_method
+from promptembedder.data import read_mixture
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, read_tasks, subsample
 
@@ -31,8 +33,8 @@ class QualityConfig:
         rows: Rows of each task of the mixture, drawn with the seed.
         held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
         limit: Rows of each evaluation task; a smaller task is taken whole.
-        curve_limit: Rows of each evaluation task on the way.
-        curve_points: Times that a run is scored on the way.
+        curve_limit: Rows of each evaluation task where scores are drawn over time.
+        curve_points: Times that a run is scored for that, its end included.
         work: Folder of the runs, their checkpoints and models.
     """
 
@@ -79,6 +81,9 @@ def bench_quality(
         BackboneError: A reader is missing.
     """
     bench = _Bench(config, read_tasks(Path(config.tasks)), tell, callbacks)
+    for name in (*config.readers, config.prompter):
+        find_source(name)  # a slip of the pen is better found now than hours later
+    read_mixture(Path(config.mixture))
     runs = []
     for reader in config.readers:
         for seed in config.seeds:
@@ -109,8 +114,8 @@ class _Bench:
         return run_method(name, method, recipe, self._data(steps), budget=budget, callbacks=self.callbacks)
 
     def _data(self, steps: int) -> RunData:
-        config, parts = self.config, self.config.curve_points + 1
-        points = {steps * part // parts for part in range(1, parts)}
+        config, parts = self.config, self.config.curve_points
+        points = {steps * part // parts for part in range(1, parts + 1)}
         return RunData(
             tasks=[subsample(task, min(config.limit, task.rows), seed=0) for task in self.tasks],
             curve_tasks=[subsample(task, min(config.curve_limit, task.rows), seed=0) for task in self.tasks],

@@ -18,7 +18,7 @@ from promptembedder.benchmarks.wordings import held_out_scores
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, score_tasks
 from promptembedder.models import ModelConfig, StaticEncoder, open_model
-from promptembedder.storage import MANIFEST_NAME, from_mapping, to_mapping
+from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
 __all__ = ["QualityRun", "RunData", "finished_run", "run_method"]
@@ -32,8 +32,8 @@ class RunData:
     """What every method is trained and scored on.
 
     Attributes:
-        tasks: Scored at the end; `curve_tasks` (smaller subsamples) on the way.
-        points: Steps of the way after which they are scored.
+        tasks: Scored at the end; `curve_tasks` (smaller subsamples) on the way and once more at the end.
+        points: Steps after which those are scored.
     """
 
     tasks: Sequence[EvaluationTask]
@@ -84,7 +84,7 @@ def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
 
 
 def _digest(mixture: str | None) -> str:
-    return hashlib.sha256(Path(mixture).read_bytes()).hexdigest() if mixture is not None else ""
+    return file_sha256(Path(mixture)) if mixture is not None else ""
 
 
 def finished_run(folder: Path, key: str) -> QualityRun | None:

@@ -36,9 +36,12 @@ def quality(
     batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 24,
     max_length: Annotated[int, typer.Option(help="Tokens of a text that are read.")] = 128,
     rows: Annotated[int, typer.Option(help="Rows of each task of the mixture, drawn with the seed.")] = 4000,
+    held_out: Annotated[
+        int, typer.Option(help="Rows of each task of the mixture kept from training, to compare wordings on.")
+    ] = 50,
     limit: Annotated[int, typer.Option(help="Rows of each evaluation task, drawn with seed 0.")] = 200,
-    curve_limit: Annotated[int, typer.Option(help="The same on the way.")] = 100,
-    curve_points: Annotated[int, typer.Option(help="Times that a run is scored on the way.")] = 3,
+    curve_limit: Annotated[int, typer.Option(help="The same where scores are drawn over time.")] = 100,
+    curve_points: Annotated[int, typer.Option(help="Times that a run is scored for that, its end included.")] = 3,
     dtype: Annotated[str, typer.Option(help="Of the readers: auto, float32, bfloat16.")] = "auto",
     work: Annotated[Path, typer.Option(help="Folder of the runs, their checkpoints and models.")] = Path(
         "runs/quality"
@@ -69,6 +72,7 @@ def quality(
             batch_size=batch_size,
             max_seq_length=max_length,
             rows=rows,
+            held_out=held_out,
             limit=limit,
             curve_limit=curve_limit,
             curve_points=curve_points,
@@ -138,12 +142,10 @@ def _draw(content: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _points(run: dict[str, Any], point: Any) -> list[Any]:
-    """The curve and its end; the end was scored on more rows."""
-    on_the_way = [
+    return [
         point(step=one["step"], seconds=one["seconds"], score=sum(one["scores"].values()) / len(one["scores"]))
         for one in run["curve"]
     ]
-    return [*on_the_way, point(step=run["steps"], seconds=run["seconds"], score=run["mean"])]
 
 
 def _label(run: dict[str, Any]) -> str:
