@@ -71,8 +71,8 @@ def new_backbone(lively_backbones: None) -> "Callable[..., Backbone]":
     """Makes a tiny backbone in float32: `new_backbone("tiny-gpt2", head=True, layers=2)`."""
     from promptembedder.backbones import BackboneConfig, load_backbone
 
-    def made(name: str = "tiny-llama", *, head: bool = False, layers: int | None = None) -> "Backbone":
-        return load_backbone(BackboneConfig(source=f"random:{name}", dtype="float32", layers=layers), head=head)
+    def made(name: str = "tiny-llama", *, head: bool = False, **changes: Any) -> "Backbone":
+        return load_backbone(BackboneConfig(source=f"random:{name}", dtype="float32", **changes), head=head)
 
     return made
 
@@ -86,14 +86,19 @@ def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
     from promptembedder import BackboneConfig, ModelConfig, PrompterConfig
 
     def made(
-        reader: str = "tiny-llama", prompter: str = "tiny-llama", *, tuning: str = "lora", **changes: Any
+        reader: str = "tiny-llama",
+        prompter: str = "tiny-llama",
+        *,
+        tuning: str = "lora",
+        text_start: str = "\n",
+        **changes: Any,
     ) -> "ModelConfig":
         backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2)
         if changes.get("placement") == "prefix":
             changes = {"deep_every": 0, **changes}
         return ModelConfig(
             prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
-            reader=BackboneConfig(source=f"random:{reader}", dtype="float32"),
+            reader=BackboneConfig(source=f"random:{reader}", dtype="float32", text_start=text_start),
             **changes,
         )
 

@@ -82,6 +82,15 @@ def test_a_tokenizer_that_begins_its_texts_itself_keeps_doing_so() -> None:
     assert kept_ids(TextTokenizer(foreign, needs_bos=False).tokenize(["a"], max_length=9)) == [[BOS, *byte_ids("a")]]
 
 
+def test_a_text_begins_with_its_start_where_it_has_no_bos_and_counts_it_as_no_text() -> None:
+    batch = TextTokenizer(random_tokenizer(), needs_bos=False, text_start="\n").tokenize(["ab", ""], max_length=2)
+    assert kept_ids(batch) == [byte_ids("\na"), byte_ids("\n")]
+    assert batch.text_mask.tolist() == [[0, 1], [0, 0]]
+    assert batch.truncated == 1
+    with_bos = TextTokenizer(random_tokenizer(), needs_bos=True, text_start="\n")
+    assert kept_ids(with_bos.tokenize(["ab"], max_length=9)) == [[BOS, *byte_ids("ab")]]
+
+
 def test_an_end_of_sequence_token_is_never_added() -> None:
     """Soft tokens follow the text; an end in between would cut it off from them."""
     foreign = random_tokenizer()

@@ -88,15 +88,19 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         layer for layer in range(1, reader.ref.layers) if settings.deep_every and layer % settings.deep_every == 0
     ]
     additions = {layer: deeper[:, i * width : (i + 1) * width] for i, layer in enumerate(deep_layers)}
-    ids = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length).ids[0]
+    batch = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length)
+    ids, start = batch.ids[0], int((batch.text_mask[0] == 0).sum())
     text_inputs = reader.model.get_input_embeddings()(ids)
-    parts = [text_inputs, inputs] if settings.placement == "suffix" else [inputs, text_inputs]
+    suffix = settings.placement == "suffix"
+    parts = [text_inputs, inputs] if suffix else [text_inputs[:start], inputs, text_inputs[start:]]
     with eagerly(reader.decoder), added_by_hand(reader.decoder, additions):
         states = reader.decoder(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state[0]
     if settings.placement == "suffix":
         states = states[-count:]
-    elif len(ids):
-        states = states[count:]
+    elif len(ids) > start:
+        states = states[start + count :]
+    else:
+        states = states[start:]
     pooled = states.mean(dim=0) if settings.pooling == "mean" else states[-1]
     if encoder.head is not None:
         pooled = pooled / pooled.square().mean().sqrt()

@@ -264,7 +264,7 @@ def test_deeper_alignments_alone_learn_a_few_pairs_by_heart(new_config: Callable
     optimiser = torch.optim.Adam(model.encoder.deep.parameters(), lr=0.01)
     pairs = (["red house", "a song", "the cold river"], ["flat stone", "old lamp", "loud road"])
     loss, losses = MultipleNegativesRankingLoss(model), []
-    for _ in range(16):
+    for _ in range(30):
         columns = [model.preprocess(texts, prompt=INSTRUCTION) for texts in pairs]
         model.encoder.embed_columns(columns)
         value = loss(columns, None)

@@ -195,8 +195,8 @@ def test_any_text_has_a_finite_unit_vector(name: str, changes: dict[str, str], n
 def test_a_special_tokens_string_is_read_as_its_characters(new_model: NewModel) -> None:
     model = new_model()
     ids = model.preprocess(["<|end|>"])["input_ids"][0].tolist()
-    characters = [model.preprocess([character])["input_ids"][0, 0].item() for character in "<|end|>"]
-    assert ids == characters
+    characters = [model.preprocess([character])["input_ids"][0, -1].item() for character in "<|end|>"]
+    assert ids[1:] == characters
     assert model.tokenizer.eos_token_id not in ids
 
 
@@ -211,10 +211,10 @@ def test_half_an_emoji_is_the_replacement_character(new_model: NewModel) -> None
 def test_a_text_over_the_limit_loses_its_end_and_is_counted_and_told(
     new_model: NewModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = new_model(max_seq_length=8)
+    model = new_model(max_seq_length=9)  # one for the newline before the text
     found = vectors(model, ["12345678", "12345678 and more", "123456789", "1"])
     assert model.encoder.truncated_texts == 2
-    assert "2 texts so far were longer than 8 tokens and lost their end" in caplog.text
+    assert "2 texts so far were longer than 9 tokens and lost their end" in caplog.text
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     assert np.abs(found[0] - found[3]).max() > 1e-3
 

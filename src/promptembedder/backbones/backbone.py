@@ -31,12 +31,16 @@ class BackboneConfig:
         revision: Branch, tag or commit of a hub id.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; auto is bfloat16 where the device is much faster in it.
         layers: Keep the first N layers only; None keeps all.
+        text_start: What every text begins with where the tokenizer puts no BOS before it; empty for nothing. The first
+            token of all serves a decoder as attention sink (Xiao et al. 2024, arXiv:2309.17453) and its own meaning
+            is lost, so it should not be a word of the text.
     """
 
     source: str = "smollm2-135m"
     revision: str | None = None
     dtype: str = "auto"
     layers: int | None = None
+    text_start: str = "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
         layers=model.config.num_hidden_layers,
         fingerprint=fingerprint,
     )
-    return Backbone(model, TextTokenizer(tokenizer, needs_bos=quirks_of(model.config).needs_bos), ref)
+    needs_bos = quirks_of(model.config).needs_bos
+    return Backbone(model, TextTokenizer(tokenizer, needs_bos=needs_bos, text_start=config.text_start), ref)
 
 
 def _load_files(

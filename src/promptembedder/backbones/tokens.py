@@ -13,7 +13,7 @@ __all__ = ["TextTokenizer", "TokenBatch"]
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Left-padded token ids. A text without tokens is a row of padding."""
+    """Left-padded token ids. A text without tokens, where nothing is put before it, is a row of padding."""
 
     ids: Int[Tensor, "batch seq"]
     mask: Int[Tensor, "batch seq"]
@@ -24,15 +24,26 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """A foreign tokenizer reduced to what we need, the same for every family."""
+    """A foreign tokenizer reduced to what we need, the same for every family.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, needs_bos: bool) -> None:
-        """Wrap `tokenizer`; begin every text with its BOS if it does so itself or `needs_bos` says so."""
-        self.foreign = tokenizer
+    Attributes:
+        prefix: Ids that every text begins with: BOS, or `text_start`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, needs_bos: bool, text_start: str = "") -> None:
+        """Wrap `tokenizer`.
+
+        Args:
+            needs_bos: Begin every text with its BOS even if it does not do so itself.
+            text_start: What texts begin with where they begin with no BOS.
+        """
+        self.foreign, self.text_start = tokenizer, text_start
         bos = tokenizer.bos_token_id
         own_prefix = tokenizer("", add_special_tokens=True)["input_ids"]
         starts_with_bos = bool(own_prefix) and own_prefix[0] == bos
-        self._prefix: list[int] = [bos] if bos is not None and (needs_bos or starts_with_bos) else []
+        self.prefix: list[int] = [bos] if bos is not None and (needs_bos or starts_with_bos) else []
+        if not self.prefix and text_start:
+            self.prefix = self._ids([text_start])[0]
 
     def tokenize(
         self,
@@ -43,14 +54,14 @@ class TextTokenizer:
         heads: Sequence[str] | None = None,
         tails: Sequence[str] | None = None,
     ) -> TokenBatch:
-        """Ids of each text, at most `max_length` a row, BOS included.
+        """Ids of each text, at most `max_length` a row, BOS or `text_start` included.
 
         Args:
             text_length: At most so many tokens of the text itself; None leaves it what heads and tails leave.
             heads: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
             tails: Put after each text, likewise.
         """
-        begins = [self._prefix + head for head in (self._ids(heads) if heads is not None else [[] for _ in texts])]
+        begins = [self.prefix + head for head in (self._ids(heads) if heads is not None else [[] for _ in texts])]
         ends = self._ids(tails) if tails is not None else [[] for _ in texts]
         rows = self._ids(texts)
         rooms = [max(max_length - len(begin) - len(end), 0) for begin, end in zip(begins, ends, strict=True)]

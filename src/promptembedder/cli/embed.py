@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
-from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, read_manifest
+from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.batch import EmbedReport
@@ -44,9 +44,9 @@ def embed(
     with one_line_errors():
         manifest = read_manifest(model)
         from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
-        from promptembedder.models import ModelConfig, PromptEmbedder
+        from promptembedder.models import PromptEmbedder, model_config
 
-        default = from_mapping(ModelConfig, manifest.config).default_instruction
+        default = model_config(manifest.config).default_instruction
         asked = [text.strip() for text in instruction or [default]]
         settings = EmbedSettings(
             instructions=tuple(asked),

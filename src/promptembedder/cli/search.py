@@ -16,7 +16,7 @@ from rich.text import Text
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError
-from promptembedder.storage import from_mapping, read_manifest
+from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.search import Hit
@@ -49,11 +49,11 @@ def search(
         if not query.strip():
             raise ConfigError("the query is blank. Say what to look for.")
         from promptembedder.data import read_texts  # seconds to import
-        from promptembedder.models import ModelConfig, PromptEmbedder
+        from promptembedder.models import PromptEmbedder, model_config
         from promptembedder.search import build_index
 
         rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
-        default = from_mapping(ModelConfig, manifest.config).default_instruction
+        default = model_config(manifest.config).default_instruction
         query_prompt = _own_or_saved(instruction, "query", model) or default
         document_prompt = _own_or_saved(document_instruction, "document", model) or default
         compiled = {query_prompt, document_prompt} <= set(manifest.instructions)

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.models.baseline_checkpoint import BASELINE_KIND, restore_baseline
-from promptembedder.models.checkpoint import same_backbone
+from promptembedder.models.checkpoint import model_config, same_backbone
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.pooled_encoder import PooledEncoder
@@ -63,7 +63,7 @@ class BaselineEmbedder(InstructedTransformer):
         manifest = read_manifest(folder)
         if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
             raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
-        config = from_mapping(ModelConfig, manifest.config["model"])
+        config = model_config(manifest.config["model"])
         baseline = from_mapping(BaselineConfig, manifest.config["baseline"])
         reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
         model = cls.create(config, baseline, reader=reader, device=device)
@@ -92,4 +92,7 @@ def frozen_pooling(
 
 def _config_of(reader: Backbone) -> BackboneConfig:
     ref = reader.ref
-    return BackboneConfig(source=ref.source, revision=ref.revision, dtype=ref.dtype, layers=ref.layers)
+    start = reader.tokenizer.text_start
+    return BackboneConfig(
+        source=ref.source, revision=ref.revision, dtype=ref.dtype, layers=ref.layers, text_start=start
+    )

@@ -25,7 +25,7 @@ from promptembedder.storage import (
     write_manifest,
 )
 
-__all__ = ["backbone_ref", "load_parts", "restore_parts", "same_backbone", "save_parts"]
+__all__ = ["backbone_ref", "load_parts", "model_config", "restore_parts", "same_backbone", "save_parts"]
 
 KIND = "promptembedder"
 PROMPTER_FILE = "prompter.safetensors"
@@ -76,8 +76,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
         raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a {KIND}. Open it with open_model.")
-    # models saved before there were deeper soft tokens do not name them
-    config = from_mapping(ModelConfig, {"deep_every": 0, **manifest.config})
+    config = model_config(manifest.config)
     reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     found = load_tensors(folder / ALIGNMENT_FILE)
     alignment = _new_alignment(found, config.alignment.kind, reader.dim)
@@ -143,6 +142,14 @@ def _new_alignment(found: dict[str, Tensor], kind: str, dim_r: int) -> Alignment
         ids = torch.zeros(rows, dtype=torch.long)
         return VocabularyAlignment(ids, ids, norm=0.0)
     return LinearAlignment(LinearMap(torch.zeros(rows, dim_r), torch.zeros(dim_r)))
+
+
+def model_config(saved: dict[str, Any]) -> ModelConfig:
+    """The configuration in a manifest; settings that did not exist yet are what the model was trained with."""
+    reader = {"text_start": "", **saved.get("reader", {})}
+    prompter = dict(saved.get("prompter", {}))
+    prompter["backbone"] = {"text_start": "", **prompter.get("backbone", {})}
+    return from_mapping(ModelConfig, {"deep_every": 0, **saved, "reader": reader, "prompter": prompter})
 
 
 def backbone_ref(backbone: Backbone) -> dict[str, Any]:

@@ -125,10 +125,12 @@ class SoftTokenEncoder(TextEncoder):
         text = self.reader.model.get_input_embeddings()(ids)
         own = mask.new_ones(soft.shape[:2])
         inputs, present = torch.cat([soft.to(text.dtype), text], dim=1), torch.cat([own, mask], dim=1)
+        text_mask = mask * (mask.cumsum(dim=1) > len(self.reader.tokenizer.prefix))
         # an empty text is represented by the soft tokens alone
-        over = torch.cat([own * (mask.sum(dim=1, keepdim=True) == 0), mask], dim=1)
-        # [padding, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text
-        order = present.argsort(dim=1, stable=True)
+        over = torch.cat([own * (text_mask.sum(dim=1, keepdim=True) == 0), text_mask], dim=1)
+        # [padding, BOS, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text; and
+        # the attention sink, the first token of all, should be no soft token
+        order = torch.cat([2 * own, mask + 2 * text_mask], dim=1).argsort(dim=1, stable=True)
         inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
         states = read_embeddings(self.reader.decoder, inputs, present.gather(1, order))
         return self._vectors(pooled(states, over.gather(1, order), pooling=self.settings.pooling))

@@ -14,7 +14,7 @@ from promptembedder.models.baseline_checkpoint import restore_baseline, save_bas
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count, new_head
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
-from promptembedder.nn import left_padded, pooled, unit_vectors
+from promptembedder.nn import pooled, unit_vectors
 from promptembedder.shapes import Float, Tensor
 
 __all__ = ["StaticEncoder"]
@@ -82,11 +82,9 @@ class StaticEncoder(SoftTokenEncoder):
         """The seen wording that the frozen reader finds most like `instruction`."""
         seen = list(self._set_of)
         limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
-        features = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
-        states = read_text(
-            self.reader.decoder, *left_padded(features.ids.to(self.device), features.mask.to(self.device))
-        )
-        vectors = unit_vectors(pooled(states.last_hidden, states.mask, pooling="mean"))
+        batch = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
+        states = read_text(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
+        vectors = unit_vectors(pooled(states.last_hidden, batch.text_mask.to(self.device), pooling="mean"))
         # a decoder's mean states share one large direction, which says nothing about the words
         vectors = unit_vectors(vectors - vectors.mean(dim=0))
         return seen[int((vectors[1:] @ vectors[0]).argmax())]
