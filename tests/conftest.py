@@ -93,9 +93,9 @@ def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
         text_start: str = "\n",
         **changes: Any,
     ) -> "ModelConfig":
-        backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2)
+        backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2, text_start=text_start)
         if changes.get("placement") == "prefix":
-            changes = {"deep_every": 0, **changes}
+            changes = {"deep_every": 0, "text_weight": 0.0, **changes}
         return ModelConfig(
             prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
             reader=BackboneConfig(source=f"random:{reader}", dtype="float32", text_start=text_start),

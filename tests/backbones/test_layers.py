@@ -1,4 +1,4 @@
-"""Vectors added to the states that enter a layer: there and then, in this thread, and nowhere else."""
+"""Vectors added to the states that enter a layer, and states kept: there and then, in this thread, nowhere else."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from promptembedder.backbones import Backbone
-from promptembedder.backbones.layers import added_states, decoder_layers
+from promptembedder.backbones.layers import added_states, decoder_layers, handed_on
 from promptembedder.errors import BackboneError
 
 NewBackbone = Callable[..., Backbone]
@@ -106,6 +106,21 @@ def test_another_thread_reads_without_them(new_backbone: NewBackbone) -> None:
         thread.join()
         assert not torch.equal(states_of(backbone), plain)
     assert torch.equal(elsewhere[0], plain)
+
+
+def test_what_a_layer_hands_on_is_kept_for_this_thread_and_while_asked_for(new_backbone: NewBackbone) -> None:
+    backbone = new_backbone("tiny-gemma3")
+    slow = backbone.decoder(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
+    for count in (1, 2):
+        with handed_on(backbone.decoder, count) as kept:
+            thread = threading.Thread(target=lambda: states_of(backbone))
+            thread.start()
+            thread.join()
+            assert kept == []
+            states_of(backbone)
+        states_of(backbone)
+        assert len(kept) == 1
+        torch.testing.assert_close(kept[0], slow[count])
 
 
 def test_two_threads_that_come_first_at_once_add_once(

@@ -139,7 +139,7 @@ def test_what_stands_in_padded_places_changes_nothing(backbone: Backbone) -> Non
 def test_the_states_of_a_text_have_no_gradient_even_in_a_decoder_that_is_trained(backbone: Backbone) -> None:
     backbone.model.requires_grad_(True)
     states = read_text(backbone.decoder, *texts_of(LENGTHS))
-    assert not any(tensor.requires_grad for tensor in (*states.keys, *states.values, states.last_hidden))
+    assert not any(tensor.requires_grad for tensor in (*states.keys, *states.values, states.hidden))
 
 
 def test_there_is_one_key_and_one_value_a_layer_and_a_text_token(backbone: Backbone) -> None:
@@ -152,18 +152,32 @@ def test_there_is_one_key_and_one_value_a_layer_and_a_text_token(backbone: Backb
 def test_the_last_hidden_states_are_those_of_each_text_alone(backbone: Backbone) -> None:
     ids, mask = texts_of(LENGTHS)
     states = read_text(backbone.decoder, ids, mask)
-    for row, keep, found in zip(ids, mask, states.last_hidden, strict=True):
+    for row, keep, found in zip(ids, mask, states.hidden, strict=True):
         if keep.any():
             slow = backbone.decoder(input_ids=row[keep == 1][None], use_cache=False).last_hidden_state[0]
             torch.testing.assert_close(found[keep == 1], slow, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_states_after_fewer_layers_are_those_of_each_text_alone(layers: int, backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    states = read_text(backbone.decoder, ids, mask, hidden_layers=layers)
+    for row, keep, found in zip(ids, mask, states.hidden, strict=True):
+        if keep.any():
+            slow = backbone.decoder(input_ids=row[keep == 1][None], use_cache=False, output_hidden_states=True)
+            torch.testing.assert_close(found[keep == 1], slow.hidden_states[layers][0], atol=1e-5, rtol=0)
+    assert not states.hidden.requires_grad
+    final = read_text(backbone.decoder, ids, mask)
+    assert all(torch.equal(*pair) for pair in zip(final.keys, states.keys, strict=True))
+    assert not torch.equal(final.hidden, states.hidden)
 
 
 def test_a_batch_of_empty_texts_reads_the_soft_tokens_alone(backbone: Backbone) -> None:
     ids, mask = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)
     states = read_text(backbone.decoder, ids, mask)
     soft = soft_tokens(backbone, 2)
-    assert states == TextStates((), (), mask, states.last_hidden)
-    assert states.last_hidden.shape == (2, 0, backbone.dim)
+    assert states == TextStates((), (), mask, states.hidden)
+    assert states.hidden.shape == (2, 0, backbone.dim)
     after = read_after(backbone.decoder, states, soft)
     torch.testing.assert_close(after, read_slowly(backbone, ids, mask, soft), atol=1e-5, rtol=0)
 
@@ -182,7 +196,7 @@ def test_states_of_several_batches_are_as_good_together_as_apart(backbone: Backb
     ]
     torch.testing.assert_close(read_after(backbone.decoder, joined, soft), torch.cat(apart), atol=1e-5, rtol=0)
     assert torch.equal(joined.mask, mask)
-    assert joined.last_hidden.shape == (len(LENGTHS), max(LENGTHS), backbone.dim)
+    assert joined.hidden.shape == (len(LENGTHS), max(LENGTHS), backbone.dim)
 
 
 def test_states_of_empty_texts_alone_can_be_joined(backbone: Backbone) -> None:

@@ -105,6 +105,13 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
     if encoder.head is not None:
         pooled = pooled / pooled.square().mean().sqrt()
         pooled = pooled + pooled @ encoder.head.weight + encoder.head.bias
+    pooled = pooled / pooled.norm()
+    if encoder.readout is not None and len(ids) > start:
+        layers = settings.text_layers or round(0.6 * reader.ref.layers)
+        with eagerly(reader.decoder):
+            read = reader.decoder(inputs_embeds=text_inputs[None], use_cache=False, output_hidden_states=True)
+        own = read.hidden_states[layers][0, start:].mean(dim=0) - encoder.readout.centre
+        pooled = pooled + encoder.readout.weight * own / own.norm()
     return pooled / pooled.norm()
 
 

@@ -119,6 +119,8 @@ def test_a_saved_model_holds_no_backbone(saved: Path) -> None:
         "deep.down",
         "deep.up",
         "deep.bias",
+        "readout.centre",
+        "readout.weight",
         "soft_tokens",
     }
     backbone = sum(
@@ -366,16 +368,18 @@ def test_a_backbone_that_is_gone_is_refused(trained_on: Path, backbone: Path) ->
         PromptEmbedder.from_pretrained(trained_on)
 
 
-def test_a_model_saved_before_there_were_deeper_soft_tokens_loads(
+def test_a_model_saved_before_today_s_defaults_loads_as_it_was(
     new_model: NewModel, texts: list[str], tmp_path: Path
 ) -> None:
-    """The default became every layer; such a manifest does not name `deep_every`, and its tensors are of none."""
-    model = new_model("tiny-llama", deep_every=0)
+    """Soft tokens at every layer, the text's own states and the start of texts became defaults later."""
+    model = new_model("tiny-llama", deep_every=0, text_weight=0.0, text_start="")
     model.save(str(tmp_path / "model"))
     path = tmp_path / "model" / MANIFEST_NAME
     content = json.loads(path.read_text())
-    for name in ("deep_every", "deep_rank", "head"):
+    for name in ("deep_every", "deep_rank", "head", "text_weight", "text_layers"):
         del content["config"][name]
+    for backbone in (content["config"]["reader"], content["config"]["prompter"]["backbone"]):
+        del backbone["text_start"]
     del content["kind"]
     path.write_text(json.dumps(content))
     loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")

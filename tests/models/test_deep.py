@@ -64,7 +64,7 @@ def test_a_prefix_is_refused(new_config: Callable[..., ModelConfig]) -> None:
     """The text comes after it, so its states would change with the instruction and could not be used again."""
     with pytest.raises(ConfigError, match="deep_every needs placement 'suffix'"):
         new_config(placement="prefix", deep_every=1)
-    with pytest.raises(ConfigError, match="deep_every must not be negative, got -1"):
+    with pytest.raises(ConfigError, match="deep_every must be at least 0, got -1"):
         new_config(deep_every=-1)
     with pytest.raises(ConfigError, match="deep_rank must be at least 1, got 0. Try 64"):
         new_config(deep_rank=0)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import promptembedder.models.embedder as embedder
 from promptembedder import PromptEmbedder
 from promptembedder.errors import BackboneError, ConfigError, DataError, ModelFormatError
-from promptembedder.models import Encoder
+from promptembedder.models import Encoder, embedder, soft_token_encoder
 
 NewModel = Callable[..., PromptEmbedder]
 INSTRUCTIONS = ["find the answer", "tell the mood", "name the language"]
@@ -50,13 +49,13 @@ def test_each_text_is_read_once_however_many_instructions_there_are(
     model: PromptEmbedder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    read_text = embedder.read_text
+    read_text = soft_token_encoder.read_text
 
-    def counted(decoder: object, ids: torch.Tensor, mask: torch.Tensor) -> object:
+    def counted(decoder: object, ids: torch.Tensor, mask: torch.Tensor, **options: object) -> object:
         read.append(len(ids))
-        return read_text(decoder, ids, mask)
+        return read_text(decoder, ids, mask, **options)
 
-    monkeypatch.setattr(embedder, "read_text", counted)
+    monkeypatch.setattr(soft_token_encoder, "read_text", counted)
     model.encode_instructions(texts, INSTRUCTIONS, batch_size=4)
     assert sum(read) == len(texts)
 

@@ -293,7 +293,7 @@ def test_compiled_tokens_follow_the_model_to_its_device() -> None:
 
 
 def test_with_nothing_to_train_tokens_are_kept_through_training_mode(new_model: NewModel) -> None:
-    model = new_model(tuning="frozen", alignment=AlignmentConfig(kind="vocabulary"), deep_every=0)
+    model = new_model(tuning="frozen", alignment=AlignmentConfig(kind="vocabulary"), deep_every=0, text_weight=0.0)
     assert model.encoder.trained_weights() == []
     vectors = model.encode(["a"], prompt=QUERY)
     model.train()(model.preprocess(["a"], prompt=QUERY))

@@ -89,9 +89,10 @@ def test_gradients_are_those_of_one_plain_pass(
 ) -> None:
     model = new_baseline("static", "tiny-gemma3", model={"deep_every": 1, "head": True}, wordings=TASKS).train()
     encoder = encoder_of(model)
+    names = ("vectors", "head.weight", "head.bias", "readout.centre", "readout.weight")
     fast = gradients(model, model(model.preprocess(texts, prompt=MOOD[1]))["sentence_embedding"])
     slow = gradients(model, torch.stack([slow_vector(encoder, text, encoder.vectors[1]) for text in texts]))
-    assert fast.keys() == slow.keys() == {"0.vectors", "0.head.weight", "0.head.bias"}
+    assert fast.keys() == slow.keys() == {f"0.{name}" for name in names}
     for name, gradient in slow.items():
         torch.testing.assert_close(fast[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=0)
 
@@ -279,5 +280,6 @@ def test_a_prefix_or_a_dependence_on_the_text_is_refused(changes: dict[str, str]
 def test_the_reader_is_not_trained(new_baseline: NewBaseline, new_backbone: Callable[..., Backbone]) -> None:
     reader = new_backbone("tiny-llama")
     model = new_baseline("static", reader=reader, wordings=TASKS)
-    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["0.vectors"]
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"0.vectors", "0.readout.centre", "0.readout.weight"}
     assert encoder_of(model).reader is reader

@@ -1,4 +1,4 @@
-"""The layers of a foreign decoder, and vectors added to the states that enter them."""
+"""The layers of a foreign decoder: vectors added to the states that enter them, and what they hand on."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,20 @@ from transformers import PreTrainedModel
 from promptembedder.errors import BackboneError
 from promptembedder.shapes import Float, Tensor
 
-__all__ = ["added_states", "decoder_layers"]
+__all__ = ["added_states", "decoder_layers", "handed_on"]
 
-_HOOKED = "_promptembedder_adds_states"
+_HOOKED = "_promptembedder_hooks"
 
 
-class _Additions(threading.local):
-    """What to add, by layer; each thread its own, since threads share the layers."""
+class _Asked(threading.local):
+    """What to add and what to keep, by layer; each thread its own, since threads share the layers."""
 
     def __init__(self) -> None:
-        self.by_layer: dict[int, Tensor] = {}
+        self.additions: dict[int, Tensor] = {}
+        self.kept: dict[int, list[Tensor]] = {}
 
 
-_additions = _Additions()
+_asked = _Asked()
 _hooking = threading.Lock()
 
 
@@ -46,22 +47,45 @@ def added_states(decoder: PreTrainedModel, additions: Mapping[int, Float[Tensor,
     if not additions:
         yield
         return
+    layers = _hooked_layers(decoder)
+    _asked.additions = {id(layers[i]): addition for i, addition in additions.items()}
+    try:
+        yield
+    finally:
+        _asked.additions = {}
+
+
+@contextmanager
+def handed_on(decoder: PreTrainedModel, count: int) -> Iterator[list[Float[Tensor, "batch seq dim"]]]:
+    """While this lasts, and in this thread alone, the list gets the states after the first `count` layers."""
+    kept: list[Tensor] = []
+    _asked.kept = {id(_hooked_layers(decoder)[count - 1]): kept}
+    try:
+        yield kept
+    finally:
+        _asked.kept = {}
+
+
+def _hooked_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     layers = decoder_layers(decoder)
     with _hooking:  # two hooks on a layer would add twice
         for layer in layers:
             if not hasattr(layer, _HOOKED):
                 layer.register_forward_pre_hook(_add)
+                layer.register_forward_hook(_keep)
                 setattr(layer, _HOOKED, True)
-    _additions.by_layer = {id(layers[i]): addition for i, addition in additions.items()}
-    try:
-        yield
-    finally:
-        _additions.by_layer = {}
+    return layers
 
 
 def _add(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    addition = _additions.by_layer.get(id(layer))
+    addition = _asked.additions.get(id(layer))
     if addition is None:
         return None
     states, *others = inputs
     return (states + addition.to(states.dtype), *others)
+
+
+def _keep(layer: nn.Module, _: Any, output: Any) -> None:
+    kept = _asked.kept.get(id(layer))
+    if kept is not None:
+        kept.append(output[0] if isinstance(output, tuple) else output)

@@ -5,13 +5,14 @@ tokens after it attend to its keys and values as constants: the gradients for th
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from promptembedder.backbones.layers import added_states
+from promptembedder.backbones.layers import added_states, handed_on
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
@@ -26,34 +27,48 @@ class TextStates:
         keys: One a layer, [batch heads seq head_dim]; empty where no text has a token.
         values: As `keys`.
         mask: [batch seq], 1 for a token.
-        last_hidden: [batch seq dim], the final states; what frozen pooling uses.
+        hidden: [batch seq dim], the final states, or those after fewer layers if the reading asked for them.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask: Int[Tensor, "batch seq"]
-    last_hidden: Float[Tensor, "batch seq dim"]
+    hidden: Float[Tensor, "batch seq dim"]
 
 
 @torch.no_grad()
-def read_text(decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> TextStates:
-    """The states of left-padded texts; no gradient, whatever the caller's mode."""
+def read_text(
+    decoder: PreTrainedModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    *,
+    hidden_layers: int | None = None,
+) -> TextStates:
+    """The states of left-padded texts; no gradient, whatever the caller's mode.
+
+    Args:
+        hidden_layers: `TextStates.hidden` is what so many layers make of the texts; None: the final states.
+    """
     if ids.shape[1] == 0:  # nothing but empty texts
         width = decoder.config.hidden_size
         return TextStates((), (), mask, torch.zeros(ids.shape[0], 0, width, device=ids.device))
     # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
     # per-layer window caches drop positions by column, padding included.
     cache = DynamicCache()
-    output = decoder(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=text_positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
+    if hidden_layers is not None:
+        keeping = handed_on(decoder, hidden_layers)
+    with keeping as kept:
+        output = decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=text_positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        )
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
-    return TextStates(keys, values, mask, output.last_hidden_state)
+    return TextStates(keys, values, mask, kept[0] if kept else output.last_hidden_state)
 
 
 def joined_states(parts: Sequence[TextStates]) -> TextStates:
@@ -78,7 +93,7 @@ def joined_states(parts: Sequence[TextStates]) -> TextStates:
         keys=tuple(stack("keys", layer) for layer in layers),
         values=tuple(stack("values", layer) for layer in layers),
         mask=torch.cat([F.pad(part.mask, (width - part.mask.shape[1], 0)) for part in parts]),
-        last_hidden=torch.cat([F.pad(part.last_hidden, (0, 0, width - part.mask.shape[1], 0)) for part in parts]),
+        hidden=torch.cat([F.pad(part.hidden, (0, 0, width - part.mask.shape[1], 0)) for part in parts]),
     )
 
 

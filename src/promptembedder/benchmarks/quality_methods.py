@@ -40,17 +40,21 @@ METHODS = {
         about="projected hidden states instead of the softmax", changes={"model": {"relaxation": {"kind": "hidden"}}}
     ),
     "promptembedder-prefix": Method(
-        about="generated soft tokens before the text", changes={"model": {"placement": "prefix", "deep_every": 0}}
+        about="generated soft tokens before the text",
+        changes={"model": {"placement": "prefix", "deep_every": 0, "text_weight": 0.0}},
+    ),
+    "promptembedder-no-text": Method(
+        about="generated soft tokens alone, without the text's own states", changes={"model": {"text_weight": 0.0}}
     ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",
-        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 0}},
+        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 0, "text_weight": 0.0}},
         fallbacks={"static-default": "default"},
     ),
     "static-shared": Method(
         about="one set of free soft tokens for everything",
-        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 0}},
+        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 0, "text_weight": 0.0}},
     ),
     "static-shared-deep": Method(
         about="one set of free soft tokens for everything, at every layer of the reader",

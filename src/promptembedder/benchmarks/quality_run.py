@@ -24,7 +24,13 @@ from promptembedder.training import Recipe, TrainingData, load_training_data, ne
 __all__ = ["QualityRun", "RunData", "finished_run", "run_method"]
 
 RESULT_NAME = "result.json"
-_WITHOUT_SOFT_TOKENS: dict[str, Any] = {"num_soft_tokens": 1, "deep_every": 0, "deep_rank": 1, "head": False}
+_WITHOUT_SOFT_TOKENS: dict[str, Any] = {
+    "num_soft_tokens": 1,
+    "deep_every": 0,
+    "deep_rank": 1,
+    "text_weight": 0.0,
+    "head": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

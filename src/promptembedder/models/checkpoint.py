@@ -11,6 +11,7 @@ from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.parts import Alignment, Parts, new_deep_alignment, new_prompter
 from promptembedder.models.soft_token_encoder import level_count, new_head
+from promptembedder.models.text_readout import new_text_readout
 from promptembedder.models.trained_state import restore_trained, trained_state
 from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
@@ -98,6 +99,7 @@ def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter:
         reader=reader,
         alignment=alignment,
         deep=deep,
+        readout=new_text_readout(config, reader, centred=False),
         head=new_head(config, reader),
         prompter=prompter,
         compiled=compiled,
@@ -119,9 +121,9 @@ def restore_parts(parts: Parts, folder: Path) -> None:
 
 
 def _alignment_state(parts: Parts) -> dict[str, Tensor]:
-    """Everything that belongs to the reader's side: alignment, deeper alignments, head."""
+    """Everything that belongs to the reader's side: alignment, deeper alignments, readout, head."""
     state = dict(parts.alignment.state_dict())
-    for name, module in (("deep", parts.deep), ("head", parts.head)):
+    for name, module in (("deep", parts.deep), ("readout", parts.readout), ("head", parts.head)):
         if module is not None:
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
     return state
@@ -146,10 +148,11 @@ def _new_alignment(found: dict[str, Tensor], kind: str, dim_r: int) -> Alignment
 
 def model_config(saved: dict[str, Any]) -> ModelConfig:
     """The configuration in a manifest; settings that did not exist yet are what the model was trained with."""
-    reader = {"text_start": "", **saved.get("reader", {})}
-    prompter = dict(saved.get("prompter", {}))
-    prompter["backbone"] = {"text_start": "", **prompter.get("backbone", {})}
-    return from_mapping(ModelConfig, {"deep_every": 0, **saved, "reader": reader, "prompter": prompter})
+    config = {"deep_every": 0, "text_weight": 0.0, "reader": {}, "prompter": {}, **saved}
+    config["reader"] = {"text_start": "", **config["reader"]}
+    backbone = {"text_start": "", **config["prompter"].get("backbone", {})}
+    config["prompter"] = {**config["prompter"], "backbone": backbone}
+    return from_mapping(ModelConfig, config)
 
 
 def backbone_ref(backbone: Backbone) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class ModelConfig:
         deep_every: Soft tokens also enter each such layer of the reader, through an alignment of its own; 0: the input
             alone.
         deep_rank: Rank of the alignments of the deeper layers.
+        text_weight: Start of a trained weight with which the mean of the text's own frozen states is added to what the
+            soft tokens made of it, both at length 1; 0: not at all.
+        text_layers: Layers of the reader after which those states are taken; None: 60 % of them.
         head: A trained linear map on the pooled state; it starts as the identity.
         pooling: Over the states at the soft tokens (`prefix`: at the text): `mean` or `last`.
         max_seq_length: Tokens of a text that are read; the rest is cut and counted.
@@ -73,25 +76,28 @@ class ModelConfig:
     conditioning: str = "instruction"
     deep_every: int = 1
     deep_rank: int = 64
+    text_weight: float = 0.5
+    text_layers: int | None = None
     head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
     default_instruction: str = "Represent the text for retrieval"
 
     def __post_init__(self) -> None:
-        if self.num_soft_tokens < 1:
-            raise ConfigError(f"num_soft_tokens must be at least 1, got {self.num_soft_tokens}. Try 5.")
-        if self.max_seq_length < 1:
-            raise ConfigError(f"max_seq_length must be at least 1, got {self.max_seq_length}. Try 512.")
+        for name, least in (("num_soft_tokens", 1), ("max_seq_length", 1), ("deep_rank", 1), ("deep_every", 0)):
+            if getattr(self, name) < least:
+                usual = getattr(type(self), name)
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}. Try {usual}.")
+        if not 0 <= self.text_weight < float("inf"):
+            raise ConfigError(f"text_weight must not be negative, got {self.text_weight}. Try 0.5, or 0 for none.")
+        if self.text_layers is not None and self.text_layers < 1:
+            raise ConfigError(f"text_layers must be at least 1, got {self.text_layers}. Leave it out for 60 %.")
         _choose("placement", self.placement, PLACEMENTS)
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
-        if self.deep_rank < 1:
-            raise ConfigError(f"deep_rank must be at least 1, got {self.deep_rank}. Try 64.")
-        if self.deep_every < 0:
-            raise ConfigError(f"deep_every must not be negative, got {self.deep_every}. Try 0, or 1 for every layer.")
-        if self.deep_every and self.placement != "suffix":
-            raise ConfigError("deep_every needs placement 'suffix': only there the text's states stay untouched.")
+        for name in ("deep_every", "text_weight"):
+            if getattr(self, name) and self.placement != "suffix":
+                raise ConfigError(f"{name} needs placement 'suffix': only there the text's states stay untouched.")
         if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
             raise ConfigError(
                 "alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear."

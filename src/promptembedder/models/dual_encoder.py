@@ -24,7 +24,7 @@ class DualEncoder(SoftTokenEncoder):
 
     def __init__(self, parts: Parts) -> None:
         """Put the parts together."""
-        super().__init__(parts.config, parts.reader, parts.head)
+        super().__init__(parts.config, parts.reader, readout=parts.readout, head=parts.head)
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
@@ -70,6 +70,7 @@ class DualEncoder(SoftTokenEncoder):
             reader=self.reader,
             alignment=self.alignment,
             deep=self.deep,
+            readout=self.readout,
             head=self.head,
             prompter=self.prompter,
             compiled=self.store.compiled_for(self.trained_weights()),

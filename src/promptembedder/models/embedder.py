@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from promptembedder.backbones import BackboneConfig, read_text
+from promptembedder.backbones import BackboneConfig
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts
@@ -130,7 +130,7 @@ class PromptEmbedder(InstructedTransformer):
                 ids, mask = left_padded(
                     features["input_ids"].to(self.device), features["attention_mask"].to(self.device)
                 )
-                states = read_text(encoder.reader.decoder, ids, mask)
+                states = encoder.read(ids, mask)
                 for i in range(len(instructions)):
                     assert soft is not None
                     vectors[i, rows] = encoder.embed_after(states, soft[i].expand(len(rows), -1, -1)).cpu().numpy()

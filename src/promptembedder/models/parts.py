@@ -8,11 +8,13 @@ from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import level_count, new_head
+from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import (
     AlignmentConfig,
     DeepAlignment,
     IdentityStartLinear,
     LinearAlignment,
+    TextReadout,
     VocabularyAlignment,
     closed_form_map,
 )
@@ -31,6 +33,7 @@ class Parts:
 
     Attributes:
         deep: Alignments of the deeper layers; None where soft tokens enter at the input alone.
+        readout: Adds the text's own states; or None.
         head: Trained map on the pooled state, or None.
         prompter: None where compiled soft tokens are all that will be asked for.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
@@ -41,6 +44,7 @@ class Parts:
     alignment: Alignment
     prompter: Prompter | None
     deep: DeepAlignment | None = None
+    readout: TextReadout | None = None
     head: IdentityStartLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
 
@@ -60,6 +64,7 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
         reader=reader,
         alignment=alignment,
         deep=new_deep_alignment(config, backbone.dim, reader, seed=seed),
+        readout=new_text_readout(config, reader),
         head=new_head(config, reader),
         prompter=prompter,
     )

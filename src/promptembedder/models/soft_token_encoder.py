@@ -11,7 +11,8 @@ from promptembedder.data import clean_text
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.nn import IdentityStartLinear, left_padded, pooled, unit_vectors
+from promptembedder.models.text_readout import own_tokens, readout_layers
+from promptembedder.nn import IdentityStartLinear, TextReadout, left_padded, pooled, unit_vectors
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
@@ -24,12 +25,19 @@ class SoftTokenEncoder(TextEncoder):
     vector in the reader, the others are added to its state where it enters the deeper layers (`settings.deep_every`).
     """
 
-    def __init__(self, settings: ModelConfig, reader: Backbone, head: IdentityStartLinear | None) -> None:
-        """Read with the frozen `reader`, which may be shared; `head` maps the pooled state, if there is one."""
+    def __init__(
+        self, settings: ModelConfig, reader: Backbone, *, readout: TextReadout | None, head: IdentityStartLinear | None
+    ) -> None:
+        """Read with the frozen `reader`, which may be shared.
+
+        Args:
+            readout: Adds the text's own states to the pooled state, if there is one.
+            head: Maps the pooled state before that, if there is one.
+        """
         super().__init__(reader, max_seq_length=settings.max_seq_length, positions_taken=settings.num_soft_tokens)
         self.settings = settings
         self.store = SoftTokenStore()
-        self.head = head
+        self.readout, self.head = readout, head
 
     @abstractmethod
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
@@ -56,7 +64,7 @@ class SoftTokenEncoder(TextEncoder):
         ids, mask = left_padded(features["input_ids"], features["attention_mask"])
         soft = self.soft_tokens_of_batch(features, len(ids))
         if self.settings.placement == "suffix":
-            embedding = self.embed_after(read_text(self.reader.decoder, ids, mask), soft)
+            embedding = self.embed_after(self.read(ids, mask), soft)
         else:
             embedding = self._embed_before(ids, mask, soft)
         return {**features, "sentence_embedding": embedding}
@@ -73,10 +81,7 @@ class SoftTokenEncoder(TextEncoder):
             return
         instructions = [features["instruction"] for features in columns]
         soft = self.soft_tokens(instructions)
-        states = [
-            read_text(self.reader.decoder, *left_padded(features["input_ids"], features["attention_mask"]))
-            for features in columns
-        ]
+        states = [self.read(*left_padded(features["input_ids"], features["attention_mask"])) for features in columns]
         sizes = [len(part.mask) for part in states]
         repeats = torch.tensor(sizes, device=soft.device)
         embedding = self.embed_after(joined_states(states), soft.repeat_interleave(repeats, dim=0))
@@ -104,6 +109,11 @@ class SoftTokenEncoder(TextEncoder):
             return self.generate_for_texts(features)
         return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
 
+    def read(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> TextStates:
+        """What `embed_after` needs of left-padded texts; no gradient."""
+        layers = readout_layers(self.settings, self.reader)
+        return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
+
     def embed_after(
         self, states: TextStates, soft: Float[Tensor, "batch prompt width"]
     ) -> Float[Tensor, "batch dim_r"]:
@@ -116,7 +126,12 @@ class SoftTokenEncoder(TextEncoder):
         layers = {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
         after = read_after(self.reader.decoder, states, inputs, layers)
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
-        return self._vectors(pooled(after, everywhere, pooling=self.settings.pooling))
+        summary = self._mapped(pooled(after, everywhere, pooling=self.settings.pooling))
+        if self.readout is not None:
+            own = own_tokens(states.mask, self.reader)
+            present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
+            summary = self.readout(summary, pooled(states.hidden, own, pooling="mean"), present)
+        return self.finite(unit_vectors(summary))
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]
@@ -125,7 +140,7 @@ class SoftTokenEncoder(TextEncoder):
         text = self.reader.model.get_input_embeddings()(ids)
         own = mask.new_ones(soft.shape[:2])
         inputs, present = torch.cat([soft.to(text.dtype), text], dim=1), torch.cat([own, mask], dim=1)
-        text_mask = mask * (mask.cumsum(dim=1) > len(self.reader.tokenizer.prefix))
+        text_mask = own_tokens(mask, self.reader)
         # an empty text is represented by the soft tokens alone
         over = torch.cat([own * (text_mask.sum(dim=1, keepdim=True) == 0), text_mask], dim=1)
         # [padding, BOS, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text; and
@@ -133,10 +148,11 @@ class SoftTokenEncoder(TextEncoder):
         order = torch.cat([2 * own, mask + 2 * text_mask], dim=1).argsort(dim=1, stable=True)
         inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
         states = read_embeddings(self.reader.decoder, inputs, present.gather(1, order))
-        return self._vectors(pooled(states, over.gather(1, order), pooling=self.settings.pooling))
+        mapped = self._mapped(pooled(states, over.gather(1, order), pooling=self.settings.pooling))
+        return self.finite(unit_vectors(mapped))
 
-    def _vectors(self, states: Float[Tensor, "batch dim_r"]) -> Float[Tensor, "batch dim_r"]:
-        return self.finite(unit_vectors(states if self.head is None else self.head(states)))
+    def _mapped(self, states: Float[Tensor, "batch dim_r"]) -> Float[Tensor, "batch dim_r"]:
+        return states if self.head is None else self.head(states)
 
     # -- copies ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from promptembedder.models.baseline_checkpoint import restore_baseline, save_bas
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count, new_head
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
+from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import pooled, unit_vectors
 from promptembedder.shapes import Float, Tensor
 
@@ -28,7 +29,7 @@ class StaticEncoder(SoftTokenEncoder):
 
     def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
         """Read with `reader`; the default instruction gets a set of its own unless a task names it."""
-        super().__init__(settings, reader, new_head(settings, reader))
+        super().__init__(settings, reader, readout=new_text_readout(settings, reader), head=new_head(settings, reader))
         if settings.placement != "suffix" or settings.conditioning != "instruction":
             raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
         self._default = self.instruction_of(settings.default_instruction)
@@ -84,7 +85,7 @@ class StaticEncoder(SoftTokenEncoder):
         limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
         batch = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
         states = read_text(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
-        vectors = unit_vectors(pooled(states.last_hidden, batch.text_mask.to(self.device), pooling="mean"))
+        vectors = unit_vectors(pooled(states.hidden, batch.text_mask.to(self.device), pooling="mean"))
         # a decoder's mean states share one large direction, which says nothing about the words
         vectors = unit_vectors(vectors - vectors.mean(dim=0))
         return seen[int((vectors[1:] @ vectors[0]).argmax())]

@@ -22,6 +22,7 @@ from promptembedder.nn.relaxation import (
     relaxation_weights,
     relaxed_token,
 )
+from promptembedder.nn.text_readout import TextReadout
 
 __all__ = [
     "POOLINGS",
@@ -33,6 +34,7 @@ __all__ = [
     "LinearMap",
     "RelaxationConfig",
     "RelaxedTokens",
+    "TextReadout",
     "VocabularyAlignment",
     "closed_form_map",
     "left_padded",

@@ -182,7 +182,7 @@ def _arguments(
     run, optim = recipe.run, recipe.optim
     trained = list(trained_state(model.text_encoder))
     patterns = {
-        r"\.(alignment|deep|head)\.": optim.alignment_learning_rate,
+        r"\.(alignment|deep|readout|head)\.": optim.alignment_learning_rate,
         r"\.(anchor_delta|log_gate|vectors)$": optim.anchor_learning_rate,
     }
     # sentence-transformers refuses a pattern that fits nothing

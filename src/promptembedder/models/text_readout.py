@@ -1,0 +1,64 @@
+"""Where the states of texts lie before they say anything: the start of a text readout's centre."""
+
+import torch
+
+from promptembedder.backbones import Backbone, read_text
+from promptembedder.errors import BackboneError
+from promptembedder.models.config import ModelConfig
+from promptembedder.nn import TextReadout, pooled
+from promptembedder.shapes import Int, Tensor
+
+__all__ = ["new_text_readout", "own_tokens", "readout_layers"]
+
+# A dozen different ones are enough: texts of five tasks, at 60 % of SmolLM2's depth, have a mean cosine of 0.89 as they
+# are, 0.17 around the mean of these, and 0.57 around that of random tokens.
+_SENTENCES = (
+    "The cat sat on the warm stone and looked at the river.",
+    "How do I reset my password?",
+    "def add(a, b): return a + b",
+    "Scientists found that the drug lowers blood pressure in mice.",
+    "Prices rose by three percent last year.",
+    "I am so happy that you came!",
+    "What is the capital of Australia?",
+    "Der Zug kommt um acht Uhr an.",
+    "Buy two tickets for the concert on Friday.",
+    "The treaty was signed in 1648 after long negotiations.",
+    "My card was charged twice, please help.",
+    "We propose a new method for training neural networks.",
+)
+_DEPTH = 0.6  # of the reader's layers: frozen mean states say most there, and less again towards the top
+
+
+def new_text_readout(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> TextReadout | None:
+    """The readout that `config` names; None if it names none.
+
+    Args:
+        centred: False leaves the centre at zero, where saved weights are about to be restored.
+
+    Raises:
+        BackboneError: The reader has fewer layers than are named.
+    """
+    layers = readout_layers(config, reader)
+    if layers is None:
+        return None
+    if layers > reader.ref.layers:
+        raise BackboneError(f"text_layers is {layers}, and the reader has {reader.ref.layers} layers. Name fewer.")
+    centre = torch.zeros(reader.dim)
+    if centred:
+        batch = reader.tokenizer.tokenize(_SENTENCES, max_length=reader.max_positions or 64)
+        ids, mask, own = (one.to(reader.input_table.device) for one in (batch.ids, batch.mask, batch.text_mask))
+        states = read_text(reader.decoder, ids, mask, hidden_layers=layers)
+        centre = pooled(states.hidden, own, pooling="mean").mean(dim=0)
+    return TextReadout(centre, weight=config.text_weight)
+
+
+def readout_layers(config: ModelConfig, reader: Backbone) -> int | None:
+    """Layers of the reader after which the readout takes the text's states; None without a readout."""
+    if config.text_weight == 0:
+        return None
+    return config.text_layers or max(round(_DEPTH * reader.ref.layers), 1)
+
+
+def own_tokens(mask: Int[Tensor, "batch seq"], reader: Backbone) -> Int[Tensor, "batch seq"]:
+    """`mask` without what every text begins with."""
+    return mask * (mask.cumsum(dim=1) > len(reader.tokenizer.prefix))
