@@ -73,7 +73,7 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"placement": "prefix", "deep_every": 0}, {"conditioning": "instruction_and_text"}],
+    [{}, {"placement": "prefix", "deep_every": 0, "text_weight": 0.0}, {"conditioning": "instruction_and_text"}],
     ids=["one_pass", "prefix", "text"],
 )
 def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(

@@ -209,8 +209,11 @@ def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
 @pytest.mark.parametrize(
     ("kind", "by_end"),
     [
-        (None, {"alignment": (".alignment.", ".deep.", ".head."), "anchor": (".anchor_delta", ".log_gate")}),
-        ("static", {"alignment": (".head.",), "anchor": (".vectors",)}),
+        (
+            None,
+            {"alignment": (".alignment.", ".deep.", ".readout.", ".head."), "anchor": (".anchor_delta", ".log_gate")},
+        ),
+        ("static", {"alignment": (".readout.", ".head."), "anchor": (".vectors",)}),
         ("lora", {}),
         ("full", {}),
     ],

@@ -37,15 +37,17 @@ class Method:
 
     Attributes:
         deep_every: See `ModelConfig`.
+        text_weight: Likewise.
         baseline: None is the method of this library.
     """
 
     deep_every: int = 0
+    text_weight: float = 0.0
     baseline: BaselineConfig | None = None
 
 
 METHODS: dict[str, Method] = {
-    "promptembedder": Method(deep_every=1),
+    "promptembedder": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight),
     "promptembedder-input": Method(),
     "static": Method(baseline=BaselineConfig(kind="static", wordings=((INSTRUCTION,),))),
     "lora": Method(baseline=BaselineConfig(kind="lora", lora_rank=16)),
@@ -79,6 +81,7 @@ class StepModel:
             prompter=PrompterConfig(backbone=BackboneConfig(source=self.prompter, dtype="float32")),
             reader=BackboneConfig(source=self.reader, dtype=dtype.removeprefix("torch.")),
             deep_every=method.deep_every,
+            text_weight=method.text_weight,
             max_seq_length=_ANY_LENGTH,
         )
         with torch.device(self.device):
