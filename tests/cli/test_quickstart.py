@@ -40,3 +40,4 @@ def test_the_quickstart_trains_scores_saves_and_searches(tmp_path: Path) -> None
     assert sum(path.stat().st_size for path in output.glob("*.safetensors")) < 30e6
     assert "three of the queries" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "lost their end" not in done.stderr  # told once, in a line of its own

@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.backbones.random_models import random_tokenizer
 from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
-from promptembedder.models import BaselineEmbedder, frozen_pooling, open_model
+from promptembedder.models import BaselineEmbedder, frozen_pooling, instructed, open_model, opening
+from promptembedder.storage import MANIFEST_NAME
 
 NewModel = Callable[..., PromptEmbedder]
 NewBaseline = Callable[..., BaselineEmbedder]
@@ -43,6 +44,41 @@ def test_a_saved_promptembedder_opens(new_model: NewModel, texts: list[str], tmp
     np.testing.assert_array_equal(
         opened.model.encode(texts, prompt=INSTRUCTION), model.encode(texts, prompt=INSTRUCTION)
     )
+
+
+@pytest.mark.parametrize("kind", ["static", "lora", "frozen"])
+def test_sentence_transformers_itself_loads_a_saved_baseline(
+    kind: str, new_baseline: NewBaseline, texts: list[str], tmp_path: Path
+) -> None:
+    model = new_baseline(kind)
+    model.save(str(tmp_path / "model"))
+    theirs = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
+    np.testing.assert_allclose(
+        theirs.encode(texts, prompt=INSTRUCTION), model.encode(texts, prompt=INSTRUCTION), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["promptembedder", "baseline"])
+def test_a_hub_id_of_ours_opens_as_ours(
+    kind: str, new_model: NewModel, new_baseline: NewBaseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a local folder here; of a stranger's model nothing but the manifest is asked for."""
+    model = new_model() if kind == "promptembedder" else new_baseline("lora")
+    model.save(str(tmp_path / "hub"))
+    asked: list[object] = []
+
+    def download(name: str, *, allow_patterns: list[str] | None = None, **_: object) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "hub")
+
+    for module in (opening, instructed):
+        monkeypatch.setattr(module, "snapshot_download", download)
+    opened = open_model("someone/vectors", device="cpu")
+    assert type(opened.model) is type(model)
+    assert asked == [("someone/vectors", [MANIFEST_NAME]), ("someone/vectors", None)]
+    (tmp_path / "hub" / MANIFEST_NAME).unlink()
+    with pytest.raises(ModelFormatError, match="cannot open 'someone/vectors' as a sentence-transformers model"):
+        open_model("someone/vectors", device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["static", "lora", "full", "frozen"])
@@ -76,14 +112,8 @@ def test_a_frozen_reader_opens_in_each_way(
     by_hand = frozen_pooling(reader, pooling=pooling, template=template)
     vectors = opened.model.encode(texts, prompt=INSTRUCTION)
     np.testing.assert_array_equal(vectors, by_hand.encode(texts, prompt=INSTRUCTION))
-    if opened.takes_instructions:
-        heard = np.abs(vectors - opened.model.encode(texts)).max() > 1e-3
-        assert heard == (way != "plain")  # which has no place for an instruction, and is none the worse for one
-
-
-def test_mean_last_and_prompteol_take_instructions(lively_backbones: None) -> None:
-    for way in ("mean", "last", "prompteol"):
-        assert open_model(f"frozen:{way}:random:tiny-llama", device="cpu").takes_instructions
+    heard = np.abs(vectors - opened.model.encode(texts)).max() > 1e-3
+    assert heard == opened.takes_instructions == (way != "plain")
 
 
 def test_a_plain_sentence_transformers_folder_opens_and_takes_no_instructions(foreign: Path, texts: list[str]) -> None:

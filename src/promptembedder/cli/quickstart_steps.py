@@ -65,7 +65,7 @@ class Quickstart:
     def run(self, queries: int, documents: int) -> dict[str, Any]:
         """Everything, in order; returns the JSON result."""
         # told once and with the count below, instead of by a warning now and then
-        logging.getLogger("promptembedder.models.dual_encoder").setLevel(logging.ERROR)
+        logging.getLogger("promptembedder.models.text_encoder").setLevel(logging.ERROR)
         prepare_output(self.recipe, overwrite=True)
         task, pairs = self._data(queries, documents)
         scores = {"bm25": bm25_score(task)}

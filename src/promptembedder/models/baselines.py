@@ -5,15 +5,13 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
-from promptembedder.errors import ConfigError, ModelFormatError
-from promptembedder.models.baseline_checkpoint import BASELINE_KIND, restore_baseline
-from promptembedder.models.checkpoint import model_config, same_backbone
+from promptembedder.errors import ConfigError
+from promptembedder.models.baseline_checkpoint import load_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.pooled_encoder import PooledEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.nn import POOLINGS
-from promptembedder.storage import from_mapping, read_manifest
 
 __all__ = ["BaselineEmbedder", "frozen_pooling"]
 
@@ -45,9 +43,7 @@ class BaselineEmbedder(InstructedTransformer):
         """
         if reader is None:
             reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
-        if baseline.kind == "static":
-            return cls(modules=[StaticEncoder(config, baseline, reader)], device=device)
-        return cls(modules=[PooledEncoder(config, baseline, reader, seed=seed)], device=device)
+        return cls(modules=[_new_encoder(config, baseline, reader, seed=seed)], device=device)
 
     @classmethod
     def from_pretrained(
@@ -60,16 +56,17 @@ class BaselineEmbedder(InstructedTransformer):
             BackboneError: The backbone is missing.
         """
         folder = saved_folder(name)
-        manifest = read_manifest(folder)
-        if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
-            raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
-        config = model_config(manifest.config["model"])
-        baseline = from_mapping(BaselineConfig, manifest.config["baseline"])
-        reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
-        model = cls.create(config, baseline, reader=reader, device=device)
-        restore_baseline(model.text_encoder, folder)
+        model = cls(modules=[load_baseline(folder, _new_encoder, cache_folder=cache_folder)], device=device)
         model.restore_settings(folder)
         return model.eval()
+
+
+def _new_encoder(
+    config: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0
+) -> StaticEncoder | PooledEncoder:
+    if baseline.kind == "static":
+        return StaticEncoder(config, baseline, reader)
+    return PooledEncoder(config, baseline, reader, seed=seed)
 
 
 def frozen_pooling(

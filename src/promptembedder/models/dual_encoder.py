@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
@@ -48,20 +47,9 @@ class DualEncoder(SoftTokenEncoder):
         restore_parts(self.parts(), folder)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "DualEncoder":
-        """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
-        folder = Path(model_name_or_path)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_name_or_path,
-                    revision=kwargs.get("revision"),
-                    cache_dir=kwargs.get("cache_folder"),
-                    token=kwargs.get("token"),
-                    local_files_only=bool(kwargs.get("local_files_only")),
-                )
-            )
-        return cls(load_parts(folder / subfolder)).eval()
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "DualEncoder":
+        """The module that `save` wrote."""
+        return cls(load_parts(folder, cache_folder=cache_folder))
 
     def parts(self) -> Parts:
         """The parts as they are now; compiled soft tokens only as far as they fit the weights."""

@@ -4,6 +4,8 @@ import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import BackboneConfig, load_backbone
@@ -11,7 +13,7 @@ from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.models.baseline_checkpoint import BASELINE_KIND
 from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
 from promptembedder.models.embedder import PromptEmbedder
-from promptembedder.models.instructed import InstructedTransformer
+from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.storage import MANIFEST_NAME, read_manifest
 
 __all__ = ["OpenedModel", "open_model"]
@@ -54,8 +56,8 @@ def open_model(name: str, *, cache_folder: Path | None = None, device: str | Non
     """
     if name.startswith("frozen:"):
         return _frozen(name, cache_folder, device)
-    folder = Path(name)
-    if (folder / MANIFEST_NAME).is_file():
+    folder = _own_folder(name)
+    if folder is not None:
         is_baseline = read_manifest(folder).kind == BASELINE_KIND
         opened: InstructedTransformer
         if is_baseline:
@@ -65,6 +67,19 @@ def open_model(name: str, *, cache_folder: Path | None = None, device: str | Non
         fingerprint = opened.text_encoder.reader.ref.fingerprint
         return OpenedModel(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
     return _foreign(name, device)
+
+
+def _own_folder(name: str) -> Path | None:
+    """The folder of a model that this library saved, from the hub if need be; None if it is another one's."""
+    folder = Path(name)
+    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=[MANIFEST_NAME]))
+            if (folder / MANIFEST_NAME).is_file():
+                folder = saved_folder(name)
+        except (OSError, ValueError, HfHubHTTPError):  # no such model: sentence-transformers will say so
+            return None
+    return folder if (folder / MANIFEST_NAME).is_file() else None
 
 
 def _frozen(name: str, cache_folder: Path | None, device: str | None) -> OpenedModel:
@@ -77,7 +92,7 @@ def _frozen(name: str, cache_folder: Path | None, device: str | None) -> OpenedM
     if device is not None:
         model = model.to(device)
     provenance = {"reader": reader.ref.fingerprint}
-    return OpenedModel(name=name, model=model, takes_instructions=True, provenance=provenance)
+    return OpenedModel(name=name, model=model, takes_instructions=template != "plain", provenance=provenance)
 
 
 def _foreign(name: str, device: str | None) -> OpenedModel:

@@ -9,7 +9,7 @@ import torch
 from promptembedder.backbones import Backbone, decoder_layers, read_tokens
 from promptembedder.data import clean_text
 from promptembedder.models.adapters import add_lora
-from promptembedder.models.baseline_checkpoint import restore_baseline, save_baseline
+from promptembedder.models.baseline_checkpoint import load_baseline, restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.nn import left_padded, pooled, unit_vectors
@@ -79,6 +79,11 @@ class PooledEncoder(TextEncoder):
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write what was trained and the manifest."""
         save_baseline(Path(output_path), self, self.settings, self.baseline)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "PooledEncoder":
+        """The module that `save` wrote."""
+        return load_baseline(folder, cls, cache_folder=cache_folder)
 
     def restore(self, folder: Path) -> None:
         """Copy the trained weights of a saved model into this one, in place."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from promptembedder.backbones import Backbone, read_text
 from promptembedder.errors import ConfigError
-from promptembedder.models.baseline_checkpoint import restore_baseline, save_baseline
+from promptembedder.models.baseline_checkpoint import load_baseline, restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count, new_head
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
@@ -93,6 +93,11 @@ class StaticEncoder(SoftTokenEncoder):
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write the vectors and the manifest; never the backbone."""
         save_baseline(Path(output_path), self, self.settings, self.baseline)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "StaticEncoder":
+        """The module that `save` wrote."""
+        return load_baseline(folder, cls, cache_folder=cache_folder)
 
     def restore(self, folder: Path) -> None:
         """Copy the vectors of a saved model into this one, in place."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
@@ -62,6 +63,32 @@ class TextEncoder(InputModule):
         Raises:
             ModelFormatError: The folder is torn or holds another model's weights.
         """
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "TextEncoder":
+        """The module that `save` wrote, on the backbones that its manifest names.
+
+        Raises:
+            ModelFormatError: The folder is torn, holds another kind of model, or a backbone's weights have changed.
+            BackboneError: A backbone is missing.
+        """
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "TextEncoder":
+        """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
+        folder = Path(model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_name_or_path,
+                    revision=kwargs.get("revision"),
+                    cache_dir=kwargs.get("cache_folder"),
+                    token=kwargs.get("token"),
+                    local_files_only=bool(kwargs.get("local_files_only")),
+                )
+            )
+        return cls.from_folder(folder / subfolder).eval()
 
     @property
     def tokenizer(self) -> Any:
