@@ -13,7 +13,7 @@ from promptembedder.errors import ModelFormatError
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.storage import whole_folder
 
-__all__ = ["InstructedTransformer", "saved_folder"]
+__all__ = ["InstructedTransformer", "is_hub_id", "saved_folder"]
 
 
 class InstructedTransformer(SentenceTransformer):
@@ -57,15 +57,19 @@ class InstructedTransformer(SentenceTransformer):
         self._validate_prompts()
 
 
+def is_hub_id(name: str | Path) -> bool:
+    """Whether `name` is no folder and looks like `owner/name`."""
+    return not Path(name).is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+
+
 def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
     """The folder of a saved model: itself, or the hub's copy of it.
 
     Raises:
         ModelFormatError: It looks like a hub id, and the hub does not give it.
     """
-    folder = Path(name)
-    if folder.is_dir() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        return folder
+    if not is_hub_id(name):
+        return Path(name)
     try:
         return Path(snapshot_download(str(name), revision=revision))
     except (OSError, ValueError, HfHubHTTPError) as error:

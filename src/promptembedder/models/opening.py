@@ -13,7 +13,7 @@ from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.models.baseline_checkpoint import BASELINE_KIND
 from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
 from promptembedder.models.embedder import PromptEmbedder
-from promptembedder.models.instructed import InstructedTransformer, saved_folder
+from promptembedder.models.instructed import InstructedTransformer, is_hub_id, saved_folder
 from promptembedder.storage import MANIFEST_NAME, read_manifest
 
 __all__ = ["OpenedModel", "open_model"]
@@ -72,7 +72,7 @@ def open_model(name: str, *, cache_folder: Path | None = None, device: str | Non
 def _own_folder(name: str) -> Path | None:
     """The folder of a model that this library saved, from the hub if need be; None if it is another one's."""
     folder = Path(name)
-    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name) and not folder.exists():
         try:
             folder = Path(snapshot_download(name, allow_patterns=[MANIFEST_NAME]))
             if (folder / MANIFEST_NAME).is_file():

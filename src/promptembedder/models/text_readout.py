@@ -26,7 +26,7 @@ _SENTENCES = (
     "My card was charged twice, please help.",
     "We propose a new method for training neural networks.",
 )
-_DEPTH = 0.6  # of the reader's layers: frozen mean states say most there, and less again towards the top
+_DEPTH = 0.6  # of the reader's layers; chosen on development tasks, see docs/results.md
 
 
 def new_text_readout(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> TextReadout | None:
