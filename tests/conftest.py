@@ -119,9 +119,12 @@ def new_model(new_config: "Callable[..., ModelConfig]") -> "Callable[..., Prompt
         model = PromptEmbedder.create(config=new_config(*names, **changes), device="cpu")
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for weight in model.encoder.trained_weights():
+            fitted = (
+                [] if model.encoder.readout is None else [model.encoder.readout.centre, model.encoder.readout.shared]
+            )
+            for weight in (*model.encoder.trained_weights(), *fitted):
                 weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-        return model
+        return model.eval()
 
     return made
 

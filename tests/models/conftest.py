@@ -106,11 +106,12 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         pooled = pooled / pooled.square().mean().sqrt()
         pooled = pooled + pooled @ encoder.head.weight + encoder.head.bias
     pooled = pooled / pooled.norm()
-    if encoder.readout is not None and len(ids) > start:
-        layers = settings.text_layers or round(0.6 * reader.ref.layers)
+    if encoder.readout is not None and not encoder.training and len(ids) > start:
+        layers = settings.text_layers or round(0.3 * reader.ref.layers)
         with eagerly(reader.decoder):
             read = reader.decoder(inputs_embeds=text_inputs[None], use_cache=False, output_hidden_states=True)
         own = read.hidden_states[layers][0, start:].mean(dim=0) - encoder.readout.centre
+        own = own - encoder.readout.shared @ (encoder.readout.shared.T @ own)
         pooled = pooled + encoder.readout.weight * own / own.norm()
     return pooled / pooled.norm()
 
@@ -161,6 +162,6 @@ def new_baseline(new_config: Callable[..., ModelConfig]) -> Callable[..., Baseli
         with torch.no_grad():
             for weight in made.text_encoder.trained_weights() if moved else ():
                 weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-        return made
+        return made.eval()
 
     return made

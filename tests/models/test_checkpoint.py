@@ -120,6 +120,7 @@ def test_a_saved_model_holds_no_backbone(saved: Path) -> None:
         "deep.up",
         "deep.bias",
         "readout.centre",
+        "readout.shared",
         "readout.weight",
         "soft_tokens",
     }
@@ -376,7 +377,7 @@ def test_a_model_saved_before_today_s_defaults_loads_as_it_was(
     model.save(str(tmp_path / "model"))
     path = tmp_path / "model" / MANIFEST_NAME
     content = json.loads(path.read_text())
-    for name in ("deep_every", "deep_rank", "head", "text_weight", "text_layers"):
+    for name in ("deep_every", "deep_rank", "head", "text_weight", "text_layers", "text_rank"):
         del content["config"][name]
     for backbone in (content["config"]["reader"], content["config"]["prompter"]["backbone"]):
         del backbone["text_start"]

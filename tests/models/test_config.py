@@ -13,7 +13,7 @@ from promptembedder.nn import AlignmentConfig, RelaxationConfig
     ("settings", "message"),
     [
         ({"num_soft_tokens": 0}, "num_soft_tokens must be at least 1, got 0. Try 5"),
-        ({"text_weight": -0.5}, "text_weight must not be negative, got -0.5. Try 0.5"),
+        ({"text_weight": -0.5}, "text_weight must not be negative, got -0.5. Try 1"),
         ({"text_layers": 0}, "text_layers must be at least 1, got 0"),
         ({"placement": "prefix", "deep_every": 0}, "text_weight needs placement 'suffix'"),
         ({"max_seq_length": 0}, "max_seq_length must be at least 1, got 0. Try 512"),

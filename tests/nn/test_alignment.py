@@ -1,5 +1,7 @@
 """Laws of the alignments."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from promptembedder.nn import (
     LinearMap,
     RelaxedTokens,
     VocabularyAlignment,
-    closed_form_map,
+    closed_form_fit,
     norm_match,
     procrustes_map,
     random_map,
@@ -78,6 +80,39 @@ def test_a_procrustes_map_is_orthogonal_up_to_one_factor(dim_p: int, dim_r: int)
     torch.testing.assert_close(values, values[:1].expand(min(dim_p, dim_r)), atol=1e-5, rtol=1e-4)
 
 
+def test_ridge_recovers_a_planted_map_from_noisy_rows() -> None:
+    source, planted = normal(4000, 6), normal(6, 4, seed=1)
+    noisy = source @ planted + 2.0 + 0.5 * normal(4000, 4, seed=2)
+    found = ridge_map(source, noisy)
+    torch.testing.assert_close(found.weight, planted, atol=0.05, rtol=0)
+    torch.testing.assert_close(found.bias, torch.full((4,), 2.0), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("fit", [ridge_map, procrustes_map])
+def test_a_row_of_weight_three_counts_as_three_rows(fit: Callable[..., LinearMap]) -> None:
+    source, target = normal(20, 4), normal(20, 4, seed=1)
+    counts = torch.tensor([1, 3] * 10)
+    weighted = fit(source, target, weights=counts.float())
+    repeated = fit(source.repeat_interleave(counts, dim=0), target.repeat_interleave(counts, dim=0))
+    torch.testing.assert_close(weighted.weight, repeated.weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weighted.bias, repeated.bias, atol=1e-5, rtol=1e-4)
+
+
+def test_the_fit_says_how_well_held_out_rows_are_explained_and_how_much_they_shrink() -> None:
+    source, planted, noise = normal(5000, 6), rotation(6), normal(5000, 6, seed=2)
+    config = AlignmentConfig()
+    _, exact = closed_form_fit(source, source @ planted, config, seed=0)
+    assert (exact.shared_strings, round(exact.held_out_r2, 3), round(exact.norm_ratio, 3)) == (5000, 1.0, 1.0)
+    _, half = closed_form_fit(source, source @ planted + noise, config, seed=0)  # as much noise as signal
+    assert half.held_out_r2 == pytest.approx(0.5, abs=0.05)
+    assert half.norm_ratio == pytest.approx(0.5**0.5, abs=0.05)
+    _, none = closed_form_fit(source, noise, config, seed=0)
+    assert none.held_out_r2 == pytest.approx(0.0, abs=0.05)
+    few, many = normal(8, 6), normal(8, 6, seed=1)
+    _, overfitted = closed_form_fit(few, many, config, seed=0)  # 8 rows fit themselves; rows beside them they do not
+    assert not overfitted.held_out_r2 > 0.9
+
+
 def test_a_random_map_comes_from_its_seed_and_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     one, same, other = random_map(6, 4, seed=1), random_map(6, 4, seed=1), random_map(6, 4, seed=2)
@@ -95,7 +130,7 @@ def test_the_configuration_names_the_closed_form_which_then_keeps_the_mean_lengt
         "procrustes": procrustes_map(source, target),
         "random": random_map(6, 4, seed=7),
     }[start]
-    found = closed_form_map(source, target, AlignmentConfig(start=start, ridge=0.3), seed=7)
+    found, _ = closed_form_fit(source, target, AlignmentConfig(start=start, ridge=0.3), seed=7)
     mapped, plain = source @ found.weight + found.bias, source @ expected.weight + expected.bias
     torch.testing.assert_close(mapped.norm(dim=-1).mean(), target.norm(dim=-1).mean())
     torch.testing.assert_close(mapped / mapped.norm(), plain / plain.norm())
@@ -145,6 +180,19 @@ def test_training_moves_the_difference_and_the_bias_but_not_the_closed_form() ->
     with torch.no_grad():
         alignment.delta.add_(1.0)
     assert torch.equal(alignment.base, start.weight)
+
+
+def test_a_difference_of_low_rank_starts_at_the_closed_form_and_stays_of_that_rank() -> None:
+    start = LinearMap(normal(6, 4), normal(4, seed=1))
+    alignment = LinearAlignment(start, rank=2, seed=3)
+    embeddings = normal(2, 5, 6, seed=3)
+    torch.testing.assert_close(alignment(RelaxedTokens(embeddings, None)), embeddings @ start.weight + start.bias)
+    assert {name for name, _ in alignment.named_parameters()} == {"down", "up", "bias"}
+    with torch.no_grad():
+        alignment.up.copy_(normal(2, 4, seed=4))
+    moved = alignment(RelaxedTokens(torch.eye(6).unsqueeze(0), None))[0] - alignment.bias - start.weight
+    assert int(torch.linalg.matrix_rank(moved, atol=1e-4)) == 2
+    torch.testing.assert_close(moved, alignment.down @ alignment.up)
 
 
 def test_bfloat16_tokens_are_aligned_in_float32() -> None:

@@ -60,7 +60,9 @@ def test_a_folder_without_manifest_is_no_saved_model(tmp_path: Path) -> None:
 
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     rewritten(folder, lambda content: content.update(format=FORMAT + 1))
-    with pytest.raises(ModelFormatError, match=rf"format {FORMAT + 1}, this version reads format {FORMAT}. Upgrade"):
+    with pytest.raises(
+        ModelFormatError, match=rf"format {FORMAT + 1}, this version reads formats up to {FORMAT}. Upgrade"
+    ):
         read_manifest(folder)
 
 

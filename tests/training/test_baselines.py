@@ -211,9 +211,9 @@ def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
     [
         (
             None,
-            {"alignment": (".alignment.", ".deep.", ".readout.", ".head."), "anchor": (".anchor_delta", ".log_gate")},
+            {"alignment": (".alignment.", ".deep.", ".head."), "anchor": (".anchor_delta", ".log_gate")},
         ),
-        ("static", {"alignment": (".readout.", ".head."), "anchor": (".vectors",)}),
+        ("static", {"alignment": (".head.",), "anchor": (".vectors",)}),
         ("lora", {}),
         ("full", {}),
     ],

@@ -10,6 +10,7 @@ from promptembedder.training import LossConfig, OwnNegativesLoss, contrastive_lo
 
 def test_label_data_is_compared_with_its_own_negatives_only(tiny_model: ModelConfig) -> None:
     model = PromptEmbedder.create(config=tiny_model, device="cpu")
+    model.eval()  # as `encode` below: in training the text's own states are left out
     columns = (["a b", "c d e"], ["a c", "c d"], ["x", "y z"])
     features = [model.preprocess(list(texts), prompt="Find it") for texts in columns]
     loss = OwnNegativesLoss(model, temperature=0.1)(features)

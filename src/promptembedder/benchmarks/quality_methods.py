@@ -17,6 +17,7 @@ class Method:
     Attributes:
         changes: To the benchmark's recipe; everything else stays equal.
         frozen: Not trained: the way that `open_model` knows as frozen:WAY:READER.
+        untrained: The recipe's model as it is before the first step.
         fallbacks: Other stand-ins for unseen instructions that the same trained model is scored with, by the name that
             the results give them.
     """
@@ -24,6 +25,7 @@ class Method:
     about: str
     changes: dict[str, Any] = field(default_factory=dict)
     frozen: str | None = None
+    untrained: bool = False
     fallbacks: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,6 +47,9 @@ METHODS = {
     ),
     "promptembedder-no-text": Method(
         about="generated soft tokens alone, without the text's own states", changes={"model": {"text_weight": 0.0}}
+    ),
+    "promptembedder-centred": Method(
+        about="with the text's own states centred, not whitened", changes={"model": {"text_rank": 0}}
     ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
@@ -71,6 +76,12 @@ METHODS = {
     "lora-3e-3": Method(about="LoRA, rank 16, all matrices, learning rate 3e-3", changes=_lora(3e-3)),
     "lora-bidirectional": Method(
         about="LoRA at 1e-3 with attention in both directions", changes=_lora(1e-3, attention="bidirectional")
+    ),
+    "promptembedder-untrained": Method(about="the method before its first training step", untrained=True),
+    "frozen-whitened": Method(
+        about="mean of the text's frozen states after 30 % of the layers, whitened: what the method adds to a summary",
+        changes={"model": {"text_weight": 1e6}},  # beside which the summary vanishes
+        untrained=True,
     ),
     "frozen-mean": Method(about="frozen reader, mean of the text's states", frozen="mean"),
     "frozen-last": Method(about="frozen reader, last state", frozen="last"),

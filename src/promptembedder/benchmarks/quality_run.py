@@ -17,20 +17,14 @@ from promptembedder.benchmarks.quality_methods import Method
 from promptembedder.benchmarks.wordings import held_out_scores
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, score_tasks
-from promptembedder.models import ModelConfig, StaticEncoder, open_model
+from promptembedder.models import StaticEncoder, open_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
 __all__ = ["QualityRun", "RunData", "finished_run", "run_method"]
 
 RESULT_NAME = "result.json"
-_WITHOUT_SOFT_TOKENS: dict[str, Any] = {
-    "num_soft_tokens": 1,
-    "deep_every": 0,
-    "deep_rank": 1,
-    "text_weight": 0.0,
-    "head": False,
-}
+_READ_BY_ALL = ("reader", "max_seq_length", "pooling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +72,11 @@ class QualityRun:
 
 def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
     """Hash of everything that a run's scores depend on: not where files lie, nor soft tokens where there are none."""
-    model = recipe.model
-    if recipe.baseline is not None and recipe.baseline.kind != "static":
-        model = ModelConfig(reader=model.reader, max_seq_length=model.max_seq_length, pooling=model.pooling)
-        model = dataclasses.replace(model, **_WITHOUT_SOFT_TOKENS)
     data = dataclasses.replace(recipe.data, mixture=_digest(recipe.data.mixture))
     run = dataclasses.replace(recipe.run, output="")
-    own = to_mapping(dataclasses.replace(recipe, model=model, data=data, run=run))
+    own = to_mapping(dataclasses.replace(recipe, data=data, run=run))
+    if recipe.baseline is not None and recipe.baseline.kind != "static":
+        own["model"] = {name: own["model"][name] for name in _READ_BY_ALL}
     sampled = [(task.name, task.rows_used, task.documents_used, task.seed) for task in tasks]
     return hashlib.sha256(json.dumps([own, sampled], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -121,8 +113,10 @@ def run_method(
     done = finished_run(folder, key)
     if done is not None:
         return done
-    run = _frozen_run(name, method, recipe, data) if method.frozen else None
-    run = run or _trained_run(name, method, recipe, data, budget, callbacks)
+    if method.frozen or method.untrained:
+        run = _untrained_run(name, method, recipe, data)
+    else:
+        run = _trained_run(name, method, recipe, data, budget, callbacks)
     run = dataclasses.replace(run, key=key)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f".{RESULT_NAME}"
@@ -131,10 +125,14 @@ def run_method(
     return run
 
 
-def _frozen_run(name: str, method: Method, recipe: Recipe, data: RunData) -> QualityRun:
-    opened = open_model(f"frozen:{method.frozen}:{recipe.model.reader.source}").model
-    opened.max_seq_length = recipe.model.max_seq_length
-    scores = _scores(opened, data.tasks)
+def _untrained_run(name: str, method: Method, recipe: Recipe, data: RunData) -> QualityRun:
+    pairs = load_training_data(recipe.data, seed=recipe.run.seed)
+    if method.untrained:
+        model: SentenceTransformer = new_model(recipe, pairs)
+    else:
+        model = open_model(f"frozen:{method.frozen}:{recipe.model.reader.source}").model
+        model.max_seq_length = recipe.model.max_seq_length
+    scores = _scores(model, data.tasks)
     return QualityRun(
         method=name,
         reader=recipe.model.reader.source,
@@ -144,7 +142,7 @@ def _frozen_run(name: str, method: Method, recipe: Recipe, data: RunData) -> Qua
         seed=recipe.run.seed,
         scores=scores,
         mean=statistics.fmean(scores.values()),
-        held_out=held_out_scores(opened, load_training_data(recipe.data, seed=recipe.run.seed)),
+        held_out=held_out_scores(model, pairs),
     )
 
 

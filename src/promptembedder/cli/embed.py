@@ -46,7 +46,7 @@ def embed(
         from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
         from promptembedder.models import PromptEmbedder, model_config
 
-        default = model_config(manifest.config).default_instruction
+        default = model_config(manifest).default_instruction
         asked = [text.strip() for text in instruction or [default]]
         settings = EmbedSettings(
             instructions=tuple(asked),

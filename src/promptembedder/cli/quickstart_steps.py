@@ -20,7 +20,16 @@ from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_scor
 from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig, frozen_pooling
 from promptembedder.search import build_index
 from promptembedder.storage import versions
-from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, prepare_output, task_data, train_model
+from promptembedder.training import (
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    TrainingData,
+    new_model,
+    prepare_output,
+    task_data,
+    train_model,
+)
 
 __all__ = ["Quickstart", "quickstart_recipe"]
 
@@ -69,7 +78,7 @@ class Quickstart:
         prepare_output(self.recipe, overwrite=True)
         task, pairs = self._data(queries, documents)
         scores = {"bm25": bm25_score(task)}
-        model = self._untrained()
+        model = self._untrained(pairs)
         length = self.recipe.model.max_seq_length
         with self._step("scoring the frozen LLM (mean pooling)", "score_frozen_mean"):
             frozen = frozen_pooling(model.encoder.reader, max_seq_length=length)
@@ -119,12 +128,14 @@ class Quickstart:
         )
         return task, TrainingData(tasks)
 
-    def _untrained(self) -> PromptEmbedder:
+    def _untrained(self, data: TrainingData) -> PromptEmbedder:
         source = self.recipe.model.reader.source
         with self._step(
             f"loading {source} twice, as prompter and as frozen reader (the first time unpacks it)", "load"
         ):
-            return PromptEmbedder.create(config=self.recipe.model, seed=self.recipe.run.seed)
+            model = new_model(self.recipe, data)
+            assert isinstance(model, PromptEmbedder)
+            return model
 
     def _score(self, model: PromptEmbedder, task: SearchTask, name: str) -> RetrievalScore:
         with self._step(f"scoring the {name} PromptEmbedder", f"score_{name}"):

@@ -53,7 +53,7 @@ def search(
         from promptembedder.search import build_index
 
         rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
-        default = model_config(manifest.config).default_instruction
+        default = model_config(manifest).default_instruction
         query_prompt = _own_or_saved(instruction, "query", model) or default
         document_prompt = _own_or_saved(document_instruction, "document", model) or default
         compiled = {query_prompt, document_prompt} <= set(manifest.instructions)

@@ -9,7 +9,7 @@ from promptembedder.errors import ModelFormatError
 from promptembedder.models.checkpoint import backbone_ref, model_config, same_backbone
 from promptembedder.models.config import BaselineConfig, ModelConfig
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.models.trained_state import restore_trained, trained_state
+from promptembedder.models.trained_state import restore_tensors, saved_state
 from promptembedder.storage import (
     Manifest,
     from_mapping,
@@ -30,9 +30,9 @@ WEIGHTS_FILE = "baseline.safetensors"
 
 
 def save_baseline(folder: Path, encoder: TextEncoder, settings: ModelConfig, baseline: BaselineConfig) -> None:
-    """Write the encoder's trained weights into `folder`, the manifest last."""
+    """Write what training and fitting gave the encoder into `folder`, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = trained_state(encoder)
+    state = saved_state(encoder)
     if state:
         save_tensors(folder / WEIGHTS_FILE, state)
     manifest = Manifest(
@@ -57,7 +57,7 @@ def load_baseline(
     manifest = read_manifest(folder)
     if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
         raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
-    config = model_config(manifest.config["model"])
+    config = model_config(manifest)
     reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     encoder = make(config, from_mapping(BaselineConfig, manifest.config["baseline"]), reader)
     restore_baseline(encoder, folder)
@@ -71,5 +71,6 @@ def restore_baseline(encoder: TextEncoder, folder: Path) -> None:
         ModelFormatError: The folder is torn or holds another model's weights.
     """
     read_manifest(folder)
-    if trained_state(encoder):
-        restore_trained(encoder, folder / WEIGHTS_FILE)
+    state = saved_state(encoder)
+    if state:
+        restore_tensors(state, folder / WEIGHTS_FILE)

@@ -9,11 +9,13 @@ import torch
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
-from promptembedder.models.parts import Alignment, Parts, new_deep_alignment, new_prompter
+from promptembedder.models.parts import Alignment, Parts, PrompterAway, new_deep_alignment, new_prompter
+from promptembedder.models.prompter import Prompter
+from promptembedder.models.reader_side import ReaderEntry, ReaderSide, chosen_entry, entries_of, load_side, save_side
 from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.text_readout import new_text_readout
-from promptembedder.models.trained_state import restore_trained, trained_state
-from promptembedder.nn import LinearAlignment, LinearMap, VocabularyAlignment
+from promptembedder.models.trained_state import restore_tensors, trained_state
+from promptembedder.nn import AlignmentConfig, LinearAlignment, LinearMap, VocabularyAlignment
 from promptembedder.shapes import Tensor
 from promptembedder.storage import (
     Manifest,
@@ -21,90 +23,105 @@ from promptembedder.storage import (
     load_tensors,
     read_manifest,
     save_tensors,
-    to_mapping,
     versions,
     write_manifest,
 )
 
-__all__ = ["backbone_ref", "load_parts", "model_config", "restore_parts", "same_backbone", "save_parts"]
+__all__ = [
+    "backbone_ref",
+    "load_parts",
+    "model_config",
+    "put_away",
+    "restore_parts",
+    "same_backbone",
+    "save_parts",
+    "side_of",
+]
 
 KIND = "promptembedder"
 PROMPTER_FILE = "prompter.safetensors"
-ALIGNMENT_FILE = "alignment.safetensors"
-SOFT_TOKENS_FILE = "soft_tokens.safetensors"
 
 
 def save_parts(folder: Path, parts: Parts) -> None:
-    """Write the parts' own weights into `folder`, the manifest last.
+    """Write the parts' own weights into `folder`, those of further readers too, the manifest last.
 
     Parts that were loaded without their prompter cannot be saved: its weights are not in memory.
 
     Raises:
         ModelFormatError: There is no prompter.
     """
-    if parts.prompter is None:
+    away = parts.away if parts.prompter is None else put_away(parts.prompter)
+    if away is None:
         raise ModelFormatError(
             "the model was loaded without its prompter and cannot be saved. Load it with the prompter."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    files = [PROMPTER_FILE, ALIGNMENT_FILE]
-    save_tensors(folder / PROMPTER_FILE, trained_state(parts.prompter))
-    save_tensors(folder / ALIGNMENT_FILE, _alignment_state(parts))
-    if parts.compiled:
-        files.append(SOFT_TOKENS_FILE)
-        save_tensors(folder / SOFT_TOKENS_FILE, {"soft_tokens": torch.stack(list(parts.compiled.values()))})
+    save_tensors(folder / PROMPTER_FILE, away.state)
+    entries = [save_side(folder, side, place) for place, side in enumerate([side_of(parts), *parts.others])]
+    first, *others = entries
     manifest = Manifest(
         kind=KIND,
-        config=to_mapping(parts.config),
-        backbones={"prompter": backbone_ref(parts.prompter.backbone), "reader": backbone_ref(parts.reader)},
-        instructions=list(parts.compiled),
-        files=dict.fromkeys(files, ""),
+        config=first.config,
+        backbones={"prompter": dict(away.ref), "reader": first.backbone},
+        instructions=first.instructions,
+        files=dict.fromkeys([PROMPTER_FILE, *(name for entry in entries for name in entry.files)], ""),
+        readers=[dataclasses.asdict(entry) for entry in others],
         provenance=dict(versions()),
     )
     write_manifest(folder, manifest)
 
 
-def load_parts(folder: Path, *, cache_folder: Path | None = None, with_prompter: bool = True) -> Parts:
+def load_parts(
+    folder: Path, *, reader: str | None = None, cache_folder: Path | None = None, with_prompter: bool = True
+) -> Parts:
     """The parts that `save_parts` wrote, on the backbones they were trained with.
 
     Args:
+        reader: Which of the model's readers, as its backbone string; None: the one it was saved with.
         with_prompter: False leaves the prompter out: compiled instructions only, half the memory.
 
     Raises:
-        ModelFormatError: The folder is torn, of a newer format, holds a baseline, or a backbone's weights have changed.
+        ModelFormatError: The folder is torn, of a newer format, holds a baseline, has no such reader, or a backbone's
+            weights have changed.
         BackboneError: A backbone is missing.
     """
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
         raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a {KIND}. Open it with open_model.")
-    config = model_config(manifest.config)
-    reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
-    found = load_tensors(folder / ALIGNMENT_FILE)
-    alignment = _new_alignment(found, config.alignment.kind, reader.dim)
+    entry = chosen_entry(manifest, reader, folder)
+    others = tuple(
+        load_side(folder, one, model_config(_seen_from(manifest, one)))
+        for one in entries_of(manifest)
+        if one.alignment_file != entry.alignment_file
+    )
+    manifest = _seen_from(manifest, entry)
+    config = model_config(manifest)
+    frozen = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
+    found = load_tensors(folder / entry.alignment_file)
     dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0
-    deep = new_deep_alignment(config, dim_p, reader)
     prompter = None
     if with_prompter:
         backbone = same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
         prompter = new_prompter(backbone, config)
-        restore_trained(prompter, folder / PROMPTER_FILE)
+        restore_tensors(trained_state(prompter), folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
-    if manifest.instructions:
-        width = level_count(config, reader) * reader.dim
-        shape = torch.Size([len(manifest.instructions), config.num_soft_tokens, width])
-        rows = load_tensors(folder / SOFT_TOKENS_FILE, {"soft_tokens": shape})["soft_tokens"]
-        compiled = dict(zip(manifest.instructions, rows, strict=True))
+    if entry.instructions:
+        width = level_count(config, frozen) * frozen.dim
+        shape = torch.Size([len(entry.instructions), config.num_soft_tokens, width])
+        rows = load_tensors(folder / entry.soft_tokens_file, {"soft_tokens": shape})["soft_tokens"]
+        compiled = dict(zip(entry.instructions, rows, strict=True))
     parts = Parts(
         config=config,
-        reader=reader,
-        alignment=alignment,
-        deep=deep,
-        readout=new_text_readout(config, reader, centred=False),
-        head=new_head(config, reader),
+        reader=frozen,
+        alignment=_new_alignment(found, config.alignment, frozen.dim),
+        deep=new_deep_alignment(config, dim_p, frozen),
+        readout=new_text_readout(config, frozen, centred=False),
+        head=new_head(config, frozen),
         prompter=prompter,
         compiled=compiled,
+        others=others,
     )
-    _restore_alignment(parts, folder / ALIGNMENT_FILE)
+    restore_tensors(_alignment_state(parts), folder / entry.alignment_file)
     return parts
 
 
@@ -114,10 +131,33 @@ def restore_parts(parts: Parts, folder: Path) -> None:
     Raises:
         ModelFormatError: The folder is torn or holds another model's weights.
     """
-    read_manifest(folder)
+    entry = entries_of(read_manifest(folder))[0]
     if parts.prompter is not None:
-        restore_trained(parts.prompter, folder / PROMPTER_FILE)
-    _restore_alignment(parts, folder / ALIGNMENT_FILE)
+        restore_tensors(trained_state(parts.prompter), folder / PROMPTER_FILE)
+    restore_tensors(_alignment_state(parts), folder / entry.alignment_file)
+
+
+def side_of(parts: Parts) -> ReaderSide:
+    """The reader's half of the parts, as tensors."""
+    return ReaderSide(
+        config=parts.config,
+        ref=backbone_ref(parts.reader),
+        state={name: tensor.detach().cpu() for name, tensor in _alignment_state(parts).items()},
+        compiled=parts.compiled,
+    )
+
+
+def put_away(prompter: Prompter) -> PrompterAway:
+    """What a save needs of the prompter, without its backbone."""
+    state = {name: weight.detach().cpu().clone() for name, weight in trained_state(prompter).items()}
+    return PrompterAway(ref=backbone_ref(prompter.backbone), state=state)
+
+
+def _seen_from(manifest: Manifest, entry: ReaderEntry) -> Manifest:
+    """The manifest as if the entry's reader were the one that the model opens with."""
+    return dataclasses.replace(
+        manifest, config=entry.config, backbones={**manifest.backbones, "reader": entry.backbone}
+    )
 
 
 def _alignment_state(parts: Parts) -> dict[str, Tensor]:
@@ -129,26 +169,21 @@ def _alignment_state(parts: Parts) -> dict[str, Tensor]:
     return state
 
 
-@torch.no_grad()
-def _restore_alignment(parts: Parts, path: Path) -> None:
-    state = _alignment_state(parts)
-    saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
-    for name, tensor in state.items():  # views of the modules' own weights
-        tensor.copy_(saved[name])
-
-
-def _new_alignment(found: dict[str, Tensor], kind: str, dim_r: int) -> Alignment:
+def _new_alignment(found: dict[str, Tensor], config: AlignmentConfig, dim_r: int) -> Alignment:
     """An alignment of the size of the saved one, its values still to be restored."""
     rows = len(found.get("base", found.get("source_ids", ())))  # the prompter's width, or how many strings are shared
-    if kind == "vocabulary":
+    if config.kind == "vocabulary":
         ids = torch.zeros(rows, dtype=torch.long)
         return VocabularyAlignment(ids, ids, norm=0.0)
-    return LinearAlignment(LinearMap(torch.zeros(rows, dim_r), torch.zeros(dim_r)))
+    return LinearAlignment(LinearMap(torch.zeros(rows, dim_r), torch.zeros(dim_r)), rank=config.rank)
 
 
-def model_config(saved: dict[str, Any]) -> ModelConfig:
+def model_config(manifest: Manifest) -> ModelConfig:
     """The configuration in a manifest; settings that did not exist yet are what the model was trained with."""
-    config = {"deep_every": 0, "text_weight": 0.0, "reader": {}, "prompter": {}, **saved}
+    saved = manifest.config.get("model", manifest.config)
+    config = {"deep_every": 0, "text_weight": 0.0, "text_rank": 0, "reader": {}, "prompter": {}, **saved}
+    if "text_rank" not in saved and config["text_weight"] and config.get("text_layers") is None:
+        config["text_layers"] = round(0.6 * manifest.backbones["reader"]["layers"])
     config["reader"] = {"text_start": "", **config["reader"]}
     backbone = {"text_start": "", **config["prompter"].get("backbone", {})}
     config["prompter"] = {**config["prompter"], "backbone": backbone}

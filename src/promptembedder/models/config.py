@@ -58,9 +58,11 @@ class ModelConfig:
         deep_every: Soft tokens also enter each such layer of the reader, through an alignment of its own; 0: the input
             alone.
         deep_rank: Rank of the alignments of the deeper layers.
-        text_weight: Start of a trained weight with which the mean of the text's own frozen states is added to what the
-            soft tokens made of it, both at length 1; 0: not at all.
-        text_layers: Layers of the reader after which those states are taken; None: 60 % of them.
+        text_weight: With which the mean of the text's own frozen states is added, in evaluation, to what the soft
+            tokens made of it, both at length 1; 0: not at all.
+        text_layers: Layers of the reader after which those states are taken; None: 30 % of them.
+        text_rank: Directions along which all texts vary most, and which are shrunk there, once texts to train on tell
+            them; 0: none.
         head: A trained linear map on the pooled state; it starts as the identity.
         pooling: Over the states at the soft tokens (`prefix`: at the text): `mean` or `last`.
         max_seq_length: Tokens of a text that are read; the rest is cut and counted.
@@ -76,22 +78,24 @@ class ModelConfig:
     conditioning: str = "instruction"
     deep_every: int = 1
     deep_rank: int = 64
-    text_weight: float = 0.5
+    text_weight: float = 1.0
     text_layers: int | None = None
+    text_rank: int = 128
     head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
     default_instruction: str = "Represent the text for retrieval"
 
     def __post_init__(self) -> None:
-        for name, least in (("num_soft_tokens", 1), ("max_seq_length", 1), ("deep_rank", 1), ("deep_every", 0)):
+        least_values = {"num_soft_tokens": 1, "max_seq_length": 1, "deep_rank": 1, "deep_every": 0, "text_rank": 0}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 usual = getattr(type(self), name)
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}. Try {usual}.")
         if not 0 <= self.text_weight < float("inf"):
-            raise ConfigError(f"text_weight must not be negative, got {self.text_weight}. Try 0.5, or 0 for none.")
+            raise ConfigError(f"text_weight must not be negative, got {self.text_weight}. Try 1, or 0 for none.")
         if self.text_layers is not None and self.text_layers < 1:
-            raise ConfigError(f"text_layers must be at least 1, got {self.text_layers}. Leave it out for 60 %.")
+            raise ConfigError(f"text_layers must be at least 1, got {self.text_layers}. Leave it out for 30 %.")
         _choose("placement", self.placement, PLACEMENTS)
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)

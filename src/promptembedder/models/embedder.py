@@ -107,6 +107,16 @@ class PromptEmbedder(InstructedTransformer):
         """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
         self.encoder.compile_instructions(list(dict.fromkeys(instructions)))
 
+    def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
+        """Take from some texts, without labels, what all texts share, so that embeddings leave it out.
+
+        A few hundred texts of the kind that will be embedded are enough. Training from a recipe does this first.
+
+        Raises:
+            ConfigError: The model has no text readout (`text_weight` 0), or there are fewer than two texts.
+        """
+        self.encoder.fit_texts(texts, batch_size=batch_size)
+
     def encode_instructions(
         self, texts: Sequence[str], instructions: Sequence[str], *, batch_size: int = 32
     ) -> Float[np.ndarray, "instructions texts dim"]:

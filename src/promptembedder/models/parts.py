@@ -1,30 +1,54 @@
 """What a dual encoder is made of, and how the parts come to be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from promptembedder.backbones import Backbone, load_backbone, shared_token_ids
 from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.prompter import Prompter
+from promptembedder.models.reader_side import ReaderSide
 from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import (
     AlignmentConfig,
+    AlignmentFit,
     DeepAlignment,
     IdentityStartLinear,
     LinearAlignment,
+    RelaxedTokens,
     TextReadout,
     VocabularyAlignment,
-    closed_form_map,
+    closed_form_fit,
 )
-from promptembedder.shapes import Float, Tensor
+from promptembedder.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["Alignment", "Parts", "fit_alignment", "new_deep_alignment", "new_parts", "new_prompter"]
+__all__ = ["Alignment", "Parts", "PrompterAway", "fit_alignment", "new_deep_alignment", "new_parts", "new_prompter"]
 
 Alignment = LinearAlignment | VocabularyAlignment
 
 _MIN_SHARED = 32  # strings; fewer say nothing about a map between two spaces
+_ZIPF_SHIFT = 10
+_TINY = 0.1  # of the median length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterAway:
+    """A prompter that is not in memory: what a save needs of it, and what it has said.
+
+    Attributes:
+        ref: What a manifest remembers of its backbone.
+        state: Its trained weights.
+        tokens: What it generated for some instructions, one row each, in its own input space.
+    """
+
+    ref: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    tokens: Mapping[str, RelaxedTokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +61,8 @@ class Parts:
         head: Trained map on the pooled state, or None.
         prompter: None where compiled soft tokens are all that will be asked for.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
+        away: Stands for a prompter that is not in memory, where its weights or words are needed.
+        others: Further readers that the same prompter can be opened on.
     """
 
     config: ModelConfig
@@ -47,6 +73,8 @@ class Parts:
     readout: TextReadout | None = None
     head: IdentityStartLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
+    away: PrompterAway | None = None
+    others: tuple[ReaderSide, ...] = ()
 
 
 def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: int = 0) -> Parts:
@@ -57,7 +85,7 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
     """
     reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
-    alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
+    alignment, _ = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
     prompter = new_prompter(backbone, config, seed=seed)
     return Parts(
         config=config,
@@ -92,20 +120,39 @@ def new_prompter(backbone: Backbone, config: ModelConfig, *, seed: int = 0) -> P
     )
 
 
-def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
-    """The alignment before any training, from the strings that both vocabularies hold.
+def fit_alignment(
+    prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0
+) -> tuple[Alignment, AlignmentFit]:
+    """The alignment before any training, from the strings that both vocabularies hold; and how well it fits.
+
+    Of kind `vocabulary` nothing is fitted: the reader's own rows stand for the strings, so its fit is that of a linear
+    map from the same start, for comparison.
 
     Raises:
         BackboneError: The vocabularies share too few strings.
     """
     source_ids, target_ids = shared_token_ids(prompter.tokenizer.foreign, reader.tokenizer.foreign)
+    trained = _trained_rows(prompter.input_table, source_ids) & _trained_rows(reader.input_table, target_ids)
+    source_ids, target_ids = source_ids[trained], target_ids[trained]
     if len(source_ids) < _MIN_SHARED:
         raise BackboneError(
             f"{prompter.ref.source!r} and {reader.ref.source!r} share {len(source_ids)} strings, "
             f"at least {_MIN_SHARED} are needed. Choose another prompter."
         )
-    if config.kind == "vocabulary":
-        return VocabularyAlignment(source_ids, target_ids, norm=reader.table_norm)
     source = prompter.input_scale * prompter.input_table.detach()[source_ids].float()
     target = reader.input_scale * reader.input_table[target_ids].float()
-    return LinearAlignment(closed_form_map(source, target, config, seed=seed))
+    # a vocabulary is in the order of its merges, so the rank of an id stands for how frequent its string is; the square
+    # root keeps more rows in play than Zipf's law itself would
+    weights = 1 / (torch.arange(len(source), device=source.device) + _ZIPF_SHIFT).sqrt()
+    start, fit = closed_form_fit(source, target, config, seed=seed, weights=weights)
+    if config.kind == "vocabulary":
+        return VocabularyAlignment(source_ids, target_ids, norm=reader.table_norm), fit
+    return LinearAlignment(start, rank=config.rank, seed=seed), fit
+
+
+def _trained_rows(table: Float[Tensor, "vocab dim"], ids: Int[Tensor, " shared"]) -> Bool[Tensor, " shared"]:
+    """Which of these rows training has touched: no tiny one, and none that equals another."""
+    rows = table.detach()[ids].float()
+    norms = rows.norm(dim=-1)
+    _, first, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return (norms > _TINY * norms.median()) & (counts[first] == 1)

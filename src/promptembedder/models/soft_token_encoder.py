@@ -8,6 +8,7 @@ import torch
 
 from promptembedder.backbones import Backbone, TextStates, joined_states, read_after, read_embeddings, read_text
 from promptembedder.data import clean_text
+from promptembedder.errors import ConfigError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
@@ -31,7 +32,7 @@ class SoftTokenEncoder(TextEncoder):
         """Read with the frozen `reader`, which may be shared.
 
         Args:
-            readout: Adds the text's own states to the pooled state, if there is one.
+            readout: Adds the text's own states to the pooled state, if there is one; in evaluation only.
             head: Maps the pooled state before that, if there is one.
         """
         super().__init__(reader, max_seq_length=settings.max_seq_length, positions_taken=settings.num_soft_tokens)
@@ -111,7 +112,7 @@ class SoftTokenEncoder(TextEncoder):
 
     def read(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> TextStates:
         """What `embed_after` needs of left-padded texts; no gradient."""
-        layers = readout_layers(self.settings, self.reader)
+        layers = None if self.training else readout_layers(self.settings, self.reader)
         return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
 
     def embed_after(
@@ -127,11 +128,34 @@ class SoftTokenEncoder(TextEncoder):
         after = read_after(self.reader.decoder, states, inputs, layers)
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = self._mapped(pooled(after, everywhere, pooling=self.settings.pooling))
-        if self.readout is not None:
+        if self.readout is not None and not self.training:
+            # in training they would do part of the summary's work, and it would learn less: docs/results.md
             own = own_tokens(states.mask, self.reader)
             present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
             summary = self.readout(summary, pooled(states.hidden, own, pooling="mean"), present)
         return self.finite(unit_vectors(summary))
+
+    @torch.no_grad()
+    def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
+        """Take from some texts, without labels, what all texts share; the readout leaves it out from then on.
+
+        Raises:
+            ConfigError: There is no text readout, or there are fewer than two texts.
+        """
+        if self.readout is None:
+            raise ConfigError("text_weight is 0: the model does not use the texts' own states.")
+        if len(texts) < 2:
+            raise ConfigError(f"texts to fit must be at least 2, got {len(texts)}. A few hundred are enough.")
+        layers = readout_layers(self.settings, self.reader)
+        cleaned, means = sorted((clean_text(text) for text in texts), key=len), []
+        for start in range(0, len(cleaned), batch_size):
+            batch = self.reader.tokenizer.tokenize(cleaned[start : start + batch_size], max_length=self.max_seq_length)
+            ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
+            states = read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
+            own = own_tokens(states.mask, self.reader)
+            means.append(pooled(states.hidden, own, pooling="mean")[own.any(dim=1)])  # not those without a token
+        self.readout.fit(torch.cat(means))
+        self.store.forget()
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]

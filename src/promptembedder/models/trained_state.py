@@ -1,13 +1,17 @@
 """The weights that training changes: what is saved, restored and given to the optimiser."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from promptembedder.shapes import Tensor
 from promptembedder.storage import load_tensors
 
-__all__ = ["restore_trained", "trained_state"]
+__all__ = ["restore_tensors", "saved_state", "trained_state"]
+
+_FITTED = "readout."  # its buffers come from texts, not from a configuration
 
 
 def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -15,14 +19,19 @@ def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
+def saved_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a whole encoder saves: the trained weights, and what was fitted to texts."""
+    fitted = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_FITTED)}
+    return {**trained_state(module), **fitted}
+
+
 @torch.no_grad()
-def restore_trained(module: nn.Module, path: Path) -> None:
-    """Copy the trained weights of the file into `module`, in place.
+def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of the file into `state`, in place.
 
     Raises:
-        ModelFormatError: The file holds other weights than `module` has.
+        ModelFormatError: The file holds other tensors than `state`.
     """
-    state = trained_state(module)
-    saved = load_tensors(path, {name: weight.shape for name, weight in state.items()})
-    for name, weight in state.items():
-        weight.copy_(saved[name])
+    saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])

@@ -1,12 +1,11 @@
 """Parts: plain tensors in and out, no foreign model known."""
 
-from promptembedder.nn.alignment import (
+from promptembedder.nn.alignment import LinearAlignment, VocabularyAlignment, norm_match
+from promptembedder.nn.closed_form import (
     AlignmentConfig,
-    LinearAlignment,
+    AlignmentFit,
     LinearMap,
-    VocabularyAlignment,
-    closed_form_map,
-    norm_match,
+    closed_form_fit,
     procrustes_map,
     random_map,
     ridge_map,
@@ -19,15 +18,17 @@ from promptembedder.nn.relaxation import (
     RELAXATIONS,
     RelaxationConfig,
     RelaxedTokens,
+    joined_tokens,
     relaxation_weights,
     relaxed_token,
 )
-from promptembedder.nn.text_readout import TextReadout
+from promptembedder.nn.text_readout import TextReadout, shared_directions
 
 __all__ = [
     "POOLINGS",
     "RELAXATIONS",
     "AlignmentConfig",
+    "AlignmentFit",
     "DeepAlignment",
     "IdentityStartLinear",
     "LinearAlignment",
@@ -36,7 +37,8 @@ __all__ = [
     "RelaxedTokens",
     "TextReadout",
     "VocabularyAlignment",
-    "closed_form_map",
+    "closed_form_fit",
+    "joined_tokens",
     "left_padded",
     "norm_match",
     "pooled",
@@ -45,6 +47,7 @@ __all__ = [
     "relaxation_weights",
     "relaxed_token",
     "ridge_map",
+    "shared_directions",
     "soft_token_diagnostics",
     "text_positions",
     "unit_vectors",

@@ -4,7 +4,7 @@ Each relaxation is a function of logits that returns weights over the vocabulary
 mean of the prompter's input embeddings (Tsai et al. 2026, arXiv:2605.28066). `hidden` skips the vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from promptembedder.errors import ConfigError
 from promptembedder.shapes import Float, Tensor
 
-__all__ = ["RELAXATIONS", "RelaxationConfig", "RelaxedTokens", "relaxation_weights", "relaxed_token"]
+__all__ = [
+    "RELAXATIONS",
+    "RelaxationConfig",
+    "RelaxedTokens",
+    "joined_tokens",
+    "relaxation_weights",
+    "relaxed_token",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,18 @@ class RelaxedTokens:
     embeddings: Float[Tensor, "batch prompt dim_p"]
     weights: Float[Tensor, "batch prompt vocab"] | None
     """Vocabulary weights behind each token, float32; None for the relaxation `hidden`."""
+
+    def rows(self) -> "list[RelaxedTokens]":
+        """Each row as a batch of its own."""
+        weights = [None] * len(self.embeddings) if self.weights is None else list(self.weights.split(1))
+        return [RelaxedTokens(row, own) for row, own in zip(self.embeddings.split(1), weights, strict=True)]
+
+
+def joined_tokens(rows: Sequence[RelaxedTokens], device: torch.device) -> RelaxedTokens:
+    """Several batches as one, on `device`."""
+    weights = [row.weights for row in rows if row.weights is not None]
+    embeddings = torch.cat([row.embeddings for row in rows]).to(device)
+    return RelaxedTokens(embeddings, torch.cat(weights).to(device) if weights else None)
 
 
 def _softmax(logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, _: bool) -> Float[Tensor, "*rows vocab"]:

@@ -11,7 +11,7 @@ from promptembedder.storage.provenance import file_sha256
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "read_manifest", "write_manifest"]
 
-FORMAT = 1
+FORMAT = 2  # 2: several readers; a model with one is still written as 1
 MANIFEST_NAME = "promptembedder.json"
 
 
@@ -25,6 +25,7 @@ class Manifest:
         instructions: Those with compiled soft tokens, in the order of the tensor's rows.
         files: sha256 by file name, relative to the folder.
         kind: What was saved: a `promptembedder` or a `baseline`.
+        readers: Further readers that the model can be opened on, as mappings; their files are among `files`.
         provenance: How the model came about: library versions, recipe, data; informational.
     """
 
@@ -33,19 +34,21 @@ class Manifest:
     instructions: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     kind: str = "promptembedder"
+    readers: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest last and in one step: a folder without one, or with wrong hashes, is torn."""
     files = {name: file_sha256(folder / name) for name in manifest.files}
-    content = {
-        "format": FORMAT,
+    content: dict[str, Any] = {
+        "format": FORMAT if manifest.readers else 1,
         "kind": manifest.kind,
         "config": manifest.config,
         "backbones": manifest.backbones,
         "instructions": manifest.instructions,
         "files": files,
+        **({"readers": manifest.readers} if manifest.readers else {}),
         "provenance": manifest.provenance,
     }
     scratch = folder / f".{MANIFEST_NAME}.{os.getpid()}"
@@ -67,10 +70,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise ModelFormatError(f"{folder} is no saved model: it has no {MANIFEST_NAME}. Give a folder that save wrote.")
     content = _parsed(path)
     version = content.get("format")
-    if version != FORMAT:
+    if not (isinstance(version, int) and 1 <= version <= FORMAT):
         newer = isinstance(version, int) and version > FORMAT
         mend = "Upgrade promptembedder." if newer else "The manifest is damaged; save or download the model again."
-        raise ModelFormatError(f"{folder} has format {version!r}, this version reads format {FORMAT}. {mend}")
+        raise ModelFormatError(f"{folder} has format {version!r}, this version reads formats up to {FORMAT}. {mend}")
     try:
         manifest = Manifest(**{key: value for key, value in content.items() if key != "format"})
     except TypeError as error:
@@ -99,6 +102,7 @@ def _check_types(path: Path, manifest: Manifest) -> None:
         "backbones": _is_mapping_to(dict, manifest.backbones),
         "instructions": isinstance(texts, list) and all(isinstance(text, str) for text in texts),
         "files": _is_mapping_to(str, manifest.files),
+        "readers": isinstance(manifest.readers, list) and all(isinstance(one, dict) for one in manifest.readers),
     }
     wrong = [name for name, fine in fits.items() if not fine]
     if wrong:

@@ -80,7 +80,7 @@ class OptimConfig:
 
     Attributes:
         learning_rate: Of the prompter.
-        alignment_learning_rate: Of the alignment, deeper alignments, readout and head.
+        alignment_learning_rate: Of the alignment, deeper alignments and head.
         anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt, and of static ones.
         schedule: `linear` or `constant` after the warm-up.
         max_grad_norm: Gradients are clipped to this norm.

@@ -21,7 +21,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import BaselineEmbedder, InstructedTransformer, PromptEmbedder, trained_state
+from promptembedder.models import (
+    BaselineEmbedder,
+    InstructedTransformer,
+    PromptEmbedder,
+    SoftTokenEncoder,
+    trained_state,
+)
 from promptembedder.storage import MANIFEST_NAME, to_mapping
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
@@ -36,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE_NAME = "recipe.yaml"
 METRICS_NAME = "metrics.jsonl"
+_TEXTS_TO_FIT = 1000  # seconds of reading; more change little, see docs/results.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +98,22 @@ def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
 
 
 def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> InstructedTransformer:
-    """The untrained model, or baseline, that the recipe describes; static soft tokens take their tasks from `data`.
+    """The untrained model, or baseline, that the recipe describes.
+
+    From `data` come the tasks of static soft tokens, and texts that tell what all texts share.
 
     Raises:
         BackboneError: A backbone cannot be loaded.
         ConfigError: The settings do not fit each other.
     """
+    model = _untrained(recipe, data, device)
+    encoder = model.text_encoder
+    if isinstance(encoder, SoftTokenEncoder) and encoder.readout is not None:
+        encoder.fit_texts(data.sampled_texts(_TEXTS_TO_FIT, seed=recipe.run.seed))
+    return model
+
+
+def _untrained(recipe: Recipe, data: TrainingData, device: str | None) -> InstructedTransformer:
     if recipe.baseline is None:
         return PromptEmbedder.create(config=recipe.model, device=device, seed=recipe.run.seed)
     baseline = recipe.baseline
@@ -182,7 +199,7 @@ def _arguments(
     run, optim = recipe.run, recipe.optim
     trained = list(trained_state(model.text_encoder))
     patterns = {
-        r"\.(alignment|deep|readout|head)\.": optim.alignment_learning_rate,
+        r"\.(alignment|deep|head)\.": optim.alignment_learning_rate,
         r"\.(anchor_delta|log_gate|vectors)$": optim.anchor_learning_rate,
     }
     # sentence-transformers refuses a pattern that fits nothing

@@ -53,6 +53,16 @@ class TrainingData:
         """Training rows of all tasks."""
         return sum(len(task.train) for task in self.tasks.values())
 
+    def sampled_texts(self, count: int, *, seed: int) -> list[str]:
+        """About `count` training texts, anchors and positives, as many of each task as it has and as there is room."""
+        share = max(count // (2 * len(self.tasks)), 1)
+        texts: list[str] = []
+        for task in self.tasks.values():
+            rows = range(len(task.train))
+            chosen = task.train.select(sorted(random.Random(seed).sample(rows, min(share, len(rows)))))
+            texts += [*chosen["anchor"], *chosen["positive"]]
+        return texts
+
 
 def load_training_data(config: DataConfig, *, seed: int) -> TrainingData:
     """The tasks that `config` names.

@@ -1,0 +1,129 @@
+"""The same prompter on another reader: what can be carried over before any training."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
+from promptembedder.errors import ConfigError
+from promptembedder.models.checkpoint import put_away, side_of
+from promptembedder.models.config import ModelConfig
+from promptembedder.models.dual_encoder import DualEncoder
+from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_deep_alignment
+from promptembedder.models.soft_token_encoder import new_head
+from promptembedder.models.text_readout import new_text_readout
+from promptembedder.nn import AlignmentConfig, AlignmentFit, DeepAlignment, LinearAlignment, LinearMap
+
+__all__ = ["Move", "MovedEncoder", "moved_encoder"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Where to, and from which start.
+
+    Attributes:
+        reader: The LLM to move to.
+        alignment: Of the new reader: kind, closed form and rank of what is trained.
+        carried: Compose the trained alignment with a map from the old reader to the new one, so that what it learned
+            comes along; else the alignment starts anew from the prompter's own table. A `random` start is always anew.
+        text_layers: As in `ModelConfig`, of the new reader.
+    """
+
+    reader: BackboneConfig
+    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    carried: bool = True
+    text_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedEncoder:
+    """An encoder on the new reader, and how well the spaces fit."""
+
+    encoder: DualEncoder
+    fit: AlignmentFit
+
+
+def moved_encoder(
+    old: DualEncoder,
+    move: Move,
+    *,
+    instructions: Sequence[str] = (),
+    cache_folder: Path | None = None,
+    seed: int = 0,
+) -> MovedEncoder:
+    """`old` on another reader, at its closed form; its prompter is put away and shared by nobody.
+
+    Args:
+        instructions: Those that the result can be trained under while the prompter is away.
+
+    Raises:
+        ConfigError: The model has no prompter in memory, or its soft tokens depend on the texts.
+        BackboneError: The reader cannot be loaded, or shares too few strings.
+    """
+    parts = old.parts()
+    if parts.prompter is None:
+        raise ConfigError("the model was loaded without its prompter and cannot be moved. Load it with the prompter.")
+    if parts.config.conditioning != "instruction":
+        raise ConfigError("soft tokens depend on the text here (instruction_and_text): train anew on the new reader.")
+    reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
+    alike = (reader.ref.fingerprint, reader.ref.layers) == (parts.reader.ref.fingerprint, parts.reader.ref.layers)
+    config = dataclasses.replace(
+        parts.config, reader=move.reader, alignment=move.alignment, text_layers=move.text_layers
+    )
+    alignment, fit = _moved_alignment(parts, reader, move, seed)
+    named = list(dict.fromkeys(map(old.instruction_of, [*instructions, config.default_instruction])))
+    said = old.generated(named, weights=move.alignment.kind == "vocabulary")
+    away = dataclasses.replace(put_away(parts.prompter), tokens=dict(zip(named, said, strict=True)))
+    sides = [side_of(parts), *parts.others]
+    new = Parts(
+        config=config,
+        reader=reader,
+        alignment=alignment,
+        deep=_moved_deep(parts, config, reader, alike=alike, seed=seed),
+        readout=_copied(parts.readout, alike=alike) or new_text_readout(config, reader),
+        head=_copied(parts.head, alike=alike) or new_head(config, reader),
+        prompter=None,
+        away=away,
+        others=tuple(side for side in sides if side.ref["source"] != move.reader.source),
+    )
+    return MovedEncoder(encoder=DualEncoder(new).to(old.device), fit=fit)
+
+
+def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> tuple[Alignment, AlignmentFit]:
+    """The new alignment; carried over, it is the old one followed by the map between the two readers' tables."""
+    assert parts.prompter is not None
+    linear = move.alignment.kind == "linear" and move.alignment.start != "random"
+    if not (move.carried and linear and isinstance(parts.alignment, LinearAlignment)):
+        return fit_alignment(parts.prompter.backbone, reader, move.alignment, seed=seed)
+    bridge, fit = fit_alignment(parts.reader, reader, move.alignment, seed=seed)
+    assert isinstance(bridge, LinearAlignment)
+    with torch.no_grad():
+        weight, bias = (one.cpu() for one in (parts.alignment.weight, parts.alignment.bias))
+        onward, shift = (one.cpu() for one in (bridge.weight, bridge.bias))
+        start = LinearMap(weight @ onward, bias @ onward + shift)
+    return LinearAlignment(start, rank=move.alignment.rank, seed=seed), fit
+
+
+def _moved_deep(parts: Parts, config: ModelConfig, reader: Backbone, *, alike: bool, seed: int) -> DeepAlignment | None:
+    """Alignments of the deeper layers: the way down reads the prompter and comes along, the ways up begin at zero."""
+    if parts.deep is None:
+        return None
+    if alike:
+        return _copied(parts.deep, alike=True)
+    deep = new_deep_alignment(config, parts.deep.down.shape[0], reader, seed=seed)
+    assert deep is not None
+    with torch.no_grad():
+        deep.down.copy_(parts.deep.down)
+    return deep
+
+
+def _copied(module: Module | None, *, alike: bool) -> Module | None:
+    return copy.deepcopy(module) if alike else None
