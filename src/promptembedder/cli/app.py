@@ -8,6 +8,7 @@ from promptembedder.cli.console import prepare
 from promptembedder.cli.embed import embed
 from promptembedder.cli.evaluate import evaluate
 from promptembedder.cli.info import info
+from promptembedder.cli.move import move
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.search import search
 from promptembedder.cli.train import train
@@ -28,7 +29,7 @@ def _program() -> None:
     """Keeps the commands' names even while there is only one."""
 
 
-for command in (quickstart, train, evaluate, embed, search, info):
+for command in (quickstart, train, move, evaluate, embed, search, info):
     app.command()(command)
 app.command("compile")(compile_)
 app.add_typer(bench, name="bench")

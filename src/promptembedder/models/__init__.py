@@ -7,6 +7,7 @@ from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
 from promptembedder.models.encoder import Encoder
 from promptembedder.models.instructed import InstructedTransformer
+from promptembedder.models.moving import Move, MovedEncoder, moved_config, moved_encoder
 from promptembedder.models.opening import OpenedModel, open_model
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_parts
 from promptembedder.models.pooled_encoder import PooledEncoder
@@ -24,6 +25,8 @@ __all__ = [
     "Encoder",
     "InstructedTransformer",
     "ModelConfig",
+    "Move",
+    "MovedEncoder",
     "OpenedModel",
     "Parts",
     "PooledEncoder",
@@ -37,6 +40,8 @@ __all__ = [
     "frozen_pooling",
     "load_parts",
     "model_config",
+    "moved_config",
+    "moved_encoder",
     "new_parts",
     "open_model",
     "restore_parts",

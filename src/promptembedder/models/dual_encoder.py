@@ -10,6 +10,7 @@ from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts, restore_parts, save_parts
 from promptembedder.models.parts import Parts
+from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.nn import (
@@ -120,6 +121,11 @@ class DualEncoder(SoftTokenEncoder):
         else:
             inputs = self.alignment(tokens)
         return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
+
+    def take_back(self, prompter: Prompter | None) -> None:
+        """Generate with this prompter from now on; it is the one that was put away."""
+        self.prompter, self.away = prompter, None
+        self.store.forget()
 
     def _said(self) -> Mapping[str, RelaxedTokens]:
         """What a prompter that was put away has said."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from promptembedder.backbones import BackboneConfig
-from promptembedder.data import clean_text
+from promptembedder.data import Pair, clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts
 from promptembedder.models.config import ModelConfig, PrompterConfig
@@ -16,6 +17,9 @@ from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.parts import new_parts
 from promptembedder.nn import left_padded
 from promptembedder.shapes import Float, Tensor
+
+if TYPE_CHECKING:
+    from promptembedder.training import TrainingData
 
 __all__ = ["PromptEmbedder"]
 
@@ -68,6 +72,7 @@ class PromptEmbedder(InstructedTransformer):
         name: str | Path,
         *,
         revision: str | None = None,
+        reader: str | None = None,
         with_prompter: bool = True,
         cache_folder: Path | None = None,
         device: str | None = None,
@@ -75,14 +80,16 @@ class PromptEmbedder(InstructedTransformer):
         """A saved model, from a folder or a hub id; the backbone comes from its own source.
 
         Args:
+            reader: Which of the LLMs that it was moved to, as its backbone string; None: the one it was saved with.
             with_prompter: False serves compiled instructions only, without loading the Prompting LLM.
 
         Raises:
-            ModelFormatError: The folder is torn, of a newer format, or its backbone's weights have changed.
+            ModelFormatError: The folder is torn, of a newer format, has no such reader, or a backbone's weights have
+                changed.
             BackboneError: The backbone is missing.
         """
         folder = saved_folder(name, revision=revision)
-        parts = load_parts(folder, cache_folder=cache_folder, with_prompter=with_prompter)
+        parts = load_parts(folder, reader=reader, cache_folder=cache_folder, with_prompter=with_prompter)
         model = cls(modules=[DualEncoder(parts)], device=device)
         model.restore_settings(folder)
         return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is
@@ -116,6 +123,39 @@ class PromptEmbedder(InstructedTransformer):
             ConfigError: The model has no text readout (`text_weight` 0), or there are fewer than two texts.
         """
         self.encoder.fit_texts(texts, batch_size=batch_size)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The LLMs that a saved copy of this model can be opened on, the present one first."""
+        return (self.encoder.reader.ref.source, *(str(side.ref["source"]) for side in self.encoder.others))
+
+    def move_to(
+        self,
+        reader: str | BackboneConfig,
+        data: "TrainingData | Sequence[Pair] | None" = None,
+        *,
+        steps: int = 200,
+        **options: Any,
+    ) -> "PromptEmbedder":
+        """This model on another reader, its alignment trained; the prompter is shared by both and does not change.
+
+        Saved, the result opens on either reader.
+
+        Args:
+            reader: Backbone string or configuration.
+            data: Tasks, or pairs of one task.
+            steps: 0 leaves it at its closed form, for which no data is needed.
+            options: Further arguments of `promptembedder.training.move_embedder`: instructions, optim, seed.
+
+        Raises:
+            ConfigError: Steps without data, or a model that cannot be moved.
+            BackboneError: The reader cannot be loaded, or shares too few strings.
+        """
+        from promptembedder.models.moving import Move
+        from promptembedder.training import move_embedder  # the one import upwards: what users expect to find here
+
+        named = BackboneConfig(source=reader) if isinstance(reader, str) else reader
+        return move_embedder(self, Move(reader=named), data, steps=steps, **options)
 
     def encode_instructions(
         self, texts: Sequence[str], instructions: Sequence[str], *, batch_size: int = 32

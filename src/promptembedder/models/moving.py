@@ -20,7 +20,7 @@ from promptembedder.models.soft_token_encoder import new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import AlignmentConfig, AlignmentFit, DeepAlignment, LinearAlignment, LinearMap
 
-__all__ = ["Move", "MovedEncoder", "moved_encoder"]
+__all__ = ["Move", "MovedEncoder", "moved_config", "moved_encoder"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -75,9 +75,7 @@ def moved_encoder(
         raise ConfigError("soft tokens depend on the text here (instruction_and_text): train anew on the new reader.")
     reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
     alike = (reader.ref.fingerprint, reader.ref.layers) == (parts.reader.ref.fingerprint, parts.reader.ref.layers)
-    config = dataclasses.replace(
-        parts.config, reader=move.reader, alignment=move.alignment, text_layers=move.text_layers
-    )
+    config = moved_config(parts.config, move)
     alignment, fit = _moved_alignment(parts, reader, move, seed)
     named = list(dict.fromkeys(map(old.instruction_of, [*instructions, config.default_instruction])))
     said = old.generated(named, weights=move.alignment.kind == "vocabulary")
@@ -95,6 +93,11 @@ def moved_encoder(
         others=tuple(side for side in sides if side.ref["source"] != move.reader.source),
     )
     return MovedEncoder(encoder=DualEncoder(new).to(old.device), fit=fit)
+
+
+def moved_config(config: ModelConfig, move: Move) -> ModelConfig:
+    """The configuration of a model of `config` after the move."""
+    return dataclasses.replace(config, reader=move.reader, alignment=move.alignment, text_layers=move.text_layers)
 
 
 def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> tuple[Alignment, AlignmentFit]:

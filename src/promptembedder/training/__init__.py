@@ -3,6 +3,7 @@
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import OwnNegativesLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
+from promptembedder.training.moving import chosen_exit_layer, move_embedder, moved_model
 from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
 from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
 from promptembedder.training.tasks import TaskData, TrainingData, load_training_data, task_data
@@ -23,8 +24,11 @@ __all__ = [
     "TrainingData",
     "TrainingResult",
     "Wordings",
+    "chosen_exit_layer",
     "contrastive_loss",
     "load_training_data",
+    "move_embedder",
+    "moved_model",
     "new_model",
     "prepare_output",
     "task_data",

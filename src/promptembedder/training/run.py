@@ -26,6 +26,7 @@ from promptembedder.models import (
     InstructedTransformer,
     PromptEmbedder,
     SoftTokenEncoder,
+    TextEncoder,
     trained_state,
 )
 from promptembedder.storage import MANIFEST_NAME, to_mapping
@@ -36,7 +37,7 @@ from promptembedder.training.recipe import Recipe
 from promptembedder.training.tasks import TrainingData
 from promptembedder.training.trainer import PromptEmbedderTrainer
 
-__all__ = ["TrainingResult", "new_model", "prepare_output", "train_model"]
+__all__ = ["TrainingResult", "fit_to_texts", "held_out_loss", "new_model", "prepare_output", "train_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,14 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
         ConfigError: The settings do not fit each other.
     """
     model = _untrained(recipe, data, device)
-    encoder = model.text_encoder
-    if isinstance(encoder, SoftTokenEncoder) and encoder.readout is not None:
-        encoder.fit_texts(data.sampled_texts(_TEXTS_TO_FIT, seed=recipe.run.seed))
+    fit_to_texts(model.text_encoder, data, seed=recipe.run.seed)
     return model
+
+
+def fit_to_texts(encoder: TextEncoder, data: TrainingData, *, seed: int) -> None:
+    """Let the encoder's text readout, if it has one, take from training texts what all texts share."""
+    if isinstance(encoder, SoftTokenEncoder) and encoder.readout is not None:
+        encoder.fit_texts(data.sampled_texts(_TEXTS_TO_FIT, seed=seed))
 
 
 def _untrained(recipe: Recipe, data: TrainingData, device: str | None) -> InstructedTransformer:
@@ -160,6 +165,21 @@ def train_model(
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
     )
+
+
+def held_out_loss(model: InstructedTransformer, data: TrainingData, recipe: Recipe) -> float:
+    """Mean loss of the tasks' held-out rows, without training.
+
+    Raises:
+        ConfigError: No rows are held out.
+    """
+    if data.held_out is None:
+        raise ConfigError("no rows are held out. Set data.held_out.")
+    disable_progress_bar()
+    Path(recipe.run.output).mkdir(parents=True, exist_ok=True)
+    metrics = _trainer(model, data, recipe, None, ()).evaluate()
+    losses = [float(value) for name, value in metrics.items() if name.endswith("_loss")]
+    return sum(losses) / len(losses)
 
 
 def _trainer(

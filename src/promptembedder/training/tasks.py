@@ -53,6 +53,14 @@ class TrainingData:
         """Training rows of all tasks."""
         return sum(len(task.train) for task in self.tasks.values())
 
+    @property
+    def instructions(self) -> list[str]:
+        """All wordings of all tasks, of queries and documents, kept from training or not."""
+        tasks = self.tasks.values()
+        sides = [side for task in tasks for side in (task.instructions, task.document_instructions)]
+        unseen = [task.unseen_instructions for task in tasks]
+        return list(dict.fromkeys(wording for side in [*sides, *unseen] for wording in side))
+
     def sampled_texts(self, count: int, *, seed: int) -> list[str]:
         """About `count` training texts, anchors and positives, as many of each task as it has and as there is room."""
         share = max(count // (2 * len(self.tasks)), 1)

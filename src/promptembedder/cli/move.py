@@ -1,0 +1,176 @@
+"""`promptembedder move MODEL --to BACKBONE`: the same prompter on another reader; its alignment alone is trained."""
+
+import dataclasses
+import gc
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.errors import ConfigError
+from promptembedder.storage import read_manifest
+
+if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+    from promptembedder.models import Move, PromptEmbedder
+    from promptembedder.training import Recipe, TrainingData
+
+__all__ = ["move"]
+
+
+def move(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    to: Annotated[str, typer.Option(help="Backbone to move to: installed name, hub id, folder, GGUF or random:NAME.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the moved model.")],
+    data: Annotated[Path | None, typer.Option(help="Mixture (.json) or file of pairs; none with --steps 0.")] = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option(help="Wording for a file of pairs; give several.", allow_from_autoenv=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps; 0 leaves the closed form.")] = 200,
+    start: Annotated[str, typer.Option(help="ridge, procrustes, vocabulary (no parameters) or random.")] = "ridge",
+    carried: Annotated[bool, typer.Option(help="Take along what the trained alignment learned.")] = True,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the trained difference; none: full.")] = None,
+    exit_layer: Annotated[str | None, typer.Option(help="Layers of the reader to keep: a number or auto.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the reader: auto, float32, bfloat16 or float16.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task, drawn with the seed.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Rows of a step.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of data order and drawn starts.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that holds a model or run.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a trained model to another LLM. The result opens on either; stopped, the same command goes on."""
+    report = Report(as_json)
+    with one_line_errors():
+        from promptembedder.backbones import BackboneConfig
+        from promptembedder.models import Move
+        from promptembedder.nn import AlignmentConfig
+
+        kind = "vocabulary" if start == "vocabulary" else "linear"
+        alignment = AlignmentConfig(kind=kind, start="ridge" if kind == "vocabulary" else start, rank=rank)
+        reader = BackboneConfig(source=to, dtype=dtype, layers=_layers(exit_layer))
+        target = Move(reader=reader, alignment=alignment, carried=carried)
+        settings = {
+            "data": {**_source(data, instruction or []), "limit": limit},
+            "optim": {"steps": max(steps, 1), "batch_size": batch_size},
+            "run": {"output": str(output), "seed": seed, "save_every": max(steps // 4, 1)},
+        }
+        if steps and data is None:
+            raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed form alone.")
+        moving = _Moving(model, target, settings, report, overwrite=overwrite)
+        result = moving.run(steps=steps, choose_exit=exit_layer == "auto")
+    report.say(_table(result))
+    report.say(f"Next: promptembedder evaluate {escape(str(output))} --tasks FILE")
+    report.result(result)
+
+
+class _Moving:
+    """One move, step by step."""
+
+    def __init__(
+        self, source: Path, target: "Move", settings: dict[str, Any], report: Report, *, overwrite: bool
+    ) -> None:
+        self.source, self.target, self.settings = source, target, settings
+        self.report, self.overwrite = report, overwrite
+
+    def run(self, *, steps: int, choose_exit: bool) -> dict[str, Any]:
+        """Move, train and save; returns the JSON result."""
+        from promptembedder.models import PromptEmbedder
+        from promptembedder.training import load_training_data, moved_model, prepare_output
+
+        started = time.perf_counter()
+        recipe = self._recipe()
+        checkpoint = None if choose_exit else prepare_output(recipe, overwrite=self.overwrite)
+        data = (
+            load_training_data(recipe.data, seed=recipe.run.seed) if recipe.data.mixture or recipe.data.pairs else None
+        )
+        model = PromptEmbedder.from_pretrained(self.source)
+        losses: dict[int, float] = {}
+        if choose_exit:
+            losses = self._choose_exit(model, data, recipe.run.seed)
+            recipe = self._recipe()
+            checkpoint = prepare_output(recipe, overwrite=self.overwrite)
+        moved, fit = moved_model(model, self.target, data, seed=recipe.run.seed)
+        model = None  # type: ignore[assignment]  # prompter and old reader leave the memory before training begins
+        gc.collect()
+        self.report.say(
+            f"{fit.shared_strings} shared strings explain {fit.held_out_r2:.2f} of held-out ones; "
+            f"mapped lengths {fit.norm_ratio:.2f} of the target's before they are matched"
+        )
+        trained = sum(weight.numel() for weight in moved.encoder.trained_weights())
+        if steps and data is not None:
+            self._train(moved, data, recipe, checkpoint)
+        else:
+            moved.save(recipe.run.output)
+        return {
+            "model": recipe.run.output,
+            "from": self.source.name,
+            "readers": list(moved.readers),
+            "layers": moved.encoder.reader.ref.layers,
+            "exit_losses": {str(depth): round(loss, 4) for depth, loss in losses.items()},
+            "fit": dataclasses.asdict(fit),
+            "steps": steps,
+            "trained_bytes": 4 * trained if steps else 0,
+            "alignment_file_bytes": (Path(recipe.run.output) / "alignment.safetensors").stat().st_size,
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+
+    def _recipe(self) -> "Recipe":
+        from promptembedder.models import model_config, moved_config
+        from promptembedder.storage import from_mapping, to_mapping
+        from promptembedder.training import Recipe
+
+        config = moved_config(model_config(read_manifest(self.source)), self.target)
+        return from_mapping(Recipe, {"model": to_mapping(config), **self.settings})
+
+    def _choose_exit(self, model: "PromptEmbedder", data: "TrainingData | None", seed: int) -> dict[int, float]:
+        from promptembedder.training import chosen_exit_layer
+
+        if data is None:
+            raise ConfigError("--exit-layer auto compares losses and needs --data. Give it, or a number of layers.")
+        layers, losses = chosen_exit_layer(model, self.target, data, seed=seed)
+        self.report.say(f"exit after {layers} layers; losses tried: {losses}")
+        self.target = dataclasses.replace(self.target, reader=dataclasses.replace(self.target.reader, layers=layers))
+        return losses
+
+    def _train(self, moved: "PromptEmbedder", data: "TrainingData", recipe: "Recipe", checkpoint: Path | None) -> None:
+        from promptembedder.cli.progress import TrainingBar
+        from promptembedder.training import train_model
+
+        if checkpoint:
+            self.report.say(f"going on from {checkpoint}")
+        train_model(moved, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
+
+
+def _source(data: Path | None, wordings: list[str]) -> dict[str, Any]:
+    """What of a recipe's `data` the options name."""
+    if data is None:
+        return {}
+    if data.suffix == ".json":
+        if wordings:
+            raise ConfigError("a mixture brings its own instructions. Leave --instruction out.")
+        return {"mixture": str(data)}
+    return {"pairs": str(data), "instructions": wordings}
+
+
+def _layers(exit_layer: str | None) -> int | None:
+    if exit_layer is None or exit_layer == "auto":
+        return None
+    if not exit_layer.isdigit() or int(exit_layer) < 1:
+        raise ConfigError(f"--exit-layer must be a number of layers or auto, got {exit_layer!r}.")
+    return int(exit_layer)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"moved: {escape(result['model'])}", show_header=False, title_justify="left")
+    table.add_row("opens on", escape(", ".join(result["readers"])))
+    table.add_row("layers", str(result["layers"]))
+    table.add_row("steps", str(result["steps"]))
+    table.add_row("trained", f"{result['trained_bytes'] / 1e6:.1f} MB")
+    table.add_row("alignment file", f"{result['alignment_file_bytes'] / 1e6:.1f} MB")
+    table.add_row("seconds", f"{result['seconds']:.0f}")
+    return table
