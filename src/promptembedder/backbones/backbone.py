@@ -67,6 +67,7 @@ class Backbone(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.ref = ref
+        _check_table(model, ref.source)
         self.quirks: Quirks = quirks_of(model.config)
         self.input_scale = _measured_scale(model, self.quirks, ref.source)
         self.table_norm = self.input_scale * float(self.input_table.float().norm(dim=-1).mean())
@@ -172,6 +173,19 @@ def _load_files(
     if source.kind == "hub":
         fingerprint = f"commit:{getattr(foreign, '_commit_hash', None)}"
     return model, tokenizer, fingerprint
+
+
+def _check_table(model: PreTrainedModel, name: str) -> None:
+    """Refuse what reads no tokens, and a table that would make every embedding NaN."""
+    try:
+        table = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        table = None
+    kind = model.config.model_type
+    if not isinstance(table, nn.Embedding):
+        raise BackboneError(f"backbone {name!r} ({kind}) has no table of input embeddings. Choose a text decoder.")
+    if not bool(torch.isfinite(table.weight).all()):
+        raise BackboneError(f"the input table of backbone {name!r} ({kind}) holds NaN or inf. Get its weights again.")
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ def info(
             "backbones": manifest.backbones,
             "config": manifest.config,
             "instructions": manifest.instructions,
+            "readers": manifest.readers,
             "bytes": sizes,
             "total_bytes": sum(sizes.values()),
             "provenance": manifest.provenance,
@@ -38,12 +39,19 @@ def info(
     report.result(content)
 
 
+def _backbone(backbone: dict[str, Any]) -> str:
+    return f"{escape(backbone['source'])}, {backbone['layers']} layers, {backbone['dtype']}"
+
+
 def _table(content: dict[str, Any]) -> Table:
     table = Table(title=escape(content["model"]), show_header=False, title_justify="left")
     config = content["config"]
     for role, backbone in content["backbones"].items():
-        table.add_row(role, f"{escape(backbone['source'])}, {backbone['layers']} layers, {backbone['dtype']}")
+        table.add_row(role, _backbone(backbone))
         table.add_row("", backbone["fingerprint"])
+    for other in content["readers"]:
+        table.add_row("opens also on", _backbone(other["backbone"]))
+        table.add_row("", other["backbone"]["fingerprint"])
     table.add_row("soft tokens", f"{config['num_soft_tokens']}, {config['placement']}, pooling {config['pooling']}")
     table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
     table.add_row("instructions", escape("\n".join(content["instructions"])) or "none compiled")

@@ -85,9 +85,8 @@ class _Moving:
         started = time.perf_counter()
         recipe = self._recipe()
         checkpoint = None if choose_exit else prepare_output(recipe, overwrite=self.overwrite)
-        data = (
-            load_training_data(recipe.data, seed=recipe.run.seed) if recipe.data.mixture or recipe.data.pairs else None
-        )
+        named = self.settings["data"].keys() & {"mixture", "pairs"}
+        data = load_training_data(recipe.data, seed=recipe.run.seed) if named else None
         model = PromptEmbedder.from_pretrained(self.source)
         losses: dict[int, float] = {}
         if choose_exit:

@@ -102,7 +102,8 @@ def load_parts(
     prompter = None
     if with_prompter:
         backbone = same_backbone(config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder)
-        prompter = new_prompter(backbone, config)
+        # trained with an anchor it keeps it, though the alignment to this reader may have no use for it
+        prompter = new_prompter(backbone, config, anchored="anchor_delta" in load_tensors(folder / PROMPTER_FILE))
         restore_tensors(trained_state(prompter), folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
     if entry.instructions:

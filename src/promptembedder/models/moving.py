@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
-from promptembedder.errors import ConfigError
+from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.models.checkpoint import put_away, side_of
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.dual_encoder import DualEncoder
@@ -73,10 +73,15 @@ def moved_encoder(
         raise ConfigError("the model was loaded without its prompter and cannot be moved. Load it with the prompter.")
     if parts.config.conditioning != "instruction":
         raise ConfigError("soft tokens depend on the text here (instruction_and_text): train anew on the new reader.")
-    reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
+    try:
+        reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
+        alignment, fit = _moved_alignment(parts, reader, move, seed)
+    except BackboneError as error:
+        raise BackboneError(
+            f"cannot move from {parts.reader.ref.source!r} to {move.reader.source!r}: {error}"
+        ) from error
     alike = (reader.ref.fingerprint, reader.ref.layers) == (parts.reader.ref.fingerprint, parts.reader.ref.layers)
     config = moved_config(parts.config, move)
-    alignment, fit = _moved_alignment(parts, reader, move, seed)
     named = list(dict.fromkeys(map(old.instruction_of, [*instructions, config.default_instruction])))
     said = old.generated(named, weights=move.alignment.kind == "vocabulary")
     away = dataclasses.replace(put_away(parts.prompter), tokens=dict(zip(named, said, strict=True)))

@@ -108,14 +108,18 @@ def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, see
     )
 
 
-def new_prompter(backbone: Backbone, config: ModelConfig, *, seed: int = 0) -> Prompter:
-    """The prompter that `config` describes, on a loaded backbone."""
+def new_prompter(backbone: Backbone, config: ModelConfig, *, anchored: bool | None = None, seed: int = 0) -> Prompter:
+    """The prompter that `config` describes, on a loaded backbone.
+
+    Args:
+        anchored: Whether its anchor is trained; None: where the alignment can read it.
+    """
     return Prompter(
         backbone,
         config.prompter,
         config.relaxation,
         num_soft_tokens=config.num_soft_tokens,
-        anchored=config.alignment.kind == "linear",
+        anchored=config.alignment.kind == "linear" if anchored is None else anchored,
         seed=seed,
     )
 

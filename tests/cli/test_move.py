@@ -1,0 +1,106 @@
+"""`move`: the same prompter on another reader, from the shell."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+from promptembedder import PromptEmbedder
+from promptembedder.storage import file_sha256
+
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+READER = "random:tiny-gemma3"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rows = [{"anchor": f"a {one} thing", "positive": f"the thing is {one}"} for one in ("red", "green", "blue", "cold")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3), encoding="utf-8")
+    return path
+
+
+def last(result: Result) -> dict[str, object]:
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.strip().splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_moved_model_opens_on_both_readers_and_holds_the_same_prompter(
+    saved_model: Path, pairs: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "moved"
+    words = ("move", saved_model, "--to", READER, "--data", pairs, "--instruction", "Find it", "--dtype", "float32")
+    result = last(run(*words, "--steps", 3, "--batch-size", 4, "-o", out, "--json"))
+    assert result["readers"] == [READER, "random:tiny-qwen3"]
+    assert result["steps"] == 3
+    assert result["trained_bytes"]
+    assert result["fit"]["shared_strings"] == 255
+    assert file_sha256(out / "prompter.safetensors") == file_sha256(saved_model / "prompter.safetensors")
+    old = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    back = PromptEmbedder.from_pretrained(out, reader="random:tiny-qwen3", device="cpu")
+    np.testing.assert_array_equal(back.encode(["a", ""], prompt="new"), old.encode(["a", ""], prompt="new"))
+    new = PromptEmbedder.from_pretrained(out, device="cpu")
+    assert new.prompts["query"] == old.prompts["query"]
+    assert new.encode(["a"]).shape == (1, new.encoder.reader.dim)
+    shown = run("info", out)
+    assert "opens also on" in shown.output
+    assert "random:tiny-qwen3" in shown.output
+    assert [one["backbone"]["source"] for one in last(run("info", out, "--json"))["readers"]] == ["random:tiny-qwen3"]
+
+
+@pytest.mark.parametrize("start", ["ridge", "procrustes", "vocabulary", "random"])
+def test_no_steps_need_no_data(start: str, saved_model: Path, tmp_path: Path, run: Run) -> None:
+    words = ("move", saved_model, "--to", READER, "--steps", 0, "--start", start, "-o", tmp_path / "moved", "--json")
+    result = last(run(*words))
+    assert result["trained_bytes"] == 0
+    model = PromptEmbedder.from_pretrained(tmp_path / "moved", device="cpu")
+    assert np.isfinite(model.encode(["a", ""], prompt="anything")).all()
+
+
+def test_an_exit_is_chosen_by_loss_or_named(saved_model: Path, pairs: Path, tmp_path: Path, run: Run) -> None:
+    words = ("move", saved_model, "--to", READER, "--data", pairs, "--instruction", "Find it", "--steps", 0, "--json")
+    auto = last(run(*words, "--exit-layer", "auto", "-o", tmp_path / "auto"))
+    losses = auto["exit_losses"]
+    assert isinstance(losses, dict)
+    assert losses[str(auto["layers"])] == min(losses.values())
+    named = last(run(*words, "--exit-layer", 2, "-o", tmp_path / "named"))
+    assert named["layers"] == 2
+    assert len(PromptEmbedder.from_pretrained(tmp_path / "named").encoder.reader.decoder.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--steps", 5), "5 steps need data"),
+        (("--steps", 0, "--exit-layer", "auto"), "--exit-layer auto compares losses and needs --data"),
+        (("--steps", 0, "--exit-layer", "last"), "must be a number of layers or auto, got 'last'"),
+        (("--steps", 0, "--start", "magic"), "unknown alignment start 'magic'"),
+        (("--steps", 5, "--data", "m.json", "--instruction", "x"), "a mixture brings its own instructions"),
+        (("--steps", 5, "--data", "nowhere.jsonl", "--instruction", "x"), "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be_moved_is_one_line_and_leaves_nothing(
+    words: tuple[object, ...], message: str, saved_model: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "moved"
+    assert message in refused("move", saved_model, "--to", READER, "-o", out, *words)
+    assert not out.exists()
+
+
+def test_an_unknown_backbone_and_a_folder_that_is_no_model_are_one_line(
+    saved_model: Path, tmp_path: Path, refused: Refused
+) -> None:
+    line = refused("move", saved_model, "--to", "random:tiny-gemma", "--steps", 0, "-o", tmp_path / "moved")
+    assert "random:tiny-gemma" in line
+    assert "is no saved model" in refused("move", tmp_path, "--to", READER, "--steps", 0, "-o", tmp_path / "moved")
+
+
+def test_a_folder_that_holds_a_model_is_not_overwritten(saved_model: Path, refused: Refused) -> None:
+    line = refused("move", saved_model, "--to", READER, "--steps", 0, "-o", saved_model)
+    assert "already holds a trained model" in line
