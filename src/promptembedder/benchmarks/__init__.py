@@ -5,6 +5,8 @@ from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficie
 from promptembedder.benchmarks.efficiency_methods import METHODS
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, efficiency_markdown, write_efficiency
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
+from promptembedder.benchmarks.moving import MoveBenchConfig, MoveRun, bench_move
+from promptembedder.benchmarks.moving_report import move_content, move_label, move_markdown, write_move
 from promptembedder.benchmarks.quality import QualityConfig, bench_quality
 from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
 from promptembedder.benchmarks.quality_report import merged_content, quality_content, quality_markdown, write_quality
@@ -16,16 +18,23 @@ __all__ = [
     "EfficiencyProgress",
     "EfficiencyResult",
     "EfficiencySettings",
+    "MoveBenchConfig",
+    "MoveRun",
     "QualityConfig",
     "QualityRun",
+    "bench_move",
     "bench_quality",
     "efficiency_markdown",
     "markdown_table",
     "merged_content",
+    "move_content",
+    "move_label",
+    "move_markdown",
     "quality_content",
     "quality_markdown",
     "regenerate",
     "run_efficiency",
     "write_efficiency",
+    "write_move",
     "write_quality",
 ]

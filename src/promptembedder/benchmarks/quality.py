@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from promptembedder.backbones import find_source
+from promptembedder.benchmarks.mixture_config import MixtureConfig
 from promptembedder.benchmarks.quality_methods import chosen_methods
 from promptembedder.benchmarks.quality_run import QualityRun, RunData, recipe_of, run_method
 from promptembedder.data import read_mixture
@@ -20,44 +21,31 @@ Told = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityConfig:
+class QualityConfig(MixtureConfig):
     """What is compared, and on what.
 
     Attributes:
-        mixture: Mixture file to train on.
-        tasks: Task file to score on.
         readers: Frozen LLMs; the prompter is `prompter` for each.
         methods: Names of `METHODS`.
         timed: Of those, the ones trained once more for as long as the first LoRA of them took; names of `METHODS`.
         steps: Optimiser steps of every method.
-        rows: Rows of each task of the mixture, drawn with the seed.
-        held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
-        limit: Rows of each evaluation task; a smaller task is taken whole.
         curve_limit: Rows of each evaluation task where scores are drawn over time.
         curve_points: Times that a run is scored for that, its end included.
         work: Folder of the runs, their checkpoints and models.
     """
 
-    mixture: str
-    tasks: str
-    prompter: str = "smollm2-135m"
     readers: tuple[str, ...] = ("smollm2-135m",)
     methods: tuple[str, ...] = ("promptembedder", "static", "lora-1e-3", "frozen-mean")
     timed: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     steps: int = 120
-    batch_size: int = 24
-    max_seq_length: int = 128
-    rows: int = 4000
-    held_out: int = 50
-    limit: int = 200
     curve_limit: int = 100
     curve_points: int = 3
-    dtype: str = "auto"
     work: str = "runs/quality"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "limit", "curve_limit", "rows", "held_out"):
+        super().__post_init__()
+        for name in ("steps", "curve_limit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         chosen_methods(self.methods)
@@ -129,20 +117,6 @@ def _steps_in(seconds: float, run: QualityRun) -> int:
 
 
 def base_recipe(config: QualityConfig, name: str, reader: str, seed: int, steps: int, budget: str) -> dict[str, Any]:
-    """The recipe that all methods share, as a mapping."""
+    """The recipe that all methods share, with the folder of this run."""
     folder = f"{config.work}/{reader.replace(':', '-')}-{name}-{budget}-s{seed}"
-    return {
-        "model": {
-            "prompter": {"backbone": {"source": config.prompter, "dtype": "float32"}},
-            "reader": {"source": reader, "dtype": config.dtype},
-            "max_seq_length": config.max_seq_length,
-        },
-        "data": {
-            "mixture": config.mixture,
-            "limit": config.rows,
-            "held_out": config.held_out,
-            "held_out_wordings": 1,
-        },
-        "optim": {"steps": steps, "batch_size": config.batch_size},
-        "run": {"output": folder, "seed": seed, "save_every": max(steps // 4, 1), "keep_checkpoints": 1},
-    }
+    return config.recipe(reader, steps=steps, seed=seed, output=folder)

@@ -53,9 +53,14 @@ class ScoreCurve(TrainerCallback):
         """Stop the clock; score if this is the step for it."""
         self.seconds += time.perf_counter() - self._since
         if state.global_step in self._steps:
-            point = CurvePoint(step=state.global_step, seconds=round(self.seconds, 3), scores=self._score())
-            with self._curve_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(point)) + "\n")
+            self.add(state.global_step, self._score())
+
+    def add(self, step: int, scores: dict[str, float]) -> None:
+        """Keep these scores as those after `step` steps."""
+        self._curve_path.parent.mkdir(parents=True, exist_ok=True)
+        point = CurvePoint(step=step, seconds=round(self.seconds, 3), scores=scores)
+        with self._curve_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(point)) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remember the clock of this checkpoint."""

@@ -12,7 +12,7 @@ from promptembedder.benchmarks.quality_run import QualityRun
 from promptembedder.errors import ConfigError
 from promptembedder.storage import write_csv, write_json, write_text
 
-__all__ = ["merged_content", "quality_content", "quality_markdown", "write_quality"]
+__all__ = ["facts_listed", "merged_content", "quality_content", "quality_markdown", "write_quality"]
 
 _NOT_IN_JSON = ("key", "fallbacks")
 _MAY_DIFFER = ("readers", "methods", "timed", "seeds", "work")  # between the commands that fill one file
@@ -100,7 +100,7 @@ def quality_markdown(content: Mapping[str, Any]) -> str:
         f"{settings['limit']} rows of each task. Trained on {settings['batch_size']} rows of one task a step, at most "
         f"{settings['rows']} rows of each. Seconds are of training steps alone; budget `seconds` means as many steps "
         "as fit into the time of the first LoRA.\n",
-        f"Machine: {_listed(machine)}.\nVersions: {_listed(versions)}.\n",
+        f"Machine: {facts_listed(machine)}.\nVersions: {facts_listed(versions)}.\n",
         "    " + "\n    ".join(content["commands"]) + "\n",
     ]
     return "\n".join(parts)
@@ -124,7 +124,8 @@ def _tasks(content: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for run in content["runs"] for name in run["scores"]))
 
 
-def _listed(facts: Mapping[str, Any]) -> str:
+def facts_listed(facts: Mapping[str, Any]) -> str:
+    """Facts about machine or versions in one line."""
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 

@@ -21,7 +21,7 @@ from promptembedder.models import StaticEncoder, open_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
-__all__ = ["QualityRun", "RunData", "finished_run", "run_method"]
+__all__ = ["QualityRun", "RunData", "finished_run", "recipe_of", "run_method", "without_held_out"]
 
 RESULT_NAME = "result.json"
 _READ_BY_ALL = ("reader", "max_seq_length", "pooling")
@@ -157,7 +157,7 @@ def _trained_run(
         checkpoint = prepare_output(recipe)
         model = new_model(recipe, pairs)
         curve = ScoreCurve(folder, steps=data.points, score=lambda: _scored_on_the_way(model, data.curve_tasks))
-        train_model(model, _without_held_out(pairs), recipe, callbacks=[curve, *callbacks], checkpoint=checkpoint)
+        train_model(model, without_held_out(pairs), recipe, callbacks=[curve, *callbacks], checkpoint=checkpoint)
     scores = _scores(model, data.tasks)
     return QualityRun(
         method=name,
@@ -211,6 +211,6 @@ def _under_fallback(model: SentenceTransformer, fallback: str, tasks: Sequence[E
         encoder.use_fallback(own.fallback)
 
 
-def _without_held_out(data: TrainingData) -> TrainingData:
+def without_held_out(data: TrainingData) -> TrainingData:
     """Held-out rows are scored after training; the trainer would compute a loss of them that nobody reads."""
     return TrainingData({name: dataclasses.replace(task, held_out=None) for name, task in data.tasks.items()})

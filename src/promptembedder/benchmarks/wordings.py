@@ -1,7 +1,7 @@
 """Held-out rows of the trained tasks under seen and unseen wordings: does an instruction mean what it says?"""
 
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from promptembedder.training import TaskData, TrainingData
 __all__ = ["held_out_scores"]
 
 
-def held_out_scores(model: Encoder, data: TrainingData) -> dict[str, float]:
+KINDS = ("seen", "unseen", "empty", "foreign")
+
+
+def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = KINDS) -> dict[str, float]:
     """Mean nDCG@10 x 100 over the tasks with held-out rows, each searched among its own held-out answers.
 
     Keys: `seen`: under the task's first wording; `unseen`: under one that training did not see; `empty`: without an
@@ -26,7 +29,7 @@ def held_out_scores(model: Encoder, data: TrainingData) -> dict[str, float]:
         if task.in_batch_negatives and task.held_out is not None and task.unseen_instructions
     }
     others = list(tasks.values())
-    by_kind: dict[str, list[float]] = {"seen": [], "unseen": [], "empty": [], "foreign": []}
+    by_kind: dict[str, list[float]] = {kind: [] for kind in kinds}
     for task, other in zip(others, (*others[1:], *others[:1]), strict=True):
         words = {
             "seen": task.instructions[0],
@@ -34,7 +37,7 @@ def held_out_scores(model: Encoder, data: TrainingData) -> dict[str, float]:
             "empty": None,
             "foreign": other.instructions[0],
         }
-        for kind, score in _scores(model, task, words).items():
+        for kind, score in _scores(model, task, {kind: words[kind] for kind in kinds}).items():
             by_kind[kind].append(score)
     return {kind: round(statistics.fmean(scores), 3) for kind, scores in by_kind.items() if scores}
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from promptembedder import extras
+from promptembedder.cli.bench_move import move
 from promptembedder.cli.bench_quality import quality
 from promptembedder.cli.bench_report import report as rewrite_tables
 from promptembedder.cli.console import Report, err, one_line_errors
@@ -25,6 +26,7 @@ _GIB = 1 << 30
 
 bench = typer.Typer(help="Measure, side by side with what the method is compared with.", no_args_is_help=True)
 bench.command()(quality)
+bench.command()(move)
 bench.command("report")(rewrite_tables)
 
 

@@ -21,9 +21,9 @@ def report(
     """Put the results into a document, between its markers; the rest stays as it is."""
     told = Report(as_json)
     with one_line_errors():
-        from promptembedder.benchmarks import efficiency_markdown, quality_markdown, regenerate
+        from promptembedder.benchmarks import efficiency_markdown, move_markdown, quality_markdown, regenerate
 
-        pages = {"quality": quality_markdown, "efficiency": efficiency_markdown}
+        pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
         done = regenerate(document, results, pages)
     told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

@@ -24,6 +24,7 @@ def moved_model(
     move: Move,
     data: TrainingData | None = None,
     *,
+    also: Sequence[str] = (),
     cache_folder: Path | None = None,
     seed: int = 0,
 ) -> tuple[PromptEmbedder, AlignmentFit]:
@@ -33,12 +34,13 @@ def moved_model(
 
     Args:
         data: What it will be trained on; its texts tell what all texts share. None for a model that stays as it is.
+        also: Further instructions that it will be asked for while its prompter is away.
 
     Raises:
         ConfigError: The model has no prompter in memory, or its soft tokens depend on the texts.
         BackboneError: The reader cannot be loaded, or shares too few strings.
     """
-    instructions = [] if data is None else data.instructions
+    instructions = [*also, *(() if data is None else data.instructions)]
     moved = moved_encoder(model.encoder, move, instructions=instructions, cache_folder=cache_folder, seed=seed)
     embedder = PromptEmbedder(modules=[moved.encoder], device=str(model.device))
     embedder.prompts, embedder.default_prompt_name = dict(model.prompts), model.default_prompt_name

@@ -1,0 +1,54 @@
+"""What the benchmarks that train on a mixture share: data, lengths, batches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from promptembedder.errors import ConfigError
+
+__all__ = ["MixtureConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """What is trained on and scored on, the same for every method.
+
+    Attributes:
+        mixture: Mixture file to train on.
+        tasks: Task file to score on.
+        rows: Rows of each task of the mixture, drawn with the seed.
+        held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
+        limit: Rows of each evaluation task; a smaller task is taken whole.
+    """
+
+    mixture: str
+    tasks: str
+    prompter: str = "smollm2-135m"
+    batch_size: int = 24
+    max_seq_length: int = 128
+    rows: int = 4000
+    held_out: int = 50
+    limit: int = 200
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "rows", "held_out"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def recipe(self, reader: str, *, steps: int, seed: int, output: str) -> dict[str, Any]:
+        """The recipe that all methods share, as a mapping."""
+        return {
+            "model": {
+                "prompter": {"backbone": {"source": self.prompter, "dtype": "float32"}},
+                "reader": {"source": reader, "dtype": self.dtype},
+                "max_seq_length": self.max_seq_length,
+            },
+            "data": {
+                "mixture": self.mixture,
+                "limit": self.rows,
+                "held_out": self.held_out,
+                "held_out_wordings": 1,
+            },
+            "optim": {"steps": steps, "batch_size": self.batch_size},
+            "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1), "keep_checkpoints": 1},
+        }

@@ -1,0 +1,220 @@
+"""The move benchmark: how soon a model moved to another reader is as good as one trained there."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from promptembedder.backbones import BackboneConfig, find_source
+from promptembedder.benchmarks.mixture_config import MixtureConfig
+from promptembedder.benchmarks.quality_curve import CurvePoint, ScoreCurve, read_curve
+from promptembedder.benchmarks.quality_methods import METHODS, chosen_methods
+from promptembedder.benchmarks.quality_run import recipe_of, without_held_out
+from promptembedder.benchmarks.wordings import held_out_scores
+from promptembedder.data import read_mixture
+from promptembedder.errors import ConfigError
+from promptembedder.evaluation import EvaluationTask, read_tasks, score_tasks, subsample
+from promptembedder.models import InstructedTransformer, Move, PromptEmbedder
+from promptembedder.nn import AlignmentConfig
+from promptembedder.storage import MANIFEST_NAME, file_sha256, to_mapping, write_json
+from promptembedder.training import (
+    Recipe,
+    TrainingData,
+    load_training_data,
+    moved_model,
+    new_model,
+    prepare_output,
+    train_model,
+)
+
+__all__ = ["START_NAMES", "MoveBenchConfig", "MoveRun", "bench_move"]
+
+Told = Callable[[str], None]
+
+START_NAMES = ("ridge", "procrustes", "vocabulary", "fresh", "random")
+_NATIVE = "promptembedder"
+_RESULT_NAME = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveBenchConfig(MixtureConfig):
+    """What is moved where, and what it is compared with.
+
+    Attributes:
+        routes: Pairs of readers, from and to.
+        starts: Of the moved alignment: a carried `ridge` or `procrustes`, `vocabulary`, `fresh` (ridge from the
+            prompter's table alone) or `random`.
+        native: What is trained on the new reader from scratch; names of the quality benchmark's methods.
+        source_steps: Steps of the model that is moved.
+        points: Steps after which everything is scored, in order; 0 is before training.
+    """
+
+    routes: tuple[tuple[str, str], ...] = (("smollm2-135m", "gemma3-270m"), ("gemma3-270m", "smollm2-135m"))
+    starts: tuple[str, ...] = ("ridge", "random")
+    native: tuple[str, ...] = (_NATIVE, "lora-1e-3")
+    source_steps: int = 200
+    points: tuple[int, ...] = (0, 10, 25, 50, 100, 200)
+    seed: int = 0
+    work: str = "runs/move"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source_steps < 1:
+            raise ConfigError(f"source_steps must be at least 1, got {self.source_steps}.")
+        if list(self.points) != sorted(set(self.points)) or not self.points or self.points[-1] < 1:
+            raise ConfigError(f"points must rise and end above 0, got {list(self.points)}. Try 0,10,25,50.")
+        unknown = [name for name in self.starts if name not in START_NAMES]
+        if unknown:
+            raise ConfigError(f"unknown start {unknown[0]!r}. Use some of: {', '.join(START_NAMES)}.")
+        for name, method in chosen_methods(self.native).items():
+            if method.frozen or method.untrained:
+                raise ConfigError(f"{name!r} is not trained: it has no score over steps. Leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveRun:
+    """One way to a good model on the new reader, scored on its way.
+
+    Attributes:
+        method: `moved`, or what was trained there from scratch.
+        start: Of the moved alignment; empty for the others.
+        points: Scores are named seen/..., unseen/...: under instructions that training used or did not.
+    """
+
+    source: str
+    target: str
+    method: str
+    start: str
+    trained_bytes: int
+    points: tuple[CurvePoint, ...]
+    key: str = ""
+
+
+def bench_move(
+    config: MoveBenchConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
+) -> list[MoveRun]:
+    """The runs of the benchmark; those that the work folder holds already are read.
+
+    Raises:
+        DataError: A file is missing or malformed.
+        ConfigError: The work folder holds runs of other settings.
+        BackboneError: A reader is missing, or shares too few strings.
+    """
+    for name in {config.prompter, *(reader for route in config.routes for reader in route)}:
+        find_source(name)
+    read_mixture(Path(config.mixture))
+    bench = _Bench(config, read_tasks(Path(config.tasks)), tell, callbacks)
+    runs = []
+    for source, target in config.routes:
+        runs += [bench.moved(source, target, start) for start in config.starts]
+        runs += [bench.native(source, target, name) for name in config.native]
+    return runs
+
+
+@dataclass(frozen=True)
+class _Bench:
+    config: MoveBenchConfig
+    all_tasks: Sequence[EvaluationTask]
+    tell: Told
+    callbacks: Sequence[TrainerCallback]
+
+    def moved(self, source: str, target: str, start: str) -> MoveRun:
+        recipe = self._recipe(target, _NATIVE, f"{_named(source)}-{_named(target)}-moved-{start}")
+
+        def make() -> InstructedTransformer:
+            model = PromptEmbedder.from_pretrained(self._source(source))
+            kind = "vocabulary" if start == "vocabulary" else "linear"
+            closed = "ridge" if start in ("vocabulary", "fresh") else start
+            move = Move(
+                reader=BackboneConfig(source=target, dtype=self.config.dtype),
+                alignment=AlignmentConfig(kind=kind, start=closed),
+                carried=start not in ("fresh", "random"),
+            )
+            asked = [task.instruction for task in self.all_tasks]
+            moved, _ = moved_model(model, move, self._data(recipe), also=asked, seed=self.config.seed)
+            return moved
+
+        return self._run(
+            MoveRun(source=source, target=target, method="moved", start=start, trained_bytes=0, points=()), recipe, make
+        )
+
+    def native(self, source: str, target: str, method: str) -> MoveRun:
+        recipe = self._recipe(target, method, f"{_named(target)}-{method}")
+        run = MoveRun(source=source, target=target, method=method, start="", trained_bytes=0, points=())
+        return self._run(run, recipe, lambda: new_model(recipe, self._data(recipe)))
+
+    def _source(self, reader: str) -> str:
+        """The folder of the model that is moved, trained if it is not there."""
+        recipe = self._recipe(reader, _NATIVE, f"source-{_named(reader)}", steps=self.config.source_steps)
+        folder = Path(recipe.run.output)
+        key = self._key(recipe, "source")
+        if not (folder / MANIFEST_NAME).is_file():
+            self.tell(f"training the model to move: {reader}, {self.config.source_steps} steps")
+            checkpoint = prepare_output(recipe)
+            data = self._data(recipe)
+            model = new_model(recipe, data)
+            train_model(model, without_held_out(data), recipe, callbacks=self.callbacks, checkpoint=checkpoint)
+            write_json(folder / _RESULT_NAME, {"key": key})
+        elif json.loads((folder / _RESULT_NAME).read_text(encoding="utf-8"))["key"] != key:
+            raise ConfigError(f"{folder} holds a run of other settings. Choose another work folder, or delete it.")
+        return str(folder)
+
+    def _run(self, run: MoveRun, recipe: Recipe, make: Callable[[], InstructedTransformer]) -> MoveRun:
+        folder = Path(recipe.run.output)
+        key = self._key(recipe, f"{run.source if run.start else ''} {run.start}")
+        if (folder / _RESULT_NAME).is_file():
+            held = json.loads((folder / _RESULT_NAME).read_text(encoding="utf-8"))
+            if held["key"] != key:
+                raise ConfigError(f"{folder} holds a run of other settings. Choose another work folder, or delete it.")
+            points = tuple(CurvePoint(**point) for point in held["points"])
+            return dataclasses.replace(run, trained_bytes=held["trained_bytes"], points=points, key=key)
+        self.tell(f"{run.method} {run.start} on {run.target}".replace("  ", " "))
+        checkpoint = prepare_output(recipe)
+        data, model = self._data(recipe), make()
+        curve = ScoreCurve(folder, steps=self.config.points, score=lambda: self._scores(model, data))
+        if 0 in self.config.points and not any(point.step == 0 for point in read_curve(folder / "curve.jsonl")):
+            curve.add(0, self._scores(model, data))
+        trained = 4 * sum(weight.numel() for weight in model.text_encoder.trained_weights())
+        train_model(model, without_held_out(data), recipe, callbacks=[curve, *self.callbacks], checkpoint=checkpoint)
+        points = tuple(read_curve(folder / "curve.jsonl"))
+        write_json(
+            folder / _RESULT_NAME,
+            {"key": key, "trained_bytes": trained, "points": [dataclasses.asdict(point) for point in points]},
+        )
+        return dataclasses.replace(run, trained_bytes=trained, points=points, key=key)
+
+    def _scores(self, model: InstructedTransformer, data: TrainingData) -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        kept = held_out_scores(model, data, kinds=("seen", "unseen"))
+        tasks = [subsample(task, min(self.config.limit, task.rows), seed=0) for task in self.all_tasks]
+        found = {f"{kind}/held-out": score for kind, score in kept.items()}
+        found |= {f"unseen/{score.task}": round(score.score, 3) for score in score_tasks(model, tasks)}
+        model.train(was_training)
+        return found
+
+    def _data(self, recipe: Recipe) -> TrainingData:
+        return load_training_data(recipe.data, seed=recipe.run.seed)
+
+    def _recipe(self, reader: str, method: str, name: str, *, steps: int | None = None) -> Recipe:
+        config = self.config
+        output = f"{config.work}/{name}-s{config.seed}"
+        base = config.recipe(reader, steps=steps or config.points[-1], seed=config.seed, output=output)
+        return recipe_of(base, METHODS[method])
+
+    def _key(self, recipe: Recipe, start: str) -> str:
+        """Hash of everything that a run's scores depend on."""
+        own = to_mapping(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, output="")))
+        own["data"]["mixture"] = file_sha256(Path(self.config.mixture))
+        tasks = [(task.name, task.rows) for task in self.all_tasks]
+        source_steps = self.config.source_steps if start.strip() else 0
+        told = [own, start, source_steps, self.config.points, self.config.limit, tasks]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named(reader: str) -> str:
+    return reader.replace(":", "-").replace("/", "-")
