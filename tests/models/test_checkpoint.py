@@ -260,7 +260,7 @@ def test_a_model_saved_with_weights_that_are_not_finite_is_refused(new_model: Ne
     [
         ("prompter", lambda tensors: tensors.pop("log_gate"), "1 tensors missing"),
         ("prompter", lambda tensors: tensors.update(more=torch.ones(1)), "1 not known"),
-        ("alignment", lambda tensors: tensors.pop("delta"), "1 tensors missing .'delta'."),
+        ("alignment", lambda tensors: tensors.pop("bias"), "1 tensors missing .'bias'."),
         ("alignment", lambda tensors: tensors.update(delta=torch.ones(2, 2)), "'delta' has shape"),
         ("alignment", lambda tensors: tensors.update(bias=torch.ones(3)), "'bias' has shape"),
         ("alignment", lambda tensors: tensors.update(base=torch.ones(32, 7), delta=torch.ones(32, 7)), "has shape"),

@@ -195,6 +195,18 @@ def test_a_difference_of_low_rank_starts_at_the_closed_form_and_stays_of_that_ra
     torch.testing.assert_close(moved, alignment.down @ alignment.up)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_settled_alignment_is_the_same_map_with_nothing_left_over(rank: int | None) -> None:
+    alignment = LinearAlignment(LinearMap(normal(6, 4), normal(4, seed=1)), rank=rank)
+    with torch.no_grad():
+        for weight in alignment.parameters():
+            weight.add_(normal(*weight.shape, seed=2))
+    before = alignment(RelaxedTokens(normal(2, 5, 6, seed=3), None))
+    alignment.settle()
+    assert torch.equal(alignment(RelaxedTokens(normal(2, 5, 6, seed=3), None)), before)
+    assert torch.equal(alignment.base, alignment.weight)
+
+
 def test_bfloat16_tokens_are_aligned_in_float32() -> None:
     alignment = LinearAlignment(LinearMap(normal(6, 4), normal(4, seed=1)))
     embeddings = normal(2, 5, 6).bfloat16()

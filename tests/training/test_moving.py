@@ -169,6 +169,13 @@ def test_alignments_for_several_readers_come_back_each_on_its_own(new_model: New
     np.testing.assert_array_equal(vectors(light, SEEN), vectors(model, SEEN))
 
 
+def test_a_moved_model_keeps_no_difference_beside_its_alignment(new_model: NewModel, tmp_path: Path) -> None:
+    model = new_model("tiny-qwen3", "tiny-llama")
+    moved(model, "tiny-gemma3").save(str(tmp_path / "model"))
+    assert "delta" not in load_file(tmp_path / "model" / "alignment.safetensors")
+    assert "delta" in load_file(tmp_path / "model" / "alignment.1.safetensors")
+
+
 def test_moving_back_replaces_that_reader(new_model: NewModel) -> None:
     there = moved(new_model("tiny-qwen3", "tiny-llama"), "tiny-gemma3")
     assert moved(there, "tiny-qwen3").readers == ("random:tiny-qwen3", "random:tiny-gemma3")

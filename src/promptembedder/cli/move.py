@@ -143,6 +143,8 @@ class _Moving:
         if checkpoint:
             self.report.say(f"going on from {checkpoint}")
         train_model(moved, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
+        moved.encoder.settle()
+        moved.save(recipe.run.output)
 
 
 def _source(data: Path | None, wordings: list[str]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ __all__ = [
 
 KIND = "promptembedder"
 PROMPTER_FILE = "prompter.safetensors"
+_DELTA = "delta"
 
 
 def save_parts(folder: Path, parts: Parts) -> None:
@@ -122,7 +123,7 @@ def load_parts(
         compiled=compiled,
         others=others,
     )
-    restore_tensors(_alignment_state(parts), folder / entry.alignment_file)
+    _restore_alignment(parts, folder / entry.alignment_file)
     return parts
 
 
@@ -135,7 +136,7 @@ def restore_parts(parts: Parts, folder: Path) -> None:
     entry = entries_of(read_manifest(folder))[0]
     if parts.prompter is not None:
         restore_tensors(trained_state(parts.prompter), folder / PROMPTER_FILE)
-    restore_tensors(_alignment_state(parts), folder / entry.alignment_file)
+    _restore_alignment(parts, folder / entry.alignment_file)
 
 
 def side_of(parts: Parts) -> ReaderSide:
@@ -143,7 +144,11 @@ def side_of(parts: Parts) -> ReaderSide:
     return ReaderSide(
         config=parts.config,
         ref=backbone_ref(parts.reader),
-        state={name: tensor.detach().cpu() for name, tensor in _alignment_state(parts).items()},
+        state={
+            name: tensor.detach().cpu()
+            for name, tensor in _alignment_state(parts).items()
+            if name != _DELTA or bool(tensor.any())  # as wide as the map itself, and zero once it has settled
+        },
         compiled=parts.compiled,
     )
 
@@ -159,6 +164,14 @@ def _seen_from(manifest: Manifest, entry: ReaderEntry) -> Manifest:
     return dataclasses.replace(
         manifest, config=entry.config, backbones={**manifest.backbones, "reader": entry.backbone}
     )
+
+
+def _restore_alignment(parts: Parts, path: Path) -> None:
+    state = _alignment_state(parts)
+    if _DELTA in state and _DELTA not in load_tensors(path):
+        with torch.no_grad():
+            state.pop(_DELTA).zero_()
+    restore_tensors(state, path)
 
 
 def _alignment_state(parts: Parts) -> dict[str, Tensor]:

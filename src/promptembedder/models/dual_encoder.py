@@ -14,6 +14,7 @@ from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.nn import (
+    LinearAlignment,
     RelaxedTokens,
     VocabularyAlignment,
     joined_tokens,
@@ -121,6 +122,13 @@ class DualEncoder(SoftTokenEncoder):
         else:
             inputs = self.alignment(tokens)
         return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
+
+    def settle(self) -> None:
+        """Fold what was trained of the alignment into its fixed part: same vectors, a smaller file."""
+        if isinstance(self.alignment, LinearAlignment):
+            compiled = self.store.compiled_for(self.trained_weights())
+            self.alignment.settle()
+            self.store.add_compiled(compiled, self.trained_weights())
 
     def take_back(self, prompter: Prompter | None) -> None:
         """Generate with this prompter from now on; it is the one that was put away."""

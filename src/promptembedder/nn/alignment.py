@@ -64,6 +64,12 @@ class LinearAlignment(nn.Module):
         """The whole matrix: closed form and what training added."""
         return self.base + (self.delta if self.rank is None else self.down @ self.up)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Make what was trained the fixed part: the same map, from which a later training would start."""
+        self.base.copy_(self.weight)
+        (self.delta if self.rank is None else self.up).zero_()
+
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
         """Soft tokens in the reader's input space, float32."""
         return tokens.embeddings.float() @ self.weight + self.bias

@@ -84,6 +84,7 @@ def move_embedder(
                 run=RunConfig(output=scratch, seed=seed, save_every=steps),
             )
             train_model(moved, data, recipe)
+        moved.encoder.settle()
     moved.encoder.take_back(model.encoder.prompter)
     return moved.eval()
 
