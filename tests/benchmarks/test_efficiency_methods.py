@@ -20,6 +20,7 @@ def test_the_model_is_the_one_that_the_library_builds(method: str, step_model: C
     if baseline is None:
         assert settings.deep_every == METHODS[method].deep_every
         assert settings.prompter.backbone.dtype == "float32"
+        assert (model.text_encoder.prompter is None) == METHODS[method].moved
     else:
         assert model.text_encoder.baseline.kind == baseline.kind
         assert model.text_encoder.baseline.gradient_checkpointing == (method == "lora-checkpointing")

@@ -29,6 +29,7 @@ def test_gradients_reach_exactly_what_the_method_trains(method: str, trainee: Ne
     model = trainee(method)
     expected = {
         "promptembedder": lambda name: any(part in name for part in (".prompter.", ".alignment.", ".deep.")),
+        "promptembedder-moved": lambda name: ".alignment." in name or ".deep." in name,
         "promptembedder-input": lambda name: ".prompter." in name or ".alignment." in name,
         "static": lambda name: name.endswith(".vectors"),
         "lora": lambda name: ".lora_" in name,

@@ -98,6 +98,20 @@ def test_while_training_there_is_no_prompter_and_what_it_said_stands_in(
     vectors(away, UNSEEN)
 
 
+def test_an_encoder_that_lets_go_of_its_prompter_gives_the_same_vectors_and_saves_the_same_file(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    model = new_model("tiny-qwen3", "tiny-llama")
+    model.save(str(tmp_path / "old"))
+    before = vectors(model, SEEN)
+    model.encoder.put_away([f" {SEEN} "])
+    assert model.encoder.prompter is None
+    np.testing.assert_array_equal(vectors(model, SEEN), before)
+    model.save(str(tmp_path / "new"))
+    old, new = ((tmp_path / name / "prompter.safetensors").read_bytes() for name in ("old", "new"))
+    assert old == new
+
+
 def test_a_carried_alignment_is_the_old_one_followed_by_the_map_between_the_tables(new_model: NewModel) -> None:
     model = new_model("tiny-qwen3", "tiny-llama")
     new = moved_encoder(model.encoder, Move(reader=reader("tiny-gemma3"))).encoder

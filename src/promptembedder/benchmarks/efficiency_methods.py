@@ -39,15 +39,18 @@ class Method:
         deep_every: See `ModelConfig`.
         text_weight: Likewise.
         baseline: None is the method of this library.
+        moved: The alignment alone is trained, as in a move: the prompter is not in memory.
     """
 
     deep_every: int = 0
     text_weight: float = 0.0
     baseline: BaselineConfig | None = None
+    moved: bool = False
 
 
 METHODS: dict[str, Method] = {
     "promptembedder": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight),
+    "promptembedder-moved": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight, moved=True),
     "promptembedder-input": Method(),
     "static": Method(baseline=BaselineConfig(kind="static", wordings=((INSTRUCTION,),))),
     "lora": Method(baseline=BaselineConfig(kind="lora", lora_rank=16)),
@@ -86,7 +89,10 @@ class StepModel:
         )
         with torch.device(self.device):
             if method.baseline is None:
-                return PromptEmbedder.create(config=config, device=self.device)
+                model = PromptEmbedder.create(config=config, device=self.device)
+                if method.moved:
+                    model.encoder.put_away([INSTRUCTION, config.default_instruction])
+                return model
             return BaselineEmbedder.create(config, method.baseline, device=self.device)
 
 

@@ -1,5 +1,6 @@
 """The dual model as one sentence-transformers module: prompter, alignment, frozen reader and pooling."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.models.checkpoint import load_parts, restore_parts, save_parts
+from promptembedder.models.checkpoint import load_parts, put_away, restore_parts, save_parts
 from promptembedder.models.parts import Parts
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
@@ -122,6 +123,19 @@ class DualEncoder(SoftTokenEncoder):
         else:
             inputs = self.alignment(tokens)
         return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
+
+    def put_away(self, instructions: Sequence[str], *, weights: bool = False) -> None:
+        """Let go of the prompter: its trained weights are kept for saving, and what it says to these instructions.
+
+        Args:
+            weights: As in `generated`.
+        """
+        assert self.prompter is not None
+        named = list(dict.fromkeys(map(self.instruction_of, instructions)))
+        said = self.generated(named, weights=weights)
+        self.away = dataclasses.replace(put_away(self.prompter), tokens=dict(zip(named, said, strict=True)))
+        self.prompter = None
+        self.store.forget()
 
     def settle(self) -> None:
         """Fold what was trained of the alignment into its fixed part: same vectors, a smaller file."""
