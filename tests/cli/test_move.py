@@ -1,6 +1,7 @@
 """`move`: the same prompter on another reader, from the shell."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,23 @@ def test_a_moved_model_opens_on_both_readers_and_holds_the_same_prompter(
     assert "opens also on" in shown.output
     assert "random:tiny-qwen3" in shown.output
     assert [one["backbone"]["source"] for one in last(run("info", out, "--json"))["readers"]] == ["random:tiny-qwen3"]
+
+
+def test_a_move_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
+    saved_model: Path, pairs: Path, tmp_path: Path, run: Run
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = ("move", saved_model, "--to", READER, "--data", pairs, "--instruction", "Find it", "--dtype", "float32")
+    words = (*words, "--steps", 4, "--batch-size", 4, "--json")
+    last(run(*words, "-o", whole))
+    last(run(*words, "-o", cut))
+    for path in [*cut.glob("checkpoint-4"), *(path for path in cut.iterdir() if path.suffix == ".safetensors")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (cut / "promptembedder.json").unlink()
+    resumed = run(*words, "-o", cut)
+    assert f"going on from {cut / 'checkpoint-3'}" in resumed.output.replace("\n", "")
+    one, other = (PromptEmbedder.from_pretrained(path, device="cpu") for path in (whole, cut))
+    np.testing.assert_allclose(one.encode(["a", "bb"]), other.encode(["a", "bb"]), atol=1e-6)
 
 
 @pytest.mark.parametrize("start", ["ridge", "procrustes", "vocabulary", "random"])

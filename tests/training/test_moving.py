@@ -45,7 +45,7 @@ def vectors(model: PromptEmbedder, prompt: str = UNSEEN) -> np.ndarray:
 
 
 def test_a_move_to_the_same_reader_gives_the_same_vectors(family: str, new_model: NewModel) -> None:
-    model = new_model(family, "tiny-llama", head=True)
+    model = new_model(family, "tiny-llama", head=True, text_layers=2)
     same = model.move_to(model.encoder.settings.reader, steps=0)
     assert same.readers == (f"random:{family}",)
     for prompt in (SEEN, UNSEEN):

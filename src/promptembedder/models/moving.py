@@ -59,7 +59,7 @@ def moved_encoder(
     cache_folder: Path | None = None,
     seed: int = 0,
 ) -> MovedEncoder:
-    """`old` on another reader, at its closed form; its prompter is put away and shared by nobody.
+    """`old` on another reader, at its closed form, its prompter put away; `old` itself stays as it is.
 
     Args:
         instructions: Those that the result can be trained under while the prompter is away.
@@ -101,8 +101,10 @@ def moved_encoder(
 
 
 def moved_config(config: ModelConfig, move: Move) -> ModelConfig:
-    """The configuration of a model of `config` after the move."""
-    return dataclasses.replace(config, reader=move.reader, alignment=move.alignment, text_layers=move.text_layers)
+    """The configuration of a model of `config` after the move; a depth in layers does not go with it to another LLM."""
+    kept = config.text_layers if move.reader.source == config.reader.source else None
+    text_layers = move.text_layers or kept
+    return dataclasses.replace(config, reader=move.reader, alignment=move.alignment, text_layers=text_layers)
 
 
 def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> tuple[Alignment, AlignmentFit]:
