@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def embed(
     id_column: Annotated[
         str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
     ] = None,
+    reader: ReaderOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     config: ConfigOption = None,
@@ -42,10 +43,11 @@ def embed(
     """Embed text files into one Parquet file; several instructions cost one pass over the texts."""
     report = Report(as_json)
     with one_line_errors():
-        manifest = read_manifest(model)
+        read_manifest(model)
         from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
-        from promptembedder.models import PromptEmbedder, model_config
+        from promptembedder.models import PromptEmbedder, manifest_on, model_config
 
+        manifest = manifest_on(model, reader)
         default = model_config(manifest).default_instruction
         asked = [text.strip() for text in instruction or [default]]
         settings = EmbedSettings(
@@ -57,10 +59,12 @@ def embed(
         )
         check_files(files, output, settings=settings)
         sha256 = file_sha256(model / MANIFEST_NAME)
-        embedder = PromptEmbedder.from_pretrained(model, with_prompter=not set(asked) <= set(manifest.instructions))
+        compiled = set(asked) <= set(manifest.instructions)
+        embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=not compiled)
+        name = str(model) if reader is None else f"{model} on {reader}"
         with _progress() as on_rows:
             done = embed_files(
-                embedder, files, output, settings=settings, model_name=str(model), model_sha256=sha256, on_rows=on_rows
+                embedder, files, output, settings=settings, model_name=name, model_sha256=sha256, on_rows=on_rows
             )
     report.say(_summary(done))
     report.result(_content(done, sha256))

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, versions, write_json
 
@@ -38,6 +38,7 @@ class _Options:
     limit: int | None
     seed: int
     paraphrases: bool
+    reader: str | None
     batch_size: int
     max_length: int | None
     output: Path | None
@@ -65,6 +66,7 @@ def evaluate(
     paraphrases: Annotated[
         bool, typer.Option("--paraphrases", help="Score three other wordings of each instruction, too.")
     ] = False,
+    reader: ReaderOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 64,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens read of each text; by default the model's own.")
@@ -82,6 +84,7 @@ def evaluate(
         limit=limit,
         seed=seed,
         paraphrases=paraphrases,
+        reader=reader,
         batch_size=batch_size,
         max_length=max_length,
         output=output,
@@ -104,7 +107,7 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     tasks = _tasks(options)
     from promptembedder.models import open_model
 
-    opened = open_model(options.model)
+    opened = open_model(options.model, reader=options.reader)
     if options.max_length is not None:
         opened.model.max_seq_length = options.max_length
     if options.paraphrases and not opened.takes_instructions:

@@ -9,7 +9,7 @@ import yaml
 
 from promptembedder.errors import ConfigError
 
-__all__ = ["ConfigOption", "JsonOption", "whole_numbers", "words"]
+__all__ = ["ConfigOption", "JsonOption", "ReaderOption", "whole_numbers", "words"]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
@@ -50,6 +50,9 @@ ConfigOption = Annotated[
         callback=_read_config,
         is_eager=True,
     ),
+]
+ReaderOption = Annotated[
+    str | None, typer.Option("--reader", help="Of a model that was moved: the LLM to open it on; by default its own.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
 
@@ -39,25 +39,27 @@ def search(
     id_column: Annotated[
         str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
     ] = None,
+    reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search a file: the query is compared with each text, in memory and exactly."""
     report = Report(as_json)
     with one_line_errors():
-        manifest = read_manifest(model)
+        read_manifest(model)
         if not query.strip():
             raise ConfigError("the query is blank. Say what to look for.")
         from promptembedder.data import read_texts  # seconds to import
-        from promptembedder.models import PromptEmbedder, model_config
+        from promptembedder.models import PromptEmbedder, manifest_on, model_config
         from promptembedder.search import build_index
 
         rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
+        manifest = manifest_on(model, reader)
         default = model_config(manifest).default_instruction
         query_prompt = _own_or_saved(instruction, "query", model) or default
         document_prompt = _own_or_saved(document_instruction, "document", model) or default
         compiled = {query_prompt, document_prompt} <= set(manifest.instructions)
-        embedder = PromptEmbedder.from_pretrained(model, with_prompter=not compiled)
+        embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=not compiled)
         start = time.perf_counter()
         with _progress(len(rows)) as on_rows:
             index = build_index(embedder, rows, prompt=document_prompt, on_rows=on_rows)

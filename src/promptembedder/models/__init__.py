@@ -1,7 +1,7 @@
 """Whole encoders, built from parts."""
 
 from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
-from promptembedder.models.checkpoint import load_parts, model_config, restore_parts, save_parts
+from promptembedder.models.checkpoint import load_parts, manifest_on, model_config, restore_parts, save_parts
 from promptembedder.models.config import BaselineConfig, ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
@@ -39,6 +39,7 @@ __all__ = [
     "fit_alignment",
     "frozen_pooling",
     "load_parts",
+    "manifest_on",
     "model_config",
     "moved_config",
     "moved_encoder",

@@ -28,8 +28,10 @@ from promptembedder.storage import (
 )
 
 __all__ = [
+    "KIND",
     "backbone_ref",
     "load_parts",
+    "manifest_on",
     "model_config",
     "put_away",
     "restore_parts",
@@ -159,11 +161,19 @@ def put_away(prompter: Prompter) -> PrompterAway:
     return PrompterAway(ref=backbone_ref(prompter.backbone), state=state)
 
 
+def manifest_on(folder: Path, reader: str | None) -> Manifest:
+    """The manifest of a saved model as if it opened with this reader; None: as it is.
+
+    Raises:
+        ModelFormatError: The folder is torn, or the model was never moved to this reader.
+    """
+    manifest = read_manifest(folder)
+    return manifest if reader is None else _seen_from(manifest, chosen_entry(manifest, reader, folder))
+
+
 def _seen_from(manifest: Manifest, entry: ReaderEntry) -> Manifest:
-    """The manifest as if the entry's reader were the one that the model opens with."""
-    return dataclasses.replace(
-        manifest, config=entry.config, backbones={**manifest.backbones, "reader": entry.backbone}
-    )
+    backbones = {**manifest.backbones, "reader": entry.backbone}
+    return dataclasses.replace(manifest, config=entry.config, backbones=backbones, instructions=entry.instructions)
 
 
 def _restore_alignment(parts: Parts, path: Path) -> None:

@@ -10,8 +10,8 @@ from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbones import BackboneConfig, load_backbone
 from promptembedder.errors import ConfigError, ModelFormatError
-from promptembedder.models.baseline_checkpoint import BASELINE_KIND
 from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
+from promptembedder.models.checkpoint import KIND
 from promptembedder.models.embedder import PromptEmbedder
 from promptembedder.models.instructed import InstructedTransformer, is_hub_id, saved_folder
 from promptembedder.storage import MANIFEST_NAME, read_manifest
@@ -42,28 +42,34 @@ class OpenedModel:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-def open_model(name: str, *, cache_folder: Path | None = None, device: str | None = None) -> OpenedModel:
+def open_model(
+    name: str, *, reader: str | None = None, cache_folder: Path | None = None, device: str | None = None
+) -> OpenedModel:
     """The model that `name` stands for.
 
     Args:
         name: Folder or hub id of a PromptEmbedder or baseline; `frozen:mean:BACKBONE` (also last, prompteol, plain);
             the distribution of an installed sentence-transformers model; or folder or hub id of one.
 
+        reader: For a PromptEmbedder that was moved: the LLM to open it on.
+
     Raises:
-        ModelFormatError: It is none of these, or a damaged one.
+        ModelFormatError: It is none of these, a damaged one, or cannot be opened on the reader.
         BackboneError: A backbone is missing.
         ConfigError: A frozen way is unknown.
     """
+    folder = None if name.startswith("frozen:") else _own_folder(name)
+    is_dual = folder is not None and read_manifest(folder).kind == KIND
+    if reader is not None and not is_dual:
+        raise ModelFormatError(f"{name} is no PromptEmbedder, so it has one reader. Leave {reader!r} out.")
     if name.startswith("frozen:"):
         return _frozen(name, cache_folder, device)
-    folder = _own_folder(name)
     if folder is not None:
-        is_baseline = read_manifest(folder).kind == BASELINE_KIND
         opened: InstructedTransformer
-        if is_baseline:
-            opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
+        if is_dual:
+            opened = PromptEmbedder.from_pretrained(folder, reader=reader, cache_folder=cache_folder, device=device)
         else:
-            opened = PromptEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
+            opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
         fingerprint = opened.text_encoder.reader.ref.fingerprint
         return OpenedModel(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
     return _foreign(name, device)
