@@ -56,7 +56,7 @@ def test_a_moved_model_opens_on_both_readers_and_holds_the_same_prompter(
 
 
 def test_the_other_commands_open_a_moved_model_on_either_reader(
-    saved_model: Path, corpus: Path, tmp_path: Path, run: Run, refused: Refused
+    saved_model: Path, corpus: Path, benchmark_files: Path, tmp_path: Path, run: Run, refused: Refused
 ) -> None:
     out, old = tmp_path / "moved", "random:tiny-qwen3"
     last(run("move", saved_model, "--to", READER, "--dtype", "float32", "--steps", 0, "-o", out, "--json"))
@@ -68,11 +68,11 @@ def test_the_other_commands_open_a_moved_model_on_either_reader(
         assert last(run("search", out, "a river", "--corpus", corpus, "--json", *words))["documents"] == 7
     models = (PromptEmbedder.from_pretrained(out, reader=reader) for reader in (READER, old))
     assert made == dict(zip(("new", "old"), (model.encoder.reader.dim for model in models), strict=True))
-    assert "none for 'random:tiny-gpt2'" in refused(
-        "search", out, "x", "--corpus", corpus, "--reader", "random:tiny-gpt2"
-    )
-    message = refused("evaluate", "frozen:mean:random:tiny-llama", "--tasks", "X", "--reader", READER)
-    assert "is no PromptEmbedder" in message or "X" in message
+    line = refused("search", out, "x", "--corpus", corpus, "--reader", "random:tiny-gpt2")
+    assert "none for 'random:tiny-gpt2'" in line
+    tasks = benchmark_files / "tasks.json"
+    line = refused("evaluate", "frozen:mean:random:tiny-llama", "--tasks", tasks, "--reader", READER)
+    assert "is no PromptEmbedder, so it has one reader" in line
 
 
 def test_a_move_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
