@@ -15,6 +15,7 @@ from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.models.checkpoint import put_away, side_of
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.dual_encoder import DualEncoder
+from promptembedder.models.hidden_maps import hidden_maps
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_deep_alignment
 from promptembedder.models.soft_token_encoder import new_head
 from promptembedder.models.text_readout import new_text_readout
@@ -56,6 +57,7 @@ def moved_encoder(
     move: Move,
     *,
     instructions: Sequence[str] = (),
+    texts: Sequence[str] = (),
     cache_folder: Path | None = None,
     seed: int = 0,
 ) -> MovedEncoder:
@@ -63,6 +65,8 @@ def moved_encoder(
 
     Args:
         instructions: Those that the result can be trained under while the prompter is away.
+        texts: Some texts that both readers read, without labels: they tell how the deeper alignments are carried over,
+            which begin at zero without them.
 
     Raises:
         ConfigError: The model has no prompter in memory, or its soft tokens depend on the texts.
@@ -90,7 +94,7 @@ def moved_encoder(
         config=config,
         reader=reader,
         alignment=alignment,
-        deep=_moved_deep(parts, config, reader, alike=alike, seed=seed),
+        deep=_moved_deep(parts, config, reader, texts if move.carried else (), alike=alike, seed=seed),
         readout=_copied(parts.readout, alike=alike) or new_text_readout(config, reader),
         head=_copied(parts.head, alike=alike) or new_head(config, reader),
         prompter=None,
@@ -122,16 +126,30 @@ def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> t
     return LinearAlignment(start, rank=move.alignment.rank, seed=seed), fit
 
 
-def _moved_deep(parts: Parts, config: ModelConfig, reader: Backbone, *, alike: bool, seed: int) -> DeepAlignment | None:
-    """Alignments of the deeper layers: the way down reads the prompter and comes along, the ways up begin at zero."""
-    if parts.deep is None:
+def _moved_deep(
+    parts: Parts, config: ModelConfig, reader: Backbone, texts: Sequence[str], *, alike: bool, seed: int
+) -> DeepAlignment | None:
+    """Alignments of the deeper layers: the way down reads the prompter and comes along; the ways up follow the texts.
+
+    Each is that of the old layer at the same share of the depth, followed by the map between the two layers' states.
+    """
+    old = parts.deep
+    if old is None:
         return None
     if alike:
-        return _copied(parts.deep, alike=True)
-    deep = new_deep_alignment(config, parts.deep.down.shape[0], reader, seed=seed)
+        return _copied(old, alike=True)
+    deep = new_deep_alignment(config, old.down.shape[0], reader, seed=seed)
     assert deep is not None
     with torch.no_grad():
-        deep.down.copy_(parts.deep.down)
+        deep.down.copy_(old.down)
+        if texts:
+            every, stretch = config.deep_every, parts.reader.ref.layers / reader.ref.layers
+            levels = [round((level + 1) * stretch) for level in range(len(deep.up))]
+            nearest = [min(max(level, 1), len(old.up)) - 1 for level in levels]
+            layers = [((near + 1) * every, (level + 1) * every) for level, near in enumerate(nearest)]
+            for level, onward in enumerate(hidden_maps(parts.reader, reader, texts, layers)):
+                deep.up[level] = old.up[nearest[level]] @ onward
+                deep.bias[level] = old.bias[nearest[level]] @ onward
     return deep
 
 

@@ -15,6 +15,7 @@ from promptembedder.training.tasks import TaskData, TrainingData, task_data
 
 __all__ = ["chosen_exit_layer", "move_embedder", "moved_model"]
 
+_TEXTS_TO_CARRY = 200  # some thousand places where both readers end a token
 _DEPTHS = (0.5, 0.625, 0.75, 0.875, 1.0)  # of a reader's layers, tried as exits
 _ROWS = 96  # of each task, for the loss that chooses among them
 
@@ -33,7 +34,8 @@ def moved_model(
     Its prompter is put away: only its trained weights are kept, and what it says to the instructions of `data`.
 
     Args:
-        data: What it will be trained on; its texts tell what all texts share. None for a model that stays as it is.
+        data: What it will be trained on; its texts tell what all texts share, and how states of the one reader become
+            states of the other. None for a model that stays as it is.
         also: Further instructions that it will be asked for while its prompter is away.
 
     Raises:
@@ -41,7 +43,10 @@ def moved_model(
         BackboneError: The reader cannot be loaded, or shares too few strings.
     """
     instructions = [*also, *(() if data is None else data.instructions)]
-    moved = moved_encoder(model.encoder, move, instructions=instructions, cache_folder=cache_folder, seed=seed)
+    texts = [] if data is None else data.sampled_texts(_TEXTS_TO_CARRY, seed=seed)
+    moved = moved_encoder(
+        model.encoder, move, instructions=instructions, texts=texts, cache_folder=cache_folder, seed=seed
+    )
     embedder = PromptEmbedder(modules=[moved.encoder], device=str(model.device))
     embedder.prompts, embedder.default_prompt_name = dict(model.prompts), model.default_prompt_name
     if data is not None:
