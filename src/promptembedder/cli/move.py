@@ -97,8 +97,8 @@ class _Moving:
         model = None  # type: ignore[assignment]  # prompter and old reader leave the memory before training begins
         gc.collect()
         self.report.say(
-            f"{fit.shared_strings} shared strings explain {fit.held_out_r2:.2f} of held-out ones; "
-            f"mapped lengths {fit.norm_ratio:.2f} of the target's before they are matched"
+            f"{fit.shared_strings} shared strings; the map explains {fit.held_out_r2:.2f} of the variance of held-out "
+            f"ones, and mapped lengths are {fit.norm_ratio:.2f} of the target's before they are matched"
         )
         trained = sum(weight.numel() for weight in moved.encoder.trained_weights())
         if steps and data is not None:
