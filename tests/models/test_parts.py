@@ -7,8 +7,8 @@ import torch
 
 from promptembedder.backbones import Backbone
 from promptembedder.errors import BackboneError
-from promptembedder.models import fit_alignment, new_parts
-from promptembedder.nn import AlignmentConfig, LinearAlignment, VocabularyAlignment, closed_form_fit
+from promptembedder.models import fit_alignment, measured_fit, new_parts
+from promptembedder.nn import AlignmentConfig, LinearAlignment, VocabularyAlignment, closed_form_map
 
 NewBackbone = Callable[..., Backbone]
 
@@ -16,26 +16,26 @@ NewBackbone = Callable[..., Backbone]
 def test_the_linear_start_maps_the_inputs_of_shared_strings_onto_each_other(new_backbone: NewBackbone) -> None:
     """In the scale that the first layers read: Gemma's table is smaller than its inputs."""
     prompter, reader = new_backbone("tiny-gemma3", head=True), new_backbone("tiny-qwen3")
-    alignment, _ = fit_alignment(prompter, reader, AlignmentConfig(ridge=1e-3))
+    alignment = fit_alignment(prompter, reader, AlignmentConfig(ridge=1e-3))
     assert isinstance(alignment, LinearAlignment)
     ids = torch.arange(1, 256)  # both vocabularies are the bytes; Gemma's first row is its padding's, of zeros
     with torch.no_grad():
         source, target = (each.model.get_input_embeddings()(ids) for each in (prompter, reader))
     by_frequency = (torch.arange(255) + 10.0).rsqrt()
-    expected, _ = closed_form_fit(source, target, AlignmentConfig(ridge=1e-3), seed=0, weights=by_frequency)
+    expected = closed_form_map(source, target, AlignmentConfig(ridge=1e-3), seed=0, weights=by_frequency)
     torch.testing.assert_close(alignment.base, expected.weight, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(alignment.bias.detach(), expected.bias, atol=1e-5, rtol=1e-4)
 
 
 def test_one_backbone_with_itself_starts_near_the_identity(family: str, new_backbone: NewBackbone) -> None:
     prompter, reader = new_backbone(family, head=True), new_backbone(family)
-    alignment, _ = fit_alignment(prompter, reader, AlignmentConfig(ridge=1e-6))
+    alignment = fit_alignment(prompter, reader, AlignmentConfig(ridge=1e-6))
     torch.testing.assert_close(alignment.base, torch.eye(reader.dim), atol=1e-3, rtol=0)
 
 
 def test_the_vocabulary_alignment_pairs_the_shared_strings(new_backbone: NewBackbone) -> None:
     prompter, reader = new_backbone("tiny-gemma3", head=True), new_backbone("tiny-qwen3")
-    alignment, _ = fit_alignment(prompter, reader, AlignmentConfig(kind="vocabulary"))
+    alignment = fit_alignment(prompter, reader, AlignmentConfig(kind="vocabulary"))
     assert isinstance(alignment, VocabularyAlignment)
     assert alignment.source_ids.tolist() == alignment.target_ids.tolist() == list(range(1, 256))
 
@@ -47,10 +47,10 @@ def test_rows_that_training_never_touched_are_left_out(new_backbone: NewBackbone
         prompter.input_table[3] = 0
         reader.input_table[5] *= 1e-3
         reader.input_table[[7, 9]] = reader.input_table[11].clone()
-    alignment, fit = fit_alignment(prompter, reader, AlignmentConfig(kind="vocabulary"))
+    alignment = fit_alignment(prompter, reader, AlignmentConfig(kind="vocabulary"))
     assert isinstance(alignment, VocabularyAlignment)
     assert alignment.source_ids.tolist() == [i for i in range(256) if i not in (3, 5, 7, 9, 11)]
-    assert fit.shared_strings == 251
+    assert measured_fit(prompter, reader, AlignmentConfig()).shared_strings == 251
 
 
 def test_vocabularies_that_share_too_few_strings_are_refused(

@@ -190,6 +190,17 @@ def test_a_moved_model_keeps_no_difference_beside_its_alignment(new_model: NewMo
     assert "delta" in load_file(tmp_path / "model" / "alignment.1.safetensors")
 
 
+def test_training_the_old_model_on_does_not_reach_into_the_moved_one(new_model: NewModel, tmp_path: Path) -> None:
+    model = new_model("tiny-qwen3", "tiny-llama")
+    before, new = vectors(model), moved(model, "tiny-gemma3")
+    with torch.no_grad():
+        for weight in (*model.encoder.alignment.parameters(), *model.encoder.deep.parameters()):
+            weight.add_(1.0)
+    new.save(str(tmp_path / "model"))
+    loaded = PromptEmbedder.from_pretrained(tmp_path / "model", reader="random:tiny-qwen3", device="cpu")
+    np.testing.assert_array_equal(vectors(loaded), before)
+
+
 def test_moving_back_replaces_that_reader(new_model: NewModel) -> None:
     there = moved(new_model("tiny-qwen3", "tiny-llama"), "tiny-gemma3")
     assert moved(there, "tiny-qwen3").readers == ("random:tiny-qwen3", "random:tiny-gemma3")

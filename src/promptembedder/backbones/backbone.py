@@ -177,13 +177,14 @@ def _load_files(
 
 def _check_table(model: PreTrainedModel, name: str) -> None:
     """Refuse what reads no tokens, and a table that would make every embedding NaN."""
+    kind = model.config.model_type
+    no_table = f"backbone {name!r} ({kind}) has no table of input embeddings. Choose a text decoder."
     try:
         table = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        table = None
-    kind = model.config.model_type
+    except NotImplementedError as error:  # what transformers raises where it finds none
+        raise BackboneError(no_table) from error
     if not isinstance(table, nn.Embedding):
-        raise BackboneError(f"backbone {name!r} ({kind}) has no table of input embeddings. Choose a text decoder.")
+        raise BackboneError(no_table)
     if not bool(torch.isfinite(table.weight).all()):
         raise BackboneError(f"the input table of backbone {name!r} ({kind}) holds NaN or inf. Get its weights again.")
 

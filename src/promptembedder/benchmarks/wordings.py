@@ -12,11 +12,10 @@ from promptembedder.training import TaskData, TrainingData
 
 __all__ = ["held_out_scores"]
 
+_KINDS = ("seen", "unseen", "empty", "foreign")
 
-KINDS = ("seen", "unseen", "empty", "foreign")
 
-
-def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = KINDS) -> dict[str, float]:
+def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = _KINDS) -> dict[str, float]:
     """Mean nDCG@10 x 100 over the tasks with held-out rows, each searched among its own held-out answers.
 
     Keys: `seen`: under the task's first wording; `unseen`: under one that training did not see; `empty`: without an

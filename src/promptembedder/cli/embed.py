@@ -43,11 +43,11 @@ def embed(
     """Embed text files into one Parquet file; several instructions cost one pass over the texts."""
     report = Report(as_json)
     with one_line_errors():
-        read_manifest(model)
+        manifest = read_manifest(model)
         from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
         from promptembedder.models import PromptEmbedder, manifest_on, model_config
 
-        manifest = manifest_on(model, reader)
+        manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction
         asked = [text.strip() for text in instruction or [default]]
         settings = EmbedSettings(

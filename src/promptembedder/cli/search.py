@@ -46,7 +46,7 @@ def search(
     """Search a file: the query is compared with each text, in memory and exactly."""
     report = Report(as_json)
     with one_line_errors():
-        read_manifest(model)
+        manifest = read_manifest(model)
         if not query.strip():
             raise ConfigError("the query is blank. Say what to look for.")
         from promptembedder.data import read_texts  # seconds to import
@@ -54,7 +54,7 @@ def search(
         from promptembedder.search import build_index
 
         rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
-        manifest = manifest_on(model, reader)
+        manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction
         query_prompt = _own_or_saved(instruction, "query", model) or default
         document_prompt = _own_or_saved(document_instruction, "document", model) or default

@@ -9,7 +9,7 @@ from promptembedder.models.encoder import Encoder
 from promptembedder.models.instructed import InstructedTransformer
 from promptembedder.models.moving import Move, MovedEncoder, moved_config, moved_encoder
 from promptembedder.models.opening import OpenedModel, open_model
-from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_parts
+from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_parts
 from promptembedder.models.pooled_encoder import PooledEncoder
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
@@ -40,6 +40,7 @@ __all__ = [
     "frozen_pooling",
     "load_parts",
     "manifest_on",
+    "measured_fit",
     "model_config",
     "moved_config",
     "moved_encoder",

@@ -142,12 +142,12 @@ def restore_parts(parts: Parts, folder: Path) -> None:
 
 
 def side_of(parts: Parts) -> ReaderSide:
-    """The reader's half of the parts, as tensors."""
+    """The reader's half of the parts as it is now: later training of theirs does not reach it."""
     return ReaderSide(
         config=parts.config,
         ref=backbone_ref(parts.reader),
         state={
-            name: tensor.detach().cpu()
+            name: tensor.detach().cpu().clone()
             for name, tensor in _alignment_state(parts).items()
             if name != _DELTA or bool(tensor.any())  # as wide as the map itself, and zero once it has settled
         },
@@ -161,13 +161,12 @@ def put_away(prompter: Prompter) -> PrompterAway:
     return PrompterAway(ref=backbone_ref(prompter.backbone), state=state)
 
 
-def manifest_on(folder: Path, reader: str | None) -> Manifest:
-    """The manifest of a saved model as if it opened with this reader; None: as it is.
+def manifest_on(manifest: Manifest, reader: str | None, folder: Path) -> Manifest:
+    """The manifest of the model in `folder` as if it opened with this reader; None: as it is.
 
     Raises:
-        ModelFormatError: The folder is torn, or the model was never moved to this reader.
+        ModelFormatError: The model was never moved to this reader.
     """
-    manifest = read_manifest(folder)
     return manifest if reader is None else _seen_from(manifest, chosen_entry(manifest, reader, folder))
 
 

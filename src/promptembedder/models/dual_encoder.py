@@ -10,7 +10,7 @@ import torch
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts, put_away, restore_parts, save_parts
-from promptembedder.models.parts import Parts
+from promptembedder.models.parts import Parts, PrompterAway
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
@@ -124,8 +124,8 @@ class DualEncoder(SoftTokenEncoder):
             inputs = self.alignment(tokens)
         return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
 
-    def put_away(self, instructions: Sequence[str], *, weights: bool = False) -> None:
-        """Let go of the prompter: its trained weights are kept for saving, and what it says to these instructions.
+    def prompter_away(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterAway:
+        """What can stand for the prompter: its trained weights, for saving, and what it says to these instructions.
 
         Args:
             weights: As in `generated`.
@@ -133,8 +133,11 @@ class DualEncoder(SoftTokenEncoder):
         assert self.prompter is not None
         named = list(dict.fromkeys(map(self.instruction_of, instructions)))
         said = self.generated(named, weights=weights)
-        self.away = dataclasses.replace(put_away(self.prompter), tokens=dict(zip(named, said, strict=True)))
-        self.prompter = None
+        return dataclasses.replace(put_away(self.prompter), tokens=dict(zip(named, said, strict=True)))
+
+    def put_away(self, instructions: Sequence[str]) -> None:
+        """Let go of the prompter; these instructions can still be asked for."""
+        self.away, self.prompter = self.prompter_away(instructions), None
         self.store.forget()
 
     def settle(self) -> None:

@@ -12,11 +12,11 @@ from torch import nn
 
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import BackboneError, ConfigError
-from promptembedder.models.checkpoint import put_away, side_of
+from promptembedder.models.checkpoint import side_of
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.hidden_maps import hidden_maps
-from promptembedder.models.parts import Alignment, Parts, fit_alignment, new_deep_alignment
+from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_deep_alignment
 from promptembedder.models.soft_token_encoder import new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import AlignmentConfig, AlignmentFit, DeepAlignment, LinearAlignment, LinearMap
@@ -86,9 +86,6 @@ def moved_encoder(
         ) from error
     alike = (reader.ref.fingerprint, reader.ref.layers) == (parts.reader.ref.fingerprint, parts.reader.ref.layers)
     config = moved_config(parts.config, move)
-    named = list(dict.fromkeys(map(old.instruction_of, [*instructions, config.default_instruction])))
-    said = old.generated(named, weights=move.alignment.kind == "vocabulary")
-    away = dataclasses.replace(put_away(parts.prompter), tokens=dict(zip(named, said, strict=True)))
     sides = [side_of(parts), *parts.others]
     new = Parts(
         config=config,
@@ -98,7 +95,9 @@ def moved_encoder(
         readout=_copied(parts.readout, alike=alike) or new_text_readout(config, reader),
         head=_copied(parts.head, alike=alike) or new_head(config, reader),
         prompter=None,
-        away=away,
+        away=old.prompter_away(
+            [*instructions, config.default_instruction], weights=move.alignment.kind == "vocabulary"
+        ),
         others=tuple(side for side in sides if side.ref["source"] != move.reader.source),
     )
     return MovedEncoder(encoder=DualEncoder(new).to(old.device), fit=fit)
@@ -115,9 +114,13 @@ def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> t
     """The new alignment; carried over, it is the old one followed by the map between the two readers' tables."""
     assert parts.prompter is not None
     linear = move.alignment.kind == "linear" and move.alignment.start != "random"
-    if not (move.carried and linear and isinstance(parts.alignment, LinearAlignment)):
-        return fit_alignment(parts.prompter.backbone, reader, move.alignment, seed=seed)
-    bridge, fit = fit_alignment(parts.reader, reader, move.alignment, seed=seed)
+    carried = move.carried and linear and isinstance(parts.alignment, LinearAlignment)
+    origin = parts.reader if carried else parts.prompter.backbone
+    fit = measured_fit(origin, reader, move.alignment, seed=seed)
+    bridge = fit_alignment(origin, reader, move.alignment, seed=seed)
+    if not carried:
+        return bridge, fit
+    assert isinstance(parts.alignment, LinearAlignment)
     assert isinstance(bridge, LinearAlignment)
     with torch.no_grad():
         weight, bias = (one.cpu() for one in (parts.alignment.weight, parts.alignment.bias))

@@ -50,7 +50,6 @@ def open_model(
     Args:
         name: Folder or hub id of a PromptEmbedder or baseline; `frozen:mean:BACKBONE` (also last, prompteol, plain);
             the distribution of an installed sentence-transformers model; or folder or hub id of one.
-
         reader: For a PromptEmbedder that was moved: the LLM to open it on.
 
     Raises:

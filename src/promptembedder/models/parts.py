@@ -24,10 +24,20 @@ from promptembedder.nn import (
     TextReadout,
     VocabularyAlignment,
     closed_form_fit,
+    closed_form_map,
 )
 from promptembedder.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["Alignment", "Parts", "PrompterAway", "fit_alignment", "new_deep_alignment", "new_parts", "new_prompter"]
+__all__ = [
+    "Alignment",
+    "Parts",
+    "PrompterAway",
+    "fit_alignment",
+    "measured_fit",
+    "new_deep_alignment",
+    "new_parts",
+    "new_prompter",
+]
 
 Alignment = LinearAlignment | VocabularyAlignment
 
@@ -85,7 +95,7 @@ def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: in
     """
     reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
-    alignment, _ = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
+    alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
     prompter = new_prompter(backbone, config, seed=seed)
     return Parts(
         config=config,
@@ -124,17 +134,57 @@ def new_prompter(backbone: Backbone, config: ModelConfig, *, anchored: bool | No
     )
 
 
-def fit_alignment(
-    prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0
-) -> tuple[Alignment, AlignmentFit]:
-    """The alignment before any training, from the strings that both vocabularies hold; and how well it fits.
+def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
+    """The alignment before any training, from the strings that both vocabularies hold.
 
-    Of kind `vocabulary` nothing is fitted: the reader's own rows stand for the strings, so its fit is that of a linear
+    Raises:
+        BackboneError: The vocabularies share too few strings.
+    """
+    rows = _shared_rows(prompter, reader)
+    if config.kind == "vocabulary":
+        return VocabularyAlignment(rows.source_ids, rows.target_ids, norm=reader.table_norm)
+    start = closed_form_map(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
+    return LinearAlignment(start, rank=config.rank, seed=seed)
+
+
+def measured_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> AlignmentFit:
+    """How well the linear closed form carries strings from the one vocabulary to the other's vectors.
+
+    Of kind `vocabulary` nothing is fitted, the reader's own rows stand for the strings; its fit is that of the linear
     map from the same start, for comparison.
 
     Raises:
         BackboneError: The vocabularies share too few strings.
     """
+    rows = _shared_rows(prompter, reader)
+    return closed_form_fit(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
+
+
+@dataclass(frozen=True)
+class _SharedRows:
+    """`source_ids[i]` and `target_ids[i]` spell the same string."""
+
+    source_ids: Int[Tensor, " shared"]
+    target_ids: Int[Tensor, " shared"]
+
+    @property
+    def weights(self) -> Float[Tensor, " shared"]:
+        """How much each string counts.
+
+        A vocabulary is in the order of its merges, so the rank of an id stands for how frequent its string is; the
+        square root keeps more rows in play than Zipf's law itself would.
+        """
+        return 1 / (torch.arange(len(self.source_ids), device=self.source_ids.device) + _ZIPF_SHIFT).sqrt()
+
+    def inputs(
+        self, prompter: Backbone, reader: Backbone
+    ) -> tuple[Float[Tensor, "shared dim_p"], Float[Tensor, "shared dim_r"]]:
+        """What the first layers read of these strings."""
+        source = prompter.input_scale * prompter.input_table.detach()[self.source_ids].float()
+        return source, reader.input_scale * reader.input_table[self.target_ids].float()
+
+
+def _shared_rows(prompter: Backbone, reader: Backbone) -> _SharedRows:
     source_ids, target_ids = shared_token_ids(prompter.tokenizer.foreign, reader.tokenizer.foreign)
     trained = _trained_rows(prompter.input_table, source_ids) & _trained_rows(reader.input_table, target_ids)
     source_ids, target_ids = source_ids[trained], target_ids[trained]
@@ -143,15 +193,7 @@ def fit_alignment(
             f"{prompter.ref.source!r} and {reader.ref.source!r} share {len(source_ids)} strings, "
             f"at least {_MIN_SHARED} are needed. Choose another prompter."
         )
-    source = prompter.input_scale * prompter.input_table.detach()[source_ids].float()
-    target = reader.input_scale * reader.input_table[target_ids].float()
-    # a vocabulary is in the order of its merges, so the rank of an id stands for how frequent its string is; the square
-    # root keeps more rows in play than Zipf's law itself would
-    weights = 1 / (torch.arange(len(source), device=source.device) + _ZIPF_SHIFT).sqrt()
-    start, fit = closed_form_fit(source, target, config, seed=seed, weights=weights)
-    if config.kind == "vocabulary":
-        return VocabularyAlignment(source_ids, target_ids, norm=reader.table_norm), fit
-    return LinearAlignment(start, rank=config.rank, seed=seed), fit
+    return _SharedRows(source_ids, target_ids)
 
 
 def _trained_rows(table: Float[Tensor, "vocab dim"], ids: Int[Tensor, " shared"]) -> Bool[Tensor, " shared"]:

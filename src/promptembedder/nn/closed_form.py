@@ -15,6 +15,7 @@ __all__ = [
     "AlignmentFit",
     "LinearMap",
     "closed_form_fit",
+    "closed_form_map",
     "procrustes_map",
     "random_map",
     "ridge_map",
@@ -112,6 +113,24 @@ def random_map(dim_p: int, dim_r: int, *, seed: int) -> LinearMap:
     return LinearMap(weight, torch.zeros(dim_r, device=weight.device))
 
 
+def closed_form_map(
+    source: Float[Tensor, "rows dim_p"],
+    target: Float[Tensor, "rows dim_r"],
+    config: AlignmentConfig,
+    *,
+    seed: int,
+    weights: Float[Tensor, " rows"] | None = None,
+) -> LinearMap:
+    """The start that `config.start` names, from the embeddings of shared strings, at their mean length.
+
+    A map between spaces that do not quite fit shrinks what it maps; a token that is too short drowns in the output of
+    the reader's first layer.
+    """
+    start = _start(source, target, weights, config, seed)
+    factor = 1 / max(_norm_ratio(start, source, target), 1e-12)
+    return LinearMap(start.weight * factor, start.bias * factor)
+
+
 def closed_form_fit(
     source: Float[Tensor, "rows dim_p"],
     target: Float[Tensor, "rows dim_r"],
@@ -119,25 +138,17 @@ def closed_form_fit(
     *,
     seed: int,
     weights: Float[Tensor, " rows"] | None = None,
-) -> tuple[LinearMap, AlignmentFit]:
-    """The start that `config.start` names, from the embeddings of shared strings, at their mean length; and its fit.
-
-    A map between spaces that do not quite fit shrinks what it maps; a token that is too short drowns in the output of
-    the reader's first layer.
-    """
-    start = _start(source, target, weights, config, seed)
-    ratio = _norm_ratio(start, source, target)
+) -> AlignmentFit:
+    """How well that start fits the rows."""
     held_out = torch.zeros(len(source), dtype=torch.bool)
     held_out[torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[: len(source) // 10]] = True
     kept = None if weights is None else weights[~held_out]
     part = _start(source[~held_out], target[~held_out], kept, config, seed)
-    fit = AlignmentFit(
+    return AlignmentFit(
         shared_strings=len(source),
         held_out_r2=_explained(part, source[held_out], target[held_out]),
-        norm_ratio=ratio,
+        norm_ratio=_norm_ratio(_start(source, target, weights, config, seed), source, target),
     )
-    factor = 1 / max(ratio, 1e-12)
-    return LinearMap(start.weight * factor, start.bias * factor), fit
 
 
 def _start(source: Tensor, target: Tensor, weights: Tensor | None, config: AlignmentConfig, seed: int) -> LinearMap:
