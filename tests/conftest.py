@@ -78,6 +78,19 @@ def new_backbone(lively_backbones: None) -> "Callable[..., Backbone]":
 
 
 @pytest.fixture
+def backbone_folder(tmp_path: Path, lively_backbones: None) -> Path:
+    """A tiny backbone as files."""
+    import torch
+
+    from promptembedder.backbones.random_models import random_model, random_tokenizer
+
+    folder = tmp_path / "backbone"
+    random_model("tiny-qwen3", layers=None, dtype=torch.float32).save_pretrained(folder)
+    random_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
 def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
     """Makes a tiny configuration in float32: `new_config("tiny-gpt2", tuning="full", pooling="last")`.
 

@@ -12,9 +12,9 @@ from promptembedder.benchmarks import (
     QualityConfig,
     QualityRun,
     bench_quality,
-    merged_content,
     quality_content,
     quality_markdown,
+    quality_with_held,
     write_quality,
 )
 from promptembedder.benchmarks import quality_run as quality_run_module
@@ -166,24 +166,28 @@ def _content(method: str, **settings: Any) -> dict[str, Any]:
     shared = {"readers": ["r"], "methods": [method], "timed": [], "seeds": [0], "work": "w", "batch_size": 4}
     return quality_content(
         [run],
-        command=f"bench {method}",
-        settings={**shared, "limit": 9, "rows": 7, **settings},
-        machine={"cores": 1},
-        versions={"torch": "2"},
+        {
+            "commands": [f"bench {method}"],
+            "settings": {**shared, "limit": 9, "rows": 7, **settings},
+            "machine": {"cores": 1},
+            "versions": {"torch": "2"},
+        },
     )
 
 
 def test_results_of_several_commands_fill_one_file_if_their_settings_agree(tmp_path: Path) -> None:
     write_quality(tmp_path, _content("static"))
-    both = merged_content(tmp_path, _content("lora-1e-3"))
+    both = quality_with_held(tmp_path, _content("lora-1e-3"))
     assert [run["method"] for run in both["runs"]] == ["static", "static-default", "lora-1e-3", "lora-1e-3-default"]
     assert both["commands"] == ["bench static", "bench lora-1e-3"]
     assert both["settings"]["methods"] == ["static", "lora-1e-3"]
-    assert merged_content(tmp_path, _content("static")) == _content("static")  # its own runs take the place of the old
+    assert quality_with_held(tmp_path, _content("static")) == _content(
+        "static"
+    )  # its own runs take the place of the old
     with pytest.raises(ConfigError, match="holds runs with batch_size 4, these have 8"):
-        merged_content(tmp_path, _content("lora-1e-3", batch_size=8))
+        quality_with_held(tmp_path, _content("lora-1e-3", batch_size=8))
     with pytest.raises(ConfigError, match="another machine"):
-        merged_content(tmp_path, _content("lora-1e-3") | {"machine": {"cores": 2}})
+        quality_with_held(tmp_path, _content("lora-1e-3") | {"machine": {"cores": 2}})
 
 
 def test_the_page_shows_the_best_first_and_says_how_it_was_made() -> None:

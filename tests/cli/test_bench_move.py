@@ -70,6 +70,27 @@ def test_runs_of_other_settings_are_refused(run: Run, refused: Refused, tiny: li
     assert "holds a run of other settings" in refused(*one, "--limit", "3")
 
 
+def test_a_run_cut_off_between_its_model_and_its_scores_is_made_again(
+    run: Run, tiny: list[object], tmp_path: Path
+) -> None:
+    words = [*tiny, "--starts", "random", "--native", "promptembedder", "--json"]
+    whole = json.loads(run(*words).stdout.splitlines()[-1])["runs"]
+    for name in ("source-random-tiny-llama-s0", "random-tiny-qwen3-promptembedder-s0"):
+        (tmp_path / "runs" / name / "result.json").unlink()
+    (tmp_path / "runs" / "random-tiny-llama-random-tiny-qwen3-moved-random-s0" / "result.json").unlink()
+    again = json.loads(run(*words).stdout.splitlines()[-1])["runs"]
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in whole]
+
+
+def test_commands_of_the_same_settings_fill_one_file(run: Run, tiny: list[object], tmp_path: Path) -> None:
+    one = [*tiny, "--only", "Alike", "--native", "promptembedder"]
+    assert run(*one, "--starts", "random").exit_code == 0
+    second = run(*one, "--starts", "ridge", "--json")
+    content = json.loads(second.stdout.splitlines()[-1])
+    assert {row["start"] for row in content["runs"]} == {"random", "ridge", None}
+    assert {task for row in content["runs"] for task in row["scores_unseen"]} == {"Alike", "held-out"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -77,6 +98,7 @@ def test_runs_of_other_settings_are_refused(run: Run, refused: Refused, tiny: li
         (("--starts", "magic"), "unknown start 'magic'"),
         (("--native", "frozen-mean"), "'frozen-mean' is not trained"),
         (("--points", "5,3"), "points must rise"),
+        (("--only", "Nothing"), "has no task 'Nothing'"),
         (("--source-steps", "0"), "source_steps must be at least 1"),
         (("--routes", "random:tiny-llama>smollm9"), "unknown backbone 'smollm9'"),
         (("--mixture", "nowhere.json"), "nowhere.json"),

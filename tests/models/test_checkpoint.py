@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder
-from promptembedder.backbones.random_models import random_model, random_tokenizer
+from promptembedder.backbones.random_models import random_model
 from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
 from promptembedder.models import restore_parts
 from promptembedder.nn import AlignmentConfig, RelaxationConfig
@@ -332,17 +332,9 @@ def test_restoring_another_models_weights_is_refused(saved: Path, new_model: New
 
 
 @pytest.fixture
-def backbone(tmp_path: Path, lively_backbones: None) -> Path:
-    folder = tmp_path / "backbone"
-    random_model("tiny-qwen3", layers=None, dtype=torch.float32).save_pretrained(folder)
-    random_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def trained_on(backbone: Path, new_config: Callable[..., ModelConfig], tmp_path: Path) -> Path:
-    """A model whose reader is the folder `backbone`."""
-    config = replace(new_config(), reader=BackboneConfig(source=str(backbone), dtype="float32"))
+def trained_on(backbone_folder: Path, new_config: Callable[..., ModelConfig], tmp_path: Path) -> Path:
+    """A model whose reader is the folder `backbone_folder`."""
+    config = replace(new_config(), reader=BackboneConfig(source=str(backbone_folder), dtype="float32"))
     PromptEmbedder.create(config=config, device="cpu").save(str(tmp_path / "model"))
     return tmp_path / "model"
 
@@ -351,20 +343,24 @@ def test_a_model_on_a_folder_loads_from_that_folder(trained_on: Path) -> None:
     assert PromptEmbedder.from_pretrained(trained_on, device="cpu").encode(["a"]).shape == (1, 40)
 
 
-def test_a_backbone_whose_weights_changed_is_refused_with_both_fingerprints(trained_on: Path, backbone: Path) -> None:
+def test_a_backbone_whose_weights_changed_is_refused_with_both_fingerprints(
+    trained_on: Path, backbone_folder: Path
+) -> None:
     before = read_manifest(trained_on).backbones["reader"]["fingerprint"]
-    changed(backbone, "model.safetensors", lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    changed(backbone_folder, "model.safetensors", lambda tensors: tensors["model.norm.weight"].add_(1e-3))
     with pytest.raises(ModelFormatError) as error:
         PromptEmbedder.from_pretrained(trained_on)
-    after = PromptEmbedder.create(reader=str(backbone), prompter="random:tiny-llama").encoder.reader.ref.fingerprint
+    after = PromptEmbedder.create(
+        reader=str(backbone_folder), prompter="random:tiny-llama"
+    ).encoder.reader.ref.fingerprint
     assert before != after
     assert before in str(error.value)
     assert after in str(error.value)
     assert "Restore the old weights, or train again on the new ones" in str(error.value)
 
 
-def test_a_backbone_that_is_gone_is_refused(trained_on: Path, backbone: Path) -> None:
-    backbone.rename(backbone.with_name("elsewhere"))
+def test_a_backbone_that_is_gone_is_refused(trained_on: Path, backbone_folder: Path) -> None:
+    backbone_folder.rename(backbone_folder.with_name("elsewhere"))
     with pytest.raises(BackboneError, match="unknown backbone"):
         PromptEmbedder.from_pretrained(trained_on)
 

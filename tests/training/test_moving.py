@@ -249,34 +249,25 @@ def test_a_third_backbone_is_refused_and_the_known_ones_are_named(new_model: New
         PromptEmbedder.from_pretrained(tmp_path / "model", reader="random:tiny-gpt2")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, new_model: NewModel) -> Path:
-    """A backbone as files."""
-    from promptembedder.backbones.random_models import random_model, random_tokenizer
-
-    path = tmp_path / "backbone"
-    random_model("tiny-qwen3", layers=None, dtype=torch.float32).save_pretrained(path)
-    random_tokenizer().save_pretrained(path)
-    return path
-
-
-def test_a_table_with_nan_is_refused_and_both_sides_are_named(folder: Path, new_model: NewModel) -> None:
-    weights = load_file(folder / "model.safetensors")
+def test_a_table_with_nan_is_refused_and_both_sides_are_named(backbone_folder: Path, new_model: NewModel) -> None:
+    weights = load_file(backbone_folder / "model.safetensors")
     weights["model.embed_tokens.weight"][5, 3] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, backbone_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         BackboneError, match=r"cannot move from 'random:tiny-qwen3' to '.*backbone': .* holds NaN or inf"
     ):
-        new_model("tiny-qwen3", "tiny-llama").move_to(str(folder), steps=0)
+        new_model("tiny-qwen3", "tiny-llama").move_to(str(backbone_folder), steps=0)
 
 
-def test_a_model_of_another_modality_is_refused_and_both_sides_are_named(folder: Path, new_model: NewModel) -> None:
+def test_a_model_of_another_modality_is_refused_and_both_sides_are_named(
+    backbone_folder: Path, new_model: NewModel
+) -> None:
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
-    ViTModel(config).save_pretrained(folder)
+    ViTModel(config).save_pretrained(backbone_folder)
     with pytest.raises(BackboneError, match=r"cannot move from 'random:tiny-qwen3' to '.*backbone': ") as error:
-        new_model("tiny-qwen3", "tiny-llama").move_to(str(folder), steps=0)
+        new_model("tiny-qwen3", "tiny-llama").move_to(str(backbone_folder), steps=0)
     assert "\n" not in str(error.value)
 
 

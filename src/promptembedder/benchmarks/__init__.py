@@ -6,11 +6,12 @@ from promptembedder.benchmarks.efficiency_methods import METHODS
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, efficiency_markdown, write_efficiency
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
 from promptembedder.benchmarks.moving import MoveBenchConfig, MoveRun, bench_move
-from promptembedder.benchmarks.moving_report import move_content, move_label, move_markdown, write_move
+from promptembedder.benchmarks.moving_report import move_content, move_label, move_markdown, move_with_held, write_move
 from promptembedder.benchmarks.quality import QualityConfig, bench_quality
 from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
-from promptembedder.benchmarks.quality_report import merged_content, quality_content, quality_markdown, write_quality
+from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, quality_with_held, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
+from promptembedder.benchmarks.result_content import provenance
 
 __all__ = [
     "METHODS",
@@ -26,12 +27,14 @@ __all__ = [
     "bench_quality",
     "efficiency_markdown",
     "markdown_table",
-    "merged_content",
     "move_content",
     "move_label",
     "move_markdown",
+    "move_with_held",
+    "provenance",
     "quality_content",
     "quality_markdown",
+    "quality_with_held",
     "regenerate",
     "run_efficiency",
     "write_efficiency",

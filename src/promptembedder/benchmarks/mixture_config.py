@@ -1,9 +1,11 @@
 """What the benchmarks that train on a mixture share: data, lengths, batches."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from promptembedder.errors import ConfigError
+from promptembedder.evaluation import EvaluationTask, read_tasks
 
 __all__ = ["MixtureConfig"]
 
@@ -17,11 +19,13 @@ class MixtureConfig:
         tasks: Task file to score on.
         rows: Rows of each task of the mixture, drawn with the seed.
         held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
+        only: Names of the tasks of that file that are scored; empty: all.
         limit: Rows of each evaluation task; a smaller task is taken whole.
     """
 
     mixture: str
     tasks: str
+    only: tuple[str, ...] = ()
     prompter: str = "smollm2-135m"
     batch_size: int = 24
     max_seq_length: int = 128
@@ -34,6 +38,14 @@ class MixtureConfig:
         for name in ("limit", "rows", "held_out"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def evaluation_tasks(self) -> list[EvaluationTask]:
+        """What is scored, whole.
+
+        Raises:
+            DataError: The file is missing or malformed, or has no task of a name.
+        """
+        return read_tasks(Path(self.tasks), only=self.only)
 
     def recipe(self, reader: str, *, steps: int, seed: int, output: str) -> dict[str, Any]:
         """The recipe that all methods share, as a mapping."""

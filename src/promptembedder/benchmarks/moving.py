@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -13,14 +14,14 @@ from promptembedder.backbones import BackboneConfig, find_source
 from promptembedder.benchmarks.mixture_config import MixtureConfig
 from promptembedder.benchmarks.quality_curve import CurvePoint, ScoreCurve, read_curve
 from promptembedder.benchmarks.quality_methods import METHODS, chosen_methods
-from promptembedder.benchmarks.quality_run import recipe_of, without_held_out
+from promptembedder.benchmarks.quality_run import recipe_of, settings_key, without_held_out
 from promptembedder.benchmarks.wordings import held_out_scores
 from promptembedder.data import read_mixture
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation import EvaluationTask, read_tasks, score_tasks, subsample
+from promptembedder.evaluation import EvaluationTask, score_tasks, subsample
 from promptembedder.models import InstructedTransformer, Move, PromptEmbedder
 from promptembedder.nn import AlignmentConfig
-from promptembedder.storage import MANIFEST_NAME, file_sha256, to_mapping, write_json
+from promptembedder.storage import MANIFEST_NAME, write_json
 from promptembedder.training import (
     Recipe,
     TrainingData,
@@ -91,7 +92,6 @@ class MoveRun:
     start: str
     trained_bytes: int
     points: tuple[CurvePoint, ...]
-    key: str = ""
 
 
 def bench_move(
@@ -104,10 +104,11 @@ def bench_move(
         ConfigError: The work folder holds runs of other settings.
         BackboneError: A reader is missing, or shares too few strings.
     """
-    for name in {config.prompter, *(reader for route in config.routes for reader in route)}:
+    for name in dict.fromkeys([config.prompter, *(reader for route in config.routes for reader in route)]):
         find_source(name)
     read_mixture(Path(config.mixture))
-    bench = _Bench(config, read_tasks(Path(config.tasks)), tell, callbacks)
+    tasks = [subsample(task, min(config.limit, task.rows), seed=0) for task in config.evaluation_tasks()]
+    bench = _Bench(config, tasks, tell, callbacks)
     runs = []
     for source, target in config.routes:
         runs += [bench.moved(source, target, start) for start in config.starts]
@@ -118,7 +119,7 @@ def bench_move(
 @dataclass(frozen=True)
 class _Bench:
     config: MoveBenchConfig
-    all_tasks: Sequence[EvaluationTask]
+    tasks: Sequence[EvaluationTask]
     tell: Told
     callbacks: Sequence[TrainerCallback]
 
@@ -134,66 +135,61 @@ class _Bench:
                 alignment=AlignmentConfig(kind=kind, start=closed),
                 carried=start not in ("fresh", "random"),
             )
-            asked = [task.instruction for task in self.all_tasks]
+            asked = [task.instruction for task in self.tasks]
             moved, _ = moved_model(model, move, self._data(recipe), also=asked, seed=self.config.seed)
             return moved
 
-        return self._run(
-            MoveRun(source=source, target=target, method="moved", start=start, trained_bytes=0, points=()), recipe, make
-        )
+        trained, points = self._run(recipe, make, told=[source, start, self.config.source_steps])
+        return MoveRun(source=source, target=target, method="moved", start=start, trained_bytes=trained, points=points)
 
     def native(self, source: str, target: str, method: str) -> MoveRun:
         recipe = self._recipe(target, method, f"{_named(target)}-{method}")
-        run = MoveRun(source=source, target=target, method=method, start="", trained_bytes=0, points=())
-        return self._run(run, recipe, lambda: new_model(recipe, self._data(recipe)))
+        trained, points = self._run(recipe, lambda: new_model(recipe, self._data(recipe)))
+        return MoveRun(source=source, target=target, method=method, start="", trained_bytes=trained, points=points)
 
     def _source(self, reader: str) -> str:
         """The folder of the model that is moved, trained if it is not there."""
         recipe = self._recipe(reader, _NATIVE, f"source-{_named(reader)}", steps=self.config.source_steps)
-        folder = Path(recipe.run.output)
-        key = self._key(recipe, "source")
-        if not (folder / MANIFEST_NAME).is_file():
+        folder, key = Path(recipe.run.output), settings_key(recipe, [])
+        if _held(folder, key) is None:
             self.tell(f"training the model to move: {reader}, {self.config.source_steps} steps")
-            checkpoint = prepare_output(recipe)
+            checkpoint = _checkpoint(recipe)
             data = self._data(recipe)
             model = new_model(recipe, data)
             train_model(model, without_held_out(data), recipe, callbacks=self.callbacks, checkpoint=checkpoint)
             write_json(folder / _RESULT_NAME, {"key": key})
-        elif json.loads((folder / _RESULT_NAME).read_text(encoding="utf-8"))["key"] != key:
-            raise ConfigError(f"{folder} holds a run of other settings. Choose another work folder, or delete it.")
         return str(folder)
 
-    def _run(self, run: MoveRun, recipe: Recipe, make: Callable[[], InstructedTransformer]) -> MoveRun:
+    def _run(
+        self, recipe: Recipe, make: Callable[[], InstructedTransformer], *, told: Sequence[object] = ()
+    ) -> tuple[int, tuple[CurvePoint, ...]]:
+        """Bytes that train, and the scores on the way; `told`: what they depend on beside recipe and tasks."""
+        folder, key = Path(recipe.run.output), self._key(recipe, told)
+        held = _held(folder, key)
+        if held is None:
+            held = {"key": key, **self._trained(recipe, make)}
+            write_json(folder / _RESULT_NAME, held)
+        return held["trained_bytes"], tuple(CurvePoint(**point) for point in held["points"])
+
+    def _trained(self, recipe: Recipe, make: Callable[[], InstructedTransformer]) -> dict[str, Any]:
         folder = Path(recipe.run.output)
-        key = self._key(recipe, f"{run.source if run.start else ''} {run.start}")
-        if (folder / _RESULT_NAME).is_file():
-            held = json.loads((folder / _RESULT_NAME).read_text(encoding="utf-8"))
-            if held["key"] != key:
-                raise ConfigError(f"{folder} holds a run of other settings. Choose another work folder, or delete it.")
-            points = tuple(CurvePoint(**point) for point in held["points"])
-            return dataclasses.replace(run, trained_bytes=held["trained_bytes"], points=points, key=key)
-        self.tell(f"{run.method} {run.start} on {run.target}".replace("  ", " "))
-        checkpoint = prepare_output(recipe)
+        self.tell(f"{folder.name}: {recipe.optim.steps} steps")
+        checkpoint = _checkpoint(recipe)
         data, model = self._data(recipe), make()
         curve = ScoreCurve(folder, steps=self.config.points, score=lambda: self._scores(model, data))
         if 0 in self.config.points and not any(point.step == 0 for point in read_curve(folder / "curve.jsonl")):
             curve.add(0, self._scores(model, data))
         trained = 4 * sum(weight.numel() for weight in model.text_encoder.trained_weights())
         train_model(model, without_held_out(data), recipe, callbacks=[curve, *self.callbacks], checkpoint=checkpoint)
-        points = tuple(read_curve(folder / "curve.jsonl"))
-        write_json(
-            folder / _RESULT_NAME,
-            {"key": key, "trained_bytes": trained, "points": [dataclasses.asdict(point) for point in points]},
-        )
-        return dataclasses.replace(run, trained_bytes=trained, points=points, key=key)
+        points = [dataclasses.asdict(point) for point in read_curve(folder / "curve.jsonl")]
+        return {"trained_bytes": trained, "points": points}
 
     def _scores(self, model: InstructedTransformer, data: TrainingData) -> dict[str, float]:
         was_training = model.training
         model.eval()
         kept = held_out_scores(model, data, kinds=("seen", "unseen"))
-        tasks = [subsample(task, min(self.config.limit, task.rows), seed=0) for task in self.all_tasks]
         found = {f"{kind}/held-out": score for kind, score in kept.items()}
-        found |= {f"unseen/{score.task}": round(score.score, 3) for score in score_tasks(model, tasks)}
+        found |= {f"unseen/{score.task}": round(score.score, 3) for score in score_tasks(model, self.tasks)}
         model.train(was_training)
         return found
 
@@ -206,14 +202,30 @@ class _Bench:
         base = config.recipe(reader, steps=steps or config.points[-1], seed=config.seed, output=output)
         return recipe_of(base, METHODS[method])
 
-    def _key(self, recipe: Recipe, start: str) -> str:
+    def _key(self, recipe: Recipe, told: Sequence[object]) -> str:
         """Hash of everything that a run's scores depend on."""
-        own = to_mapping(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, output="")))
-        own["data"]["mixture"] = file_sha256(Path(self.config.mixture))
-        tasks = [(task.name, task.rows) for task in self.all_tasks]
-        source_steps = self.config.source_steps if start.strip() else 0
-        told = [own, start, source_steps, self.config.points, self.config.limit, tasks]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        whole = [settings_key(recipe, self.tasks), self.config.points, *told]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+
+
+def _held(folder: Path, key: str) -> dict[str, Any] | None:
+    """What a finished run left in its folder.
+
+    Raises:
+        ConfigError: It was made with other settings.
+    """
+    path = folder / _RESULT_NAME
+    if not path.is_file():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if held["key"] != key:
+        raise ConfigError(f"{folder} holds a run of other settings. Choose another work folder, or delete it.")
+    return held
+
+
+def _checkpoint(recipe: Recipe) -> Path | None:
+    """Where an unfinished run goes on; one that was cut off between its model and its scores is made again."""
+    return prepare_output(recipe, overwrite=(Path(recipe.run.output) / MANIFEST_NAME).is_file())
 
 
 def _named(reader: str) -> str:

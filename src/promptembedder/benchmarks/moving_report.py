@@ -7,36 +7,36 @@ from typing import Any
 
 from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.moving import MoveRun
-from promptembedder.benchmarks.quality_report import facts_listed
+from promptembedder.benchmarks.quality_curve import CurvePoint
+from promptembedder.benchmarks.result_content import merged_content, provenance_markdown
 from promptembedder.storage import write_csv, write_json, write_text
 
-__all__ = ["move_content", "move_label", "move_markdown", "steps_to_share", "write_move"]
+__all__ = ["move_content", "move_label", "move_markdown", "move_with_held", "steps_to_share", "write_move"]
 
 _SHARE = 0.95  # of the native score: what counts as there
 _HELD_OUT = "held-out"
+_MAY_DIFFER = ("routes", "starts", "native", "work")  # between the commands that fill one file
 
 
-def move_content(
-    runs: Sequence[MoveRun],
-    *,
-    command: str,
-    settings: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    versions: Mapping[str, Any],
-) -> dict[str, Any]:
+def move_content(runs: Sequence[MoveRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What `move.json` holds: one entry for each run and point."""
-    rows = [_row(run, place) for run in runs for place in range(len(run.points))]
-    return {
-        "commands": [command],
-        "machine": dict(machine),
-        "versions": dict(versions),
-        "settings": dict(settings),
-        "runs": rows,
-    }
+    return {**provenance, "runs": [_row(run, point) for run in runs for point in run.points]}
 
 
-def _row(run: MoveRun, place: int) -> dict[str, Any]:
-    point = run.points[place]
+def move_with_held(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with the runs that `folder` already holds and that are not among its own.
+
+    Raises:
+        ConfigError: They were made with other settings, or on another machine.
+    """
+    return merged_content(folder / "move.json", content, may_differ=_MAY_DIFFER, identity=_identity)
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["from"], row["to"], row["method"], row["start"], row["steps"]
+
+
+def _row(run: MoveRun, point: CurvePoint) -> dict[str, Any]:
     by_kind: dict[str, dict[str, float]] = {"seen": {}, "unseen": {}}
     for name, score in point.scores.items():
         kind, _, task = name.partition("/")
@@ -120,7 +120,6 @@ def move_markdown(content: Mapping[str, Any]) -> str:
         f"each. The moved model had {settings['source_steps']} steps. 95 % is of what the method reaches on the "
         "new reader from scratch at the last point; an empty field: not reached. seen, unseen: held-out rows of the "
         "training tasks at the end, nDCG@10 x 100, under a wording that training used and one that it did not.\n",
-        f"Machine: {facts_listed(content['machine'])}.\nVersions: {facts_listed(content['versions'])}.\n",
-        "    " + "\n    ".join(content["commands"]) + "\n",
+        *provenance_markdown(content),
     ]
     return "\n".join(parts)

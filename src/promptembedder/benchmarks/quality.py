@@ -13,7 +13,7 @@ from promptembedder.benchmarks.quality_methods import chosen_methods
 from promptembedder.benchmarks.quality_run import QualityRun, RunData, recipe_of, run_method
 from promptembedder.data import read_mixture
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation import EvaluationTask, read_tasks, subsample
+from promptembedder.evaluation import EvaluationTask, subsample
 
 __all__ = ["QualityConfig", "bench_quality"]
 
@@ -68,7 +68,7 @@ def bench_quality(
         ConfigError: The work folder holds runs of other settings.
         BackboneError: A reader is missing.
     """
-    bench = _Bench(config, read_tasks(Path(config.tasks)), tell, callbacks)
+    bench = _Bench(config, config.evaluation_tasks(), tell, callbacks)
     for name in (*config.readers, config.prompter):
         find_source(name)  # a slip of the pen is better found now than hours later
     read_mixture(Path(config.mixture))

@@ -1,6 +1,5 @@
 """The quality benchmark's results as files: JSON for programs, CSV and Markdown for people."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,24 +8,17 @@ from typing import Any
 
 from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.quality_run import QualityRun
-from promptembedder.errors import ConfigError
+from promptembedder.benchmarks.result_content import merged_content, provenance_markdown
 from promptembedder.storage import write_csv, write_json, write_text
 
-__all__ = ["facts_listed", "merged_content", "quality_content", "quality_markdown", "write_quality"]
+__all__ = ["quality_content", "quality_markdown", "quality_with_held", "write_quality"]
 
 _NOT_IN_JSON = ("key", "fallbacks")
 _MAY_DIFFER = ("readers", "methods", "timed", "seeds", "work")  # between the commands that fill one file
 _COLUMNS = ("method", "budget", "seed", "steps", "seconds", "mean")
 
 
-def quality_content(
-    runs: Sequence[QualityRun],
-    *,
-    command: str,
-    settings: Mapping[str, Any],
-    machine: Mapping[str, Any],
-    versions: Mapping[str, Any],
-) -> dict[str, Any]:
+def quality_content(runs: Sequence[QualityRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What `quality.json` holds; other stand-ins for unseen instructions are runs of their own name."""
     rows = []
     for run in runs:
@@ -35,45 +27,20 @@ def quality_content(
         for name, scores in run.fallbacks.items():
             mean = statistics.fmean(scores.values())
             rows.append({**row, "method": name, "scores": scores, "mean": mean, "curve": [], "held_out": {}})
-    return {
-        "commands": [command],
-        "machine": dict(machine),
-        "versions": dict(versions),
-        "settings": dict(settings),
-        "runs": rows,
-    }
+    return {**provenance, "runs": rows}
 
 
-def merged_content(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def quality_with_held(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` with the runs that `folder` already holds and that are not among its own.
 
     Raises:
-        ConfigError: They were made with other settings, or on another machine: side by side they would mislead.
+        ConfigError: They were made with other settings, or on another machine.
     """
-    path = folder / "quality.json"
-    if not path.is_file():
-        return dict(content)
-    held = json.loads(path.read_text(encoding="utf-8"))
-    for name, own in content["settings"].items():
-        before = held["settings"].get(name)
-        if name not in _MAY_DIFFER and before != json.loads(json.dumps(own)):
-            raise ConfigError(f"{path} holds runs with {name} {before!r}, these have {own!r}. Choose another output.")
-    if held["machine"] != content["machine"]:
-        raise ConfigError(f"{path} holds runs of another machine. Choose another output.")
-    own_runs = {_identity(run) for run in content["runs"]}
-    kept = [run for run in held["runs"] if _identity(run) not in own_runs]
-    commands = list(dict.fromkeys([*held["commands"], *content["commands"]]))
-    together = {name: _together(held["settings"][name], content["settings"][name]) for name in _MAY_DIFFER[:-1]}
-    settings = {**content["settings"], **together}
-    return {**content, "commands": commands, "settings": settings, "runs": [*kept, *content["runs"]]}
+    return merged_content(folder / "quality.json", content, may_differ=_MAY_DIFFER, identity=_identity)
 
 
 def _identity(run: Mapping[str, Any]) -> tuple[Any, ...]:
     return run["reader"], run["method"], run["budget"], run["seed"]
-
-
-def _together(held: Sequence[Any], own: Sequence[Any]) -> list[Any]:
-    return list(dict.fromkeys([*held, *own]))
 
 
 def write_quality(folder: Path, content: Mapping[str, Any]) -> list[Path]:
@@ -94,14 +61,13 @@ def quality_markdown(content: Mapping[str, Any]) -> str:
         header = [*_COLUMNS, *_tasks(content)]
         cells = [[_shown(run["scores"].get(name, run.get(name))) for name in header] for run in runs]
         parts += [f"### {reader}", markdown_table(header, cells), *_wordings(runs)]
-    settings, machine, versions = content["settings"], content["machine"], content["versions"]
+    settings = content["settings"]
     parts += [
         "Mean of the tasks, 0..100, under instructions that training did not see; at most "
         f"{settings['limit']} rows of each task. Trained on {settings['batch_size']} rows of one task a step, at most "
         f"{settings['rows']} rows of each. Seconds are of training steps alone; budget `seconds` means as many steps "
         "as fit into the time of the first LoRA.\n",
-        f"Machine: {facts_listed(machine)}.\nVersions: {facts_listed(versions)}.\n",
-        "    " + "\n    ".join(content["commands"]) + "\n",
+        *provenance_markdown(content),
     ]
     return "\n".join(parts)
 
@@ -122,11 +88,6 @@ def _wordings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _tasks(content: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for run in content["runs"] for name in run["scores"]))
-
-
-def facts_listed(facts: Mapping[str, Any]) -> str:
-    """Facts about machine or versions in one line."""
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def _shown(value: Any) -> str:

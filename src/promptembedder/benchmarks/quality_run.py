@@ -21,7 +21,7 @@ from promptembedder.models import StaticEncoder, open_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
-__all__ = ["QualityRun", "RunData", "finished_run", "recipe_of", "run_method", "without_held_out"]
+__all__ = ["QualityRun", "RunData", "finished_run", "recipe_of", "run_method", "settings_key", "without_held_out"]
 
 RESULT_NAME = "result.json"
 _READ_BY_ALL = ("reader", "max_seq_length", "pooling")

@@ -1,8 +1,5 @@
 """`promptembedder bench move`: how soon a moved model is as good as one trained on the new reader."""
 
-import dataclasses
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from promptembedder import extras
+from promptembedder.cli.bench_options import (
+    BatchSizeOption,
+    DtypeOption,
+    HeldOutOption,
+    LimitOption,
+    MaxLengthOption,
+    MixtureOption,
+    OnlyOption,
+    OutputOption,
+    PrompterOption,
+    RowsOption,
+    TasksOption,
+    WorkOption,
+)
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
 from promptembedder.errors import ConfigError
@@ -22,12 +33,13 @@ __all__ = ["move"]
 
 
 def move(
-    mixture: Annotated[Path, typer.Option(help="Mixture file to train on.")],
-    tasks: Annotated[Path, typer.Option(help="Task file to score on.")],
+    mixture: MixtureOption,
+    tasks: TasksOption,
+    only: OnlyOption = None,
     routes: Annotated[
         str, typer.Option(help="FROM>TO, separated by commas.")
     ] = "smollm2-135m>gemma3-270m,gemma3-270m>smollm2-135m",
-    prompter: Annotated[str, typer.Option(help="The Prompting LLM.")] = "smollm2-135m",
+    prompter: PrompterOption = "smollm2-135m",
     starts: Annotated[
         str, typer.Option(help="Of the moved alignment: ridge, procrustes, vocabulary, fresh, random.")
     ] = "ridge,random",
@@ -36,15 +48,15 @@ def move(
     ] = "promptembedder,lora-1e-3",
     source_steps: Annotated[int, typer.Option(help="Steps of the model that is moved.")] = 200,
     points: Annotated[str, typer.Option(help="Steps after which everything is scored.")] = "0,10,25,50,100,200",
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 24,
-    max_length: Annotated[int, typer.Option(help="Tokens of a text that are read.")] = 128,
-    rows: Annotated[int, typer.Option(help="Rows of each task of the mixture, drawn with the seed.")] = 4000,
-    held_out: Annotated[int, typer.Option(help="Rows of each task of the mixture kept from training.")] = 50,
-    limit: Annotated[int, typer.Option(help="Rows of each evaluation task, drawn with seed 0.")] = 100,
-    dtype: Annotated[str, typer.Option(help="Of the readers: auto, float32, bfloat16.")] = "auto",
+    batch_size: BatchSizeOption = 24,
+    max_length: MaxLengthOption = 128,
+    rows: RowsOption = 4000,
+    held_out: HeldOutOption = 50,
+    limit: LimitOption = 100,
+    dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(help="Seed of data order and drawn starts.")] = 0,
-    work: Annotated[Path, typer.Option(help="Folder of the runs, their checkpoints and models.")] = Path("runs/move"),
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("benchmarks/results"),
+    work: WorkOption = Path("runs/move"),
+    output: OutputOption = Path("benchmarks/results"),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,6 +73,7 @@ def move(
         settings = MoveBenchConfig(
             mixture=str(mixture),
             tasks=str(tasks),
+            only=tuple(only or ()),
             routes=tuple(_route(text) for text in words(routes)),
             prompter=prompter,
             starts=tuple(words(starts)),
@@ -90,19 +103,11 @@ def _route(text: str) -> tuple[str, str]:
 
 
 def _measure(settings: "MoveBenchConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
-    from promptembedder.benchmarks import bench_move, move_content, write_move
+    from promptembedder.benchmarks import bench_move, move_content, move_with_held, provenance, write_move
     from promptembedder.cli.progress import TrainingBar
-    from promptembedder.storage import machine_facts, versions
 
     runs = bench_move(settings, tell=report.say, callbacks=[TrainingBar()])
-    content = move_content(
-        runs,
-        command=shlex.join(["promptembedder", *sys.argv[1:]]),
-        settings=dataclasses.asdict(settings)
-        | {"mixture": Path(settings.mixture).name, "tasks": Path(settings.tasks).name},
-        machine=machine_facts(),
-        versions=versions(),
-    )
+    content = move_with_held(folder, move_content(runs, provenance(settings)))
     return content, [*write_move(folder, content), *_draw(content, folder)]
 
 

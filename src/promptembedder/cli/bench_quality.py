@@ -1,8 +1,5 @@
 """`promptembedder bench quality`: how good each way is, after equal steps and in equal time."""
 
-import dataclasses
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from promptembedder import extras
+from promptembedder.cli.bench_options import (
+    BatchSizeOption,
+    DtypeOption,
+    HeldOutOption,
+    LimitOption,
+    MaxLengthOption,
+    MixtureOption,
+    OnlyOption,
+    OutputOption,
+    PrompterOption,
+    RowsOption,
+    TasksOption,
+    WorkOption,
+)
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
 
@@ -23,30 +34,27 @@ _METHODS = "promptembedder,promptembedder-hidden,static,static-shared,lora-3e-4,
 
 
 def quality(
-    mixture: Annotated[Path, typer.Option(help="Mixture file to train on.")],
-    tasks: Annotated[Path, typer.Option(help="Task file to score on.")],
+    mixture: MixtureOption,
+    tasks: TasksOption,
+    only: OnlyOption = None,
     readers: Annotated[str, typer.Option(help="Frozen LLMs, separated by commas.")] = "smollm2-135m",
-    prompter: Annotated[str, typer.Option(help="The Prompting LLM.")] = "smollm2-135m",
+    prompter: PrompterOption = "smollm2-135m",
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = _METHODS,
     timed: Annotated[
         str, typer.Option(help="Of these, the ones trained once more for as long as the first LoRA took.")
     ] = "promptembedder",
     seeds: Annotated[str, typer.Option(help="Separated by commas; each method is trained with each.")] = "0",
     steps: Annotated[int, typer.Option(help="Optimiser steps of every method.")] = 120,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 24,
-    max_length: Annotated[int, typer.Option(help="Tokens of a text that are read.")] = 128,
-    rows: Annotated[int, typer.Option(help="Rows of each task of the mixture, drawn with the seed.")] = 4000,
-    held_out: Annotated[
-        int, typer.Option(help="Rows of each task of the mixture kept from training, to compare wordings on.")
-    ] = 50,
-    limit: Annotated[int, typer.Option(help="Rows of each evaluation task, drawn with seed 0.")] = 200,
+    batch_size: BatchSizeOption = 24,
+    max_length: MaxLengthOption = 128,
+    rows: RowsOption = 4000,
+    held_out: HeldOutOption = 50,
+    limit: LimitOption = 200,
     curve_limit: Annotated[int, typer.Option(help="The same where scores are drawn over time.")] = 100,
     curve_points: Annotated[int, typer.Option(help="Times that a run is scored for that, its end included.")] = 3,
-    dtype: Annotated[str, typer.Option(help="Of the readers: auto, float32, bfloat16.")] = "auto",
-    work: Annotated[Path, typer.Option(help="Folder of the runs, their checkpoints and models.")] = Path(
-        "runs/quality"
-    ),
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("benchmarks/results"),
+    dtype: DtypeOption = "auto",
+    work: WorkOption = Path("runs/quality"),
+    output: OutputOption = Path("benchmarks/results"),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +71,7 @@ def quality(
         settings = QualityConfig(
             mixture=str(mixture),
             tasks=str(tasks),
+            only=tuple(only or ()),
             readers=tuple(words(readers)),
             prompter=prompter,
             methods=tuple(words(methods)),
@@ -88,23 +97,15 @@ def quality(
 def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
     from promptembedder.benchmarks import (
         bench_quality,
-        merged_content,
+        provenance,
         quality_content,
+        quality_with_held,
         write_quality,
     )
     from promptembedder.cli.progress import TrainingBar
-    from promptembedder.storage import machine_facts, versions
 
     runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
-    content = quality_content(
-        runs,
-        command=shlex.join(["promptembedder", *sys.argv[1:]]),
-        settings=dataclasses.asdict(settings)
-        | {"mixture": Path(settings.mixture).name, "tasks": Path(settings.tasks).name},
-        machine=machine_facts(),
-        versions=versions(),
-    )
-    content = merged_content(folder, content)
+    content = quality_with_held(folder, quality_content(runs, provenance(settings)))
     return content, [*write_quality(folder, content), *_draw(content, folder)]
 
 
