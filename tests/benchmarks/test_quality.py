@@ -129,7 +129,7 @@ def test_methods_differ_from_each_other_in_what_they_name_only(config: QualityCo
     for name, method in QUALITY_METHODS.items():
         other = to_mapping(recipe_of(base, method))
         changed = {key for key in plain if plain[key] != other[key]}
-        assert changed <= {"baseline", "model", "optim"}, name
+        assert changed <= {"baseline", "loss", "model", "optim"}, name
         assert other["data"] == plain["data"]
         if other["optim"] != plain["optim"]:
             assert other["optim"] == plain["optim"] | {"learning_rate": other["optim"]["learning_rate"]}

@@ -51,6 +51,9 @@ METHODS = {
     "promptembedder-centred": Method(
         about="with the text's own states centred, not whitened", changes={"model": {"text_rank": 0}}
     ),
+    "promptembedder-stepwise": Method(
+        about="with the loss after one soft token, two, and so on", changes={"loss": {"stepwise": True}}
+    ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",

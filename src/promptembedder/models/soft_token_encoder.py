@@ -13,7 +13,7 @@ from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.text_readout import own_tokens, readout_layers
-from promptembedder.nn import IdentityStartLinear, TextReadout, left_padded, pooled, unit_vectors
+from promptembedder.nn import IdentityStartLinear, TextReadout, left_padded, pooled, pooled_prefixes, unit_vectors
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
@@ -24,6 +24,10 @@ class SoftTokenEncoder(TextEncoder):
 
     The soft tokens of one instruction are [prompt, levels * dim_r]: the first dim_r numbers of each are its input
     vector in the reader, the others are added to its state where it enters the deeper layers (`settings.deep_every`).
+
+    Attributes:
+        gives_steps: In training with suffix placement, features get `step_embeddings`, too, [batch prompt dim_r]: the
+            embedding after the first soft token alone, after two, and so on; the last is `sentence_embedding`.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class SoftTokenEncoder(TextEncoder):
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
+        self.gives_steps = False
 
     @abstractmethod
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
@@ -65,10 +70,8 @@ class SoftTokenEncoder(TextEncoder):
         ids, mask = left_padded(features["input_ids"], features["attention_mask"])
         soft = self.soft_tokens_of_batch(features, len(ids))
         if self.settings.placement == "suffix":
-            embedding = self.embed_after(self.read(ids, mask), soft)
-        else:
-            embedding = self._embed_before(ids, mask, soft)
-        return {**features, "sentence_embedding": embedding}
+            return {**features, **self._embedded(self.read(ids, mask), soft)}
+        return {**features, "sentence_embedding": self._embed_before(ids, mask, soft)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
         """Add `sentence_embedding` to the features of all columns of a batch, in one pass over their soft tokens.
@@ -85,9 +88,10 @@ class SoftTokenEncoder(TextEncoder):
         states = [self.read(*left_padded(features["input_ids"], features["attention_mask"])) for features in columns]
         sizes = [len(part.mask) for part in states]
         repeats = torch.tensor(sizes, device=soft.device)
-        embedding = self.embed_after(joined_states(states), soft.repeat_interleave(repeats, dim=0))
-        for features, rows in zip(columns, embedding.split(sizes), strict=True):
-            features["sentence_embedding"] = rows
+        embedded = self._embedded(joined_states(states), soft.repeat_interleave(repeats, dim=0))
+        for name, embeddings in embedded.items():
+            for features, rows in zip(columns, embeddings.split(sizes), strict=True):
+                features[name] = rows
 
     # -- the method --------------------------------------------------------------------------------------------------
 
@@ -123,9 +127,7 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
         """
-        inputs, *deeper = soft.split(self.reader.dim, dim=-1)
-        layers = {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
-        after = read_after(self.reader.decoder, states, inputs, layers)
+        after = self._states_after(states, soft)
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = self._mapped(pooled(after, everywhere, pooling=self.settings.pooling))
         if self.readout is not None and not self.training:
@@ -134,6 +136,30 @@ class SoftTokenEncoder(TextEncoder):
             present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
             summary = self.readout(summary, pooled(states.hidden, own, pooling="mean"), present)
         return self.finite(unit_vectors(summary))
+
+    def steps_after(
+        self, states: TextStates, soft: Float[Tensor, "batch prompt width"]
+    ) -> Float[Tensor, "batch prompt dim_r"]:
+        """Suffix placement: unit vectors after one soft token, after two, and so on, without the text's own states.
+
+        A causal reader's states do not depend on the soft tokens that follow: all steps cost one pass.
+        """
+        return unit_vectors(
+            self._mapped(pooled_prefixes(self._states_after(states, soft), pooling=self.settings.pooling))
+        )
+
+    def _embedded(self, states: TextStates, soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
+        if not (self.gives_steps and self.training):
+            return {"sentence_embedding": self.embed_after(states, soft)}
+        steps = self.steps_after(states, soft)
+        return {"sentence_embedding": steps[:, -1], "step_embeddings": steps}
+
+    def _states_after(
+        self, states: TextStates, soft: Float[Tensor, "batch prompt width"]
+    ) -> Float[Tensor, "batch prompt dim_r"]:
+        inputs, *deeper = soft.split(self.reader.dim, dim=-1)
+        layers = {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
+        return read_after(self.reader.decoder, states, inputs, layers)
 
     @torch.no_grad()
     def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
@@ -175,7 +201,7 @@ class SoftTokenEncoder(TextEncoder):
         mapped = self._mapped(pooled(states, over.gather(1, order), pooling=self.settings.pooling))
         return self.finite(unit_vectors(mapped))
 
-    def _mapped(self, states: Float[Tensor, "batch dim_r"]) -> Float[Tensor, "batch dim_r"]:
+    def _mapped(self, states: Float[Tensor, "*rows dim_r"]) -> Float[Tensor, "*rows dim_r"]:
         return states if self.head is None else self.head(states)
 
     # -- copies ------------------------------------------------------------------------------------------------------

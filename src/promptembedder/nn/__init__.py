@@ -14,7 +14,7 @@ from promptembedder.nn.closed_form import (
 from promptembedder.nn.diagnostics import soft_token_diagnostics
 from promptembedder.nn.identity_start import DeepAlignment, IdentityStartLinear
 from promptembedder.nn.padding import left_padded, text_positions
-from promptembedder.nn.pooling import POOLINGS, pooled, unit_vectors
+from promptembedder.nn.pooling import POOLINGS, pooled, pooled_prefixes, unit_vectors
 from promptembedder.nn.relaxation import (
     RELAXATIONS,
     RelaxationConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "left_padded",
     "norm_match",
     "pooled",
+    "pooled_prefixes",
     "procrustes_map",
     "random_map",
     "relaxation_weights",

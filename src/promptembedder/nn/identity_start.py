@@ -19,7 +19,7 @@ class IdentityStartLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    def forward(self, vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """The mapped vectors, float32; not normalised."""
         unit = F.rms_norm(vectors.float(), vectors.shape[-1:])
         return unit + unit @ self.weight + self.bias

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from promptembedder.shapes import Float, Int, Tensor
 
-__all__ = ["POOLINGS", "pooled", "unit_vectors"]
+__all__ = ["POOLINGS", "pooled", "pooled_prefixes", "unit_vectors"]
 
 POOLINGS = ("mean", "last")
 
@@ -26,6 +26,18 @@ def pooled(
     # where(), not a product: 0 * nan is nan, and a padded position may hold anything
     total = torch.where(weights > 0, states, 0.0).sum(dim=1)
     return total / weights.sum(dim=1).clamp_min(1.0)
+
+
+def pooled_prefixes(states: Float[Tensor, "batch seq dim"], *, pooling: str) -> Float[Tensor, "batch seq dim"]:
+    """What `pooled` makes of the first state, of the first two, and so on to all of them. float32.
+
+    Args:
+        pooling: One of `POOLINGS`.
+    """
+    states = states.float()
+    if pooling == "last":
+        return states
+    return states.cumsum(dim=1) / torch.arange(1, states.shape[1] + 1, device=states.device).unsqueeze(-1)
 
 
 def unit_vectors(vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:

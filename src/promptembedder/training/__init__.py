@@ -1,7 +1,7 @@
 """Training through sentence-transformers' trainer and losses."""
 
 from promptembedder.training.collator import InstructionCollator, Wordings
-from promptembedder.training.losses import OwnNegativesLoss, contrastive_loss
+from promptembedder.training.losses import OwnNegativesLoss, StepwiseLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
 from promptembedder.training.moving import chosen_exit_layer, move_embedder, moved_model
 from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
@@ -20,6 +20,7 @@ __all__ = [
     "PromptEmbedderTrainer",
     "Recipe",
     "RunConfig",
+    "StepwiseLoss",
     "TaskData",
     "TrainingData",
     "TrainingResult",

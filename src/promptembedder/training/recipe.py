@@ -64,10 +64,12 @@ class LossConfig:
     Attributes:
         temperature: Divides the cosines; unitless, > 0. Not the temperature of the relaxation.
         symmetric: Ask also for the anchor among the batch's anchors, given its positive.
+        stepwise: Mean over the embeddings after one soft token, two, and so on; see `StepwiseLoss`.
     """
 
     temperature: float = 0.05
     symmetric: bool = False
+    stepwise: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
