@@ -13,6 +13,7 @@ from promptembedder.backbones import (
     TextStates,
     joined_states,
     read_after,
+    read_each_after,
     read_embeddings,
     read_text,
     read_tokens,
@@ -125,6 +126,24 @@ def test_any_number_of_continuations_can_follow_the_same_states(backbone: Backbo
     read_after(backbone.decoder, states, other)
     assert torch.equal(read_after(backbone.decoder, states, one), first)
     assert all(torch.equal(*pair) for pair in zip((*states.keys, *states.values), kept, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [4, 2, 0, 1, 3], [0, 0]])  # beyond Gemma's window, within it, nothing
+@pytest.mark.parametrize("layers", [(), (0, 2)])
+def test_continuations_side_by_side_are_each_as_if_alone(
+    lengths: list[int], layers: tuple[int, ...], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, mask = texts_of(lengths) if any(lengths) else (torch.zeros(2, 0, dtype=torch.long),) * 2
+    states = read_text(backbone.decoder, ids, mask)
+    soft, additions = soft_tokens(backbone, 5), additions_of(backbone, 5, layers)
+    alone = []
+    for i in range(5):
+        own = {layer: addition[i].expand(len(ids), -1, -1) for layer, addition in additions.items()}
+        alone.append(read_after(backbone.decoder, states, soft[i].expand(len(ids), -1, -1), own))
+    for queries in (128, 2 * PROMPT, 1):  # all at once, two and two, one by one
+        monkeypatch.setattr("promptembedder.backbones.states._QUERIES", queries)
+        together = read_each_after(backbone.decoder, states, soft, additions)
+        torch.testing.assert_close(together, torch.stack(alone), atol=2e-5, rtol=0)
 
 
 def test_what_stands_in_padded_places_changes_nothing(backbone: Backbone) -> None:

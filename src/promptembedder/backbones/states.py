@@ -16,7 +16,17 @@ from promptembedder.backbones.layers import added_states, handed_on
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
-__all__ = ["TextStates", "joined_states", "read_after", "read_embeddings", "read_text", "read_tokens"]
+__all__ = [
+    "TextStates",
+    "joined_states",
+    "read_after",
+    "read_each_after",
+    "read_embeddings",
+    "read_text",
+    "read_tokens",
+]
+
+_QUERIES = 128  # beside each other in one pass; each also meets the others, only to be masked
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,65 @@ def read_after(
             use_cache=True,
         )
     return output.last_hidden_state
+
+
+def read_each_after(
+    decoder: PreTrainedModel,
+    states: TextStates,
+    embeddings: Float[Tensor, "continuations prompt dim"],
+    additions: Mapping[int, Float[Tensor, "continuations prompt dim"]] | None = None,
+) -> Float[Tensor, "continuations batch prompt dim"]:
+    """Final states of each of several continuations right after every text: `read_after` for one after the other.
+
+    They stand side by side in one pass, none sees another, and the keys and values of the texts are not copied for
+    each of them. Where a sliding window would count the others, they are read one by one.
+
+    Args:
+        additions: As in `read_after`.
+    """
+    additions = additions or {}
+    together = max(_QUERIES // embeddings.shape[1], 1)
+    if _window(decoder) < states.mask.shape[1] + embeddings.shape[1]:
+        together = 1
+    parts = []
+    for start in range(0, len(embeddings), together):
+        rows = slice(start, start + together)
+        own = {layer: addition[rows] for layer, addition in additions.items()}
+        parts.append(_read_side_by_side(decoder, states, embeddings[rows], own))
+    return torch.cat(parts)
+
+
+def _window(decoder: PreTrainedModel) -> float:
+    """Tokens that every layer can look back on."""
+    windows = (getattr(decoder.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((window for window in windows if window is not None), default=float("inf"))
+
+
+def _read_side_by_side(
+    decoder: PreTrainedModel,
+    states: TextStates,
+    embeddings: Float[Tensor, "continuations prompt dim"],
+    additions: Mapping[int, Float[Tensor, "continuations prompt dim"]],
+) -> Float[Tensor, "continuations batch prompt dim"]:
+    count, prompt, dim = embeddings.shape
+    batch = len(states.mask)
+    if count == 1:
+        alike = {layer: addition.expand(batch, -1, -1) for layer, addition in additions.items()}
+        return read_after(decoder, states, embeddings.expand(batch, -1, -1), alike).unsqueeze(0)
+    cache = DynamicCache(zip(states.keys, states.values, strict=True)) if states.keys else DynamicCache()
+    place = torch.arange(count * prompt, device=embeddings.device)
+    own, step = place // prompt, place % prompt
+    among = (own.unsqueeze(1) == own) & (step.unsqueeze(1) >= step)  # its own continuation up to itself
+    text = states.mask.bool()[:, None, None, :].expand(-1, 1, len(place), -1)
+    with added_states(decoder, {layer: addition.reshape(1, -1, dim) for layer, addition in additions.items()}):
+        output = decoder(
+            inputs_embeds=embeddings.reshape(1, -1, dim).expand(batch, -1, -1).to(decoder.dtype),
+            attention_mask=torch.cat([text, among.expand(batch, 1, -1, -1)], dim=-1),
+            position_ids=states.mask.sum(dim=1, keepdim=True) + step,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return output.last_hidden_state.reshape(batch, count, prompt, dim).transpose(0, 1)
 
 
 def read_embeddings(

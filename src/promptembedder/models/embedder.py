@@ -171,17 +171,16 @@ class PromptEmbedder(InstructedTransformer):
             raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
         texts = [clean_text(text) for text in texts]
+        if not instructions:
+            return vectors
         by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         with torch.inference_mode():
-            soft = encoder.soft_tokens(instructions) if instructions else None
+            soft = encoder.soft_tokens(instructions)
             for start in range(0, len(texts), batch_size):
                 rows = by_length[start : start + batch_size]
                 features = encoder.preprocess([texts[row] for row in rows])
                 ids, mask = left_padded(
                     features["input_ids"].to(self.device), features["attention_mask"].to(self.device)
                 )
-                states = encoder.read(ids, mask)
-                for i in range(len(instructions)):
-                    assert soft is not None
-                    vectors[i, rows] = encoder.embed_after(states, soft[i].expand(len(rows), -1, -1)).cpu().numpy()
+                vectors[:, rows] = encoder.embed_each_after(encoder.read(ids, mask), soft).cpu().numpy()
         return vectors

@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from promptembedder.backbones import Backbone, TextStates, joined_states, read_after, read_embeddings, read_text
+from promptembedder.backbones import (
+    Backbone,
+    TextStates,
+    joined_states,
+    read_after,
+    read_each_after,
+    read_embeddings,
+    read_text,
+)
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.config import ModelConfig
@@ -127,7 +135,21 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
         """
-        after = self._states_after(states, soft)
+        return self._finished(self._states_after(states, soft), states)
+
+    def embed_each_after(
+        self, states: TextStates, soft: Float[Tensor, "instructions prompt width"]
+    ) -> Float[Tensor, "instructions batch dim_r"]:
+        """Suffix placement: unit vectors of every text under each of several instructions, from one pass over all.
+
+        Raises:
+            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+        """
+        inputs, additions = self._by_layer(soft)
+        after = read_each_after(self.reader.decoder, states, inputs, additions)
+        return torch.stack([self._finished(one, states) for one in after])
+
+    def _finished(self, after: Float[Tensor, "batch prompt dim_r"], states: TextStates) -> Float[Tensor, "batch dim_r"]:
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = self._mapped(pooled(after, everywhere, pooling=self.settings.pooling))
         if self.readout is not None and not self.training:
@@ -157,9 +179,15 @@ class SoftTokenEncoder(TextEncoder):
     def _states_after(
         self, states: TextStates, soft: Float[Tensor, "batch prompt width"]
     ) -> Float[Tensor, "batch prompt dim_r"]:
+        inputs, additions = self._by_layer(soft)
+        return read_after(self.reader.decoder, states, inputs, additions)
+
+    def _by_layer(
+        self, soft: Float[Tensor, "rows prompt width"]
+    ) -> tuple[Float[Tensor, "rows prompt dim_r"], dict[int, Float[Tensor, "rows prompt dim_r"]]]:
+        """What goes in at the input, and what is added at each deeper layer."""
         inputs, *deeper = soft.split(self.reader.dim, dim=-1)
-        layers = {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
-        return read_after(self.reader.decoder, states, inputs, layers)
+        return inputs, {(level + 1) * self.settings.deep_every: addition for level, addition in enumerate(deeper)}
 
     @torch.no_grad()
     def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
