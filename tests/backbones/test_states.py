@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from promptembedder.backbones import (
     Backbone,
     TextStates,
-    joined_states,
+    gathered_states,
     read_after,
     read_each_after,
     read_embeddings,
@@ -208,7 +208,7 @@ def test_states_of_several_batches_are_as_good_together_as_apart(backbone: Backb
         read_text(backbone.decoder, *left_padded(ids[rows], mask[rows]))
         for rows in (slice(2), slice(2, 3), slice(3, 5))
     ]
-    joined = joined_states(parts)
+    joined = gathered_states(parts, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)])
     apart = [
         read_after(backbone.decoder, part, soft[rows])
         for part, rows in zip(parts, (slice(2), slice(2, 3), slice(3, 5)), strict=True)
@@ -216,11 +216,14 @@ def test_states_of_several_batches_are_as_good_together_as_apart(backbone: Backb
     torch.testing.assert_close(read_after(backbone.decoder, joined, soft), torch.cat(apart), atol=1e-5, rtol=0)
     assert torch.equal(joined.mask, mask)
     assert joined.hidden.shape == (len(LENGTHS), max(LENGTHS), backbone.dim)
+    rows = [(2, 1), (0, 0), (0, 0), (1, 0)]  # in another order, one of them twice, one left out
+    found = read_after(backbone.decoder, gathered_states(parts, rows), soft[[4, 0, 0, 2]])
+    torch.testing.assert_close(found, torch.cat(apart)[[4, 0, 0, 2]], atol=1e-5, rtol=0)
 
 
 def test_states_of_empty_texts_alone_can_be_joined(backbone: Backbone) -> None:
     nothing = torch.zeros(1, 0, dtype=torch.long)
-    joined = joined_states([read_text(backbone.decoder, nothing, nothing)] * 2)
+    joined = gathered_states([read_text(backbone.decoder, nothing, nothing)] * 2, [(0, 0), (1, 0)])
     soft = soft_tokens(backbone, 2)
     slow = read_slowly(backbone, torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long), soft)
     torch.testing.assert_close(read_after(backbone.decoder, joined, soft), slow, atol=1e-5, rtol=0)

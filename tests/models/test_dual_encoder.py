@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
+from promptembedder.backbones import read_text
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.models import DualEncoder, InstructedTransformer, SoftTokenEncoder, TextEncoder
@@ -332,3 +333,23 @@ def test_diagnostics_of_the_soft_tokens_are_taken_in_training(new_model: NewMode
     assert model.encoder.diagnostics == {}
     model.train()(model.preprocess(["a"]))
     assert set(model.encoder.diagnostics) == {"soft_token_entropy", "soft_token_norm_ratio", "soft_token_cosine"}
+
+
+def test_a_text_that_comes_twice_in_a_step_is_read_once(new_model: NewModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model().train()
+    read: list[int] = []
+
+    def counted(decoder: object, ids: Tensor, mask: Tensor, **options: object) -> object:
+        read.append(len(ids))
+        return read_text(decoder, ids, mask, **options)
+
+    monkeypatch.setattr("promptembedder.models.soft_token_encoder.read_text", counted)
+    columns = [
+        model.preprocess(["red car", "blue", "red car"], prompt="find"),
+        model.preprocess(["blue", "a much longer text about an old house"], prompt="tell"),
+    ]
+    model.encoder.embed_columns(columns)
+    assert sum(read) == 3
+    first = columns[0]["sentence_embedding"]
+    assert torch.equal(first[0], first[2])
+    assert not torch.allclose(first[1], columns[1]["sentence_embedding"][0], atol=1e-3)  # another instruction

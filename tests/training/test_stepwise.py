@@ -42,8 +42,7 @@ def test_a_step_is_the_text_followed_by_the_first_soft_tokens_alone(
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
         features = columns_of(model)[0]
         soft = encoder.soft_tokens(["find it"]).expand(2, -1, -1)
-        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
-        steps = encoder.steps_after(encoder.read(ids, mask), soft)
+        steps = encoder.steps_after(encoder.read([features]), soft)
         for count in range(1, soft.shape[1] + 1):
             alone = prefixes_read_alone(encoder, features, soft, count)
             torch.testing.assert_close(steps[:, count - 1], alone, atol=2e-5, rtol=0)

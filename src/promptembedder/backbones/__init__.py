@@ -1,6 +1,7 @@
 """What we need of a foreign LLM: its weights, input table, text states and quirks."""
 
 from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
+from promptembedder.backbones.batching import like_length_batches
 from promptembedder.backbones.gguf import converted_gguf
 from promptembedder.backbones.layers import decoder_layers
 from promptembedder.backbones.precision import resolved_dtype
@@ -11,7 +12,7 @@ from promptembedder.backbones.shared_strings import shared_token_ids
 from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
 from promptembedder.backbones.states import (
     TextStates,
-    joined_states,
+    gathered_states,
     read_after,
     read_each_after,
     read_embeddings,
@@ -35,7 +36,8 @@ __all__ = [
     "decoder_layers",
     "default_cache_folder",
     "find_source",
-    "joined_states",
+    "gathered_states",
+    "like_length_batches",
     "load_backbone",
     "quiet_transformers",
     "quirks_of",

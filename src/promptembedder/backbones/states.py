@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from promptembedder.backbones.layers import added_states, handed_on
@@ -18,7 +17,7 @@ from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = [
     "TextStates",
-    "joined_states",
+    "gathered_states",
     "read_after",
     "read_each_after",
     "read_embeddings",
@@ -81,29 +80,37 @@ def read_text(
     return TextStates(keys, values, mask, kept[0] if kept else output.last_hidden_state)
 
 
-def joined_states(parts: Sequence[TextStates]) -> TextStates:
-    """The states of several batches as one batch, padded on the left to the longest."""
+def gathered_states(parts: Sequence[TextStates], rows: Sequence[tuple[int, int]]) -> TextStates:
+    """The states of texts from several batches as one batch, padded on the left to the longest.
+
+    Args:
+        rows: For each text of the result the batch it is in and its place there; a text may come more than once.
+    """
+    if len(parts) == 1 and list(rows) == [(0, place) for place in range(len(parts[0].mask))]:
+        return parts[0]
     width = max(part.mask.shape[1] for part in parts)
-    filled = [part for part in parts if part.keys]  # a batch of empty texts has no keys at all
-    layers = range(len(filled[0].keys)) if filled else range(0)
+    device = parts[0].mask.device
+    of_part = [[i for i, (part, _) in enumerate(rows) if part == number] for number in range(len(parts))]
+    targets = [torch.tensor(own, dtype=torch.long, device=device) for own in of_part]
+    sources = [torch.tensor([rows[i][1] for i in own], dtype=torch.long, device=device) for own in of_part]
 
-    def stack(name: str, layer: int) -> Tensor:
-        template = getattr(filled[0], name)[layer]
-        rows = []
-        for part in parts:
-            own = (
-                getattr(part, name)[layer]
-                if part.keys
-                else template.new_zeros(len(part.mask), template.shape[1], 0, template.shape[3])
-            )
-            rows.append(F.pad(own, (0, 0, width - own.shape[2], 0)))
-        return torch.cat(rows)
+    def gather(tensors: Sequence[Tensor | None], dim: int) -> Tensor:
+        template = next(tensor for tensor in tensors if tensor is not None)
+        shape = list(template.shape)
+        shape[0], shape[dim] = len(rows), width
+        whole = template.new_zeros(shape)
+        for tensor, target, source in zip(tensors, targets, sources, strict=True):
+            if tensor is not None and tensor.shape[dim]:
+                end = whole.narrow(dim, width - tensor.shape[dim], tensor.shape[dim])
+                end[target] = tensor[source]
+        return whole
 
+    layers = range(max(len(part.keys) for part in parts))  # a batch of empty texts has none
     return TextStates(
-        keys=tuple(stack("keys", layer) for layer in layers),
-        values=tuple(stack("values", layer) for layer in layers),
-        mask=torch.cat([F.pad(part.mask, (width - part.mask.shape[1], 0)) for part in parts]),
-        hidden=torch.cat([F.pad(part.hidden, (0, 0, width - part.mask.shape[1], 0)) for part in parts]),
+        keys=tuple(gather([part.keys[layer] if part.keys else None for part in parts], 2) for layer in layers),
+        values=tuple(gather([part.values[layer] if part.values else None for part in parts], 2) for layer in layers),
+        mask=gather([part.mask for part in parts], 1),
+        hidden=gather([part.hidden for part in parts], 1),
     )
 
 

@@ -15,7 +15,6 @@ from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.parts import new_parts
-from promptembedder.nn import left_padded
 from promptembedder.shapes import Float, Tensor
 
 if TYPE_CHECKING:
@@ -178,9 +177,6 @@ class PromptEmbedder(InstructedTransformer):
             soft = encoder.soft_tokens(instructions)
             for start in range(0, len(texts), batch_size):
                 rows = by_length[start : start + batch_size]
-                features = encoder.preprocess([texts[row] for row in rows])
-                ids, mask = left_padded(
-                    features["input_ids"].to(self.device), features["attention_mask"].to(self.device)
-                )
-                vectors[:, rows] = encoder.embed_each_after(encoder.read(ids, mask), soft).cpu().numpy()
+                states = encoder.read([encoder.preprocess([texts[row] for row in rows])])
+                vectors[:, rows] = encoder.embed_each_after(states, soft).cpu().numpy()
         return vectors

@@ -9,7 +9,8 @@ import torch
 from promptembedder.backbones import (
     Backbone,
     TextStates,
-    joined_states,
+    gathered_states,
+    like_length_batches,
     read_after,
     read_each_after,
     read_embeddings,
@@ -21,7 +22,15 @@ from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.text_readout import own_tokens, readout_layers
-from promptembedder.nn import IdentityStartLinear, TextReadout, left_padded, pooled, pooled_prefixes, unit_vectors
+from promptembedder.nn import (
+    IdentityStartLinear,
+    TextReadout,
+    left_padded,
+    left_padded_rows,
+    pooled,
+    pooled_prefixes,
+    unit_vectors,
+)
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
@@ -75,17 +84,18 @@ class SoftTokenEncoder(TextEncoder):
         """
         if "sentence_embedding" in features:  # embedded together with the batch's other columns already
             return features
-        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
-        soft = self.soft_tokens_of_batch(features, len(ids))
+        soft = self.soft_tokens_of_batch(features, len(features["input_ids"]))
         if self.settings.placement == "suffix":
-            return {**features, **self._embedded(self.read(ids, mask), soft)}
+            return {**features, **self._embedded(self.read([features]), soft)}
+        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
         return {**features, "sentence_embedding": self._embed_before(ids, mask, soft)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
         """Add `sentence_embedding` to the features of all columns of a batch, in one pass over their soft tokens.
 
-        The same vectors as one by one. Each text is still read at its own column's length; the prompter reads all
-        distinct instructions at once. With K queries a text, one wide pass beats one small pass a column.
+        The same vectors as one by one. A text that comes more than once is read once, whatever its instruction; the
+        prompter reads all distinct instructions at once. With K queries a text, one wide pass beats one small pass a
+        column.
         """
         if self.settings.placement != "suffix" or self.settings.conditioning != "instruction":
             for features in columns:
@@ -93,10 +103,9 @@ class SoftTokenEncoder(TextEncoder):
             return
         instructions = [features["instruction"] for features in columns]
         soft = self.soft_tokens(instructions)
-        states = [self.read(*left_padded(features["input_ids"], features["attention_mask"])) for features in columns]
-        sizes = [len(part.mask) for part in states]
+        sizes = [len(features["input_ids"]) for features in columns]
         repeats = torch.tensor(sizes, device=soft.device)
-        embedded = self._embedded(joined_states(states), soft.repeat_interleave(repeats, dim=0))
+        embedded = self._embedded(self.read(columns), soft.repeat_interleave(repeats, dim=0))
         for name, embeddings in embedded.items():
             for features, rows in zip(columns, embeddings.split(sizes), strict=True):
                 features[name] = rows
@@ -122,8 +131,21 @@ class SoftTokenEncoder(TextEncoder):
             return self.generate_for_texts(features)
         return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
 
-    def read(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> TextStates:
-        """What `embed_after` needs of left-padded texts; no gradient."""
+    def read(self, columns: Sequence[dict[str, Any]]) -> TextStates:
+        """What `embed_after` needs of the texts of all columns, one below the other; no gradient.
+
+        Each distinct text is read once, beside others of like length.
+        """
+        texts = [row for features in columns for row in _token_rows(features)]
+        distinct = list(dict.fromkeys(texts))
+        batches = like_length_batches([len(text) for text in distinct])
+        parts = [self.read_rows([distinct[place] for place in batch]) for batch in batches]
+        place_of = {distinct[place]: (i, row) for i, batch in enumerate(batches) for row, place in enumerate(batch)}
+        return gathered_states(parts, [place_of[text] for text in texts])
+
+    def read_rows(self, texts: Sequence[Sequence[int]]) -> TextStates:
+        """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
+        ids, mask = left_padded_rows(texts, device=self.device)
         layers = None if self.training else readout_layers(self.settings, self.reader)
         return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
 
@@ -243,6 +265,12 @@ class SoftTokenEncoder(TextEncoder):
         """A copy's weights count their changes anew; what came with them fits them."""
         super().__setstate__(state)
         self.store.add_compiled({}, self.trained_weights())
+
+
+def _token_rows(features: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The token ids of each text of a batch, wherever its padding is."""
+    rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
+    return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]
 
 
 def level_count(settings: ModelConfig, reader: Backbone) -> int:

@@ -13,7 +13,7 @@ from promptembedder.nn.closed_form import (
 )
 from promptembedder.nn.diagnostics import soft_token_diagnostics
 from promptembedder.nn.identity_start import DeepAlignment, IdentityStartLinear
-from promptembedder.nn.padding import left_padded, text_positions
+from promptembedder.nn.padding import left_padded, left_padded_rows, text_positions
 from promptembedder.nn.pooling import POOLINGS, pooled, pooled_prefixes, unit_vectors
 from promptembedder.nn.relaxation import (
     RELAXATIONS,
@@ -42,6 +42,7 @@ __all__ = [
     "closed_form_map",
     "joined_tokens",
     "left_padded",
+    "left_padded_rows",
     "norm_match",
     "pooled",
     "pooled_prefixes",

@@ -1,8 +1,12 @@
 """Where the text sits in a padded batch."""
 
+from collections.abc import Sequence
+
+import torch
+
 from promptembedder.shapes import Bool, Int, Tensor
 
-__all__ = ["left_padded", "text_positions"]
+__all__ = ["left_padded", "left_padded_rows", "text_positions"]
 
 
 def left_padded(
@@ -18,6 +22,16 @@ def left_padded(
     width = max(int(mask.sum(dim=1).max()), 0) if mask.numel() else 0
     first = mask.shape[1] - width  # columns that are padding in every row
     return ids.gather(1, order)[:, first:], mask.gather(1, order)[:, first:]
+
+
+def left_padded_rows(
+    rows: Sequence[Sequence[int]], *, device: torch.device | None = None
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Ids and mask of rows of ids, padded with zeros on the left to the longest."""
+    width = max(map(len, rows), default=0)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
+    return ids.reshape(len(rows), width).to(device), mask.reshape(len(rows), width).to(device)
 
 
 def text_positions(mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:

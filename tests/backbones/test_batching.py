@@ -1,0 +1,45 @@
+"""Laws of batches of like length."""
+
+import itertools
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptembedder.backbones import like_length_batches
+from promptembedder.backbones.batching import _CALL_TOKENS
+
+LENGTHS = st.lists(st.integers(0, 200), max_size=40)
+
+
+def cost_of(batches: list[list[int]], lengths: list[int]) -> int:
+    return sum(len(batch) * max(lengths[place] for place in batch) + _CALL_TOKENS for batch in batches)
+
+
+@given(lengths=LENGTHS)
+def test_every_text_is_in_one_batch_and_the_longest_come_first(lengths: list[int]) -> None:
+    batches = like_length_batches(lengths)
+    assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(lengths)))
+    in_order = [lengths[place] for batch in batches for place in batch]
+    assert in_order == sorted(in_order, reverse=True)
+
+
+@given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=8))
+def test_no_other_split_costs_less(lengths: list[int]) -> None:
+    """Against all ways to cut the sorted texts into runs."""
+    ordered = sorted(lengths, reverse=True)
+    least = math.inf
+    for cuts in itertools.product([False, True], repeat=len(ordered) - 1):
+        runs, start = [], 0
+        for end, cut in enumerate((*cuts, True), start=1):
+            if cut:
+                runs.append(list(range(start, end)))
+                start = end
+        least = min(least, cost_of(runs, ordered))
+    assert cost_of(like_length_batches(lengths), lengths) == least
+
+
+def test_texts_of_one_length_are_one_batch_and_no_texts_none() -> None:
+    assert like_length_batches([7, 7, 7]) == [[0, 1, 2]]
+    assert like_length_batches([]) == []
+    assert like_length_batches([512] + [8] * 64) == [[0], list(range(1, 65))]
