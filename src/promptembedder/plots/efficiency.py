@@ -102,6 +102,7 @@ def _draw_panel(axes: "Axes", points: Sequence[StepPoint], value: Value, styles:
             [number for _, number in known],
             color=style.colour,
             marker=style.marker,
+            fillstyle=style.fill,
             linestyle=style.line,
         )
         failed = [point.batch for point in own if point.seconds is None]
@@ -128,7 +129,7 @@ def _finish_scale(axes: "Axes", failures: int) -> None:
 def _handles(styles: dict[str, MethodStyle], points: Sequence[StepPoint]) -> list[Any]:
     line = extras.require("matplotlib.lines", extra="plots").Line2D
     handles = [
-        line([], [], label=name, color=style.colour, marker=style.marker, linestyle=style.line)
+        line([], [], label=name, color=style.colour, marker=style.marker, fillstyle=style.fill, linestyle=style.line)
         for name, style in styles.items()
     ]
     if any(point.seconds is None for point in points):

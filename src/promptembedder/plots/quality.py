@@ -144,7 +144,15 @@ def _draw_curve(
     means = [fmean(row) for row in scores]
     # so many markers that lines can be told apart, and not so many that they become one
     every = max(1, len(rows) // 8)
-    axes.plot(places, means, color=style.colour, marker=style.marker, linestyle=style.line, markevery=every)
+    axes.plot(
+        places,
+        means,
+        color=style.colour,
+        marker=style.marker,
+        fillstyle=style.fill,
+        linestyle=style.line,
+        markevery=every,
+    )
     if rows and len(rows[0]) > 1:
         lows, highs = [min(row) for row in scores], [max(row) for row in scores]
         axes.fill_between(places, lows, highs, color=style.colour, alpha=0.15, linewidth=0)
@@ -165,7 +173,8 @@ def _draw_dot(axes: "Axes", place: float, by_seed: Sequence[float], style: Metho
     mean = fmean(by_seed)
     if len(by_seed) > 1:
         axes.plot([min(by_seed), max(by_seed)], [place, place], color=style.colour, linewidth=1.2)
-    axes.plot([mean], [place], color=style.colour, marker=style.marker, linestyle="none", markersize=7)
+    look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "fillstyle": style.fill}
+    axes.plot([mean], [place], linestyle="none", markersize=7, **look)
 
 
 def _handle(name: str, style: MethodStyle, *, line: bool = True, marker: bool = True) -> Any:
@@ -176,4 +185,5 @@ def _handle(name: str, style: MethodStyle, *, line: bool = True, marker: bool = 
         color=style.colour,
         linestyle=style.line if line else "none",
         marker=style.marker if marker else "none",
+        fillstyle=style.fill,
     )

@@ -56,22 +56,30 @@ _LOOK: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStyle:
-    """How a method is drawn; `line` is a matplotlib line style."""
+    """How a method is drawn; `line` is a matplotlib line style, `fill` one of its fill styles of markers."""
 
     colour: str
     marker: str
     line: Any
+    fill: str = "full"
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """The look of each method, in the order of first mention; after eight looks they come again."""
+    """The look of each method, in the order of first mention; after eight they come again, with hollow markers."""
     unknown = [method for method in dict.fromkeys(methods) if method not in _KNOWN]
     taken = {place for place, name in enumerate(_KNOWN) if name in methods}
-    free = [place for place in reversed(range(len(_COLOURS))) if place not in taken] or list(range(len(_COLOURS)))
+    looks = len(_COLOURS)
+    free = [place for place in reversed(range(looks)) if place not in taken]
+    free += range(looks, looks + len(unknown))
     places = {name: _KNOWN.index(name) for name in methods if name in _KNOWN}
-    places |= {name: free[i % len(free)] for i, name in enumerate(unknown)}
+    places |= dict(zip(unknown, free, strict=False))
     return {
-        name: MethodStyle(colour=_COLOURS[places[name]], marker=_MARKERS[places[name]], line=_LINES[places[name]])
+        name: MethodStyle(
+            colour=_COLOURS[places[name] % looks],
+            marker=_MARKERS[places[name] % looks],
+            line=_LINES[places[name] % looks],
+            fill="full" if places[name] < looks else "none",
+        )
         for name in dict.fromkeys(methods)
     }
 
