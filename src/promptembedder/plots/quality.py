@@ -16,6 +16,8 @@ __all__ = ["QualityCurve", "QualityPoint", "TaskScorePoint", "plot_quality_over_
 
 _MEAN_ROW = "mean"
 
+_LEVEL_COLOUR = "#444444"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualityPoint:
@@ -66,11 +68,10 @@ def plot_quality_over_time(
 
     Args:
         path_stem: Path of the pictures without `.png` and `.svg`.
-        references: Scores of what is not trained, by name: level lines.
+        references: Scores of what is not trained, by name: level lines with their names on them.
     """
     methods = [curve.method for curve in curves]
-    levels = dict(references or {})
-    styles = method_styles([*methods, *levels])
+    styles = method_styles(methods)
     with pictures():
         figure = new_figure(10.0, 4.6)
         by_time, by_step = figure.subplots(1, 2, sharey=True)
@@ -78,17 +79,18 @@ def plot_quality_over_time(
             rows = _common_steps([curve for curve in curves if curve.method == method])
             _draw_curve(by_time, [fmean(point.seconds for point in row) for row in rows], rows, styles[method])
             _draw_curve(by_step, [row[0].step for row in rows], rows, styles[method])
-        for name, score in levels.items():
+        for name, score in (references or {}).items():
             for axes in (by_time, by_step):
-                axes.axhline(score, color=styles[name].colour, linestyle=styles[name].line, linewidth=1.4)
+                axes.axhline(score, color=_LEVEL_COLOUR, linestyle=(0, (1, 1.5)), linewidth=1.2)
+            place = by_step.get_yaxis_transform()
+            by_step.text(0.02, score, name, transform=place, color=_LEVEL_COLOUR, fontsize=9, va="bottom")
         by_time.set(xlabel="training time [s]", ylabel=score_label)
         by_step.set_xlabel("training steps")
         for axes in (by_time, by_step):
             axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # the first marker whole
         if title:
             figure.suptitle(title)
-        handles = [_handle(name, styles[name], marker=name in methods) for name in styles]
-        legend_below(figure, handles, columns=4)
+        legend_below(figure, [_handle(name, style) for name, style in styles.items()], columns=4)
         return write_pictures(figure, path_stem)
 
 
@@ -177,13 +179,13 @@ def _draw_dot(axes: "Axes", place: float, by_seed: Sequence[float], style: Metho
     axes.plot([mean], [place], linestyle="none", markersize=7, **look)
 
 
-def _handle(name: str, style: MethodStyle, *, line: bool = True, marker: bool = True) -> Any:
+def _handle(name: str, style: MethodStyle, *, line: bool = True) -> Any:
     return extras.require("matplotlib.lines", extra="plots").Line2D(
         [],
         [],
         label=name,
         color=style.colour,
         linestyle=style.line if line else "none",
-        marker=style.marker if marker else "none",
+        marker=style.marker,
         fillstyle=style.fill,
     )
