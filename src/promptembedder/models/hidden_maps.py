@@ -6,7 +6,7 @@ import torch
 
 from promptembedder.backbones import Backbone
 from promptembedder.data import clean_text
-from promptembedder.nn import text_positions
+from promptembedder.nn import left_padded_rows, text_positions
 from promptembedder.shapes import Float, Tensor
 
 __all__ = ["hidden_maps"]
@@ -47,14 +47,12 @@ class _States:
         foreign, words = backbone.tokenizer.foreign, {"add_special_tokens": False, "split_special_tokens": True}
         rows = [foreign(text, return_offsets_mapping=True, **words) for text in texts]
         ids = [prefix + row["input_ids"][:room] for row in rows]
-        width = max(map(len, ids))
+        padded, mask = left_padded_rows(ids, device=backbone.input_table.device)
+        width = padded.shape[1]
         self.ends: list[dict[int, int]] = []
         for row, own in zip(rows, ids, strict=True):
             first = width - len(own) + len(prefix)
             self.ends.append({end: first + place for place, (_, end) in enumerate(row["offset_mapping"][:room])})
-        device = backbone.input_table.device
-        padded = torch.tensor([[0] * (width - len(own)) + own for own in ids], dtype=torch.long, device=device)
-        mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in ids], device=device)
         self._hidden: tuple[Tensor, ...] = ()
         if width:
             self._hidden = backbone.decoder(

@@ -157,7 +157,7 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
         """
-        return self._finished(self._states_after(states, soft), states)
+        return self._finished(self._states_after(states, soft), self._own_means(states))
 
     def embed_each_after(
         self, states: TextStates, soft: Float[Tensor, "instructions prompt width"]
@@ -169,16 +169,29 @@ class SoftTokenEncoder(TextEncoder):
         """
         inputs, additions = self._by_layer(soft)
         after = read_each_after(self.reader.decoder, states, inputs, additions)
-        return torch.stack([self._finished(one, states) for one in after])
+        own = self._own_means(states)
+        return torch.stack([self._finished(one, own) for one in after])
 
-    def _finished(self, after: Float[Tensor, "batch prompt dim_r"], states: TextStates) -> Float[Tensor, "batch dim_r"]:
+    def _own_means(self, states: TextStates) -> tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None:
+        """Means of the texts' own states, and which texts have any; None where they are not added."""
+        if self.readout is None or self.training:
+            return (
+                None  # in training they would do part of the summary's work, and it would learn less: docs/results.md
+            )
+        own = own_tokens(states.mask, self.reader)
+        present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
+        return pooled(states.hidden, own, pooling="mean"), present
+
+    def _finished(
+        self,
+        after: Float[Tensor, "batch prompt dim_r"],
+        own: tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None,
+    ) -> Float[Tensor, "batch dim_r"]:
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = self._mapped(pooled(after, everywhere, pooling=self.settings.pooling))
-        if self.readout is not None and not self.training:
-            # in training they would do part of the summary's work, and it would learn less: docs/results.md
-            own = own_tokens(states.mask, self.reader)
-            present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
-            summary = self.readout(summary, pooled(states.hidden, own, pooling="mean"), present)
+        if own is not None:
+            assert self.readout is not None
+            summary = self.readout(summary, *own)
         return self.finite(unit_vectors(summary))
 
     def steps_after(
