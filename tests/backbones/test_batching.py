@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from promptembedder.backbones import like_length_batches
 from promptembedder.backbones.batching import _CALL_TOKENS
+from promptembedder.errors import ConfigError
 
 LENGTHS = st.lists(st.integers(0, 200), max_size=40)
 
@@ -37,6 +39,26 @@ def test_no_other_split_costs_less(lengths: list[int]) -> None:
                 start = end
         least = min(least, cost_of(runs, ordered))
     assert cost_of(like_length_batches(lengths), lengths) == least
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=60), max_tokens=st.integers(50, 300), max_texts=st.integers(1, 20))
+def test_no_batch_is_over_its_limits_and_none_could_do_without_a_piece(
+    lengths: list[int], max_tokens: int, max_texts: int
+) -> None:
+    whole = like_length_batches(lengths)
+    batches = like_length_batches(lengths, max_tokens=max_tokens, max_texts=max_texts)
+    assert list(itertools.chain.from_iterable(batches)) == list(itertools.chain.from_iterable(whole))
+    for batch in batches:
+        assert len(batch) <= max_texts
+        assert len(batch) * max(lengths[place] for place in batch) <= max_tokens
+    rooms = [min(max_texts, max_tokens // max(lengths[batch[0]], 1)) for batch in whole]
+    assert len(batches) == sum(math.ceil(len(batch) / room) for batch, room in zip(whole, rooms, strict=True))
+
+
+def test_a_text_longer_than_the_budget_is_refused() -> None:
+    assert like_length_batches([50, 50], max_tokens=50) == [[0], [1]]
+    with pytest.raises(ConfigError, match="max_batch_tokens is 49, and a text has 50 tokens"):
+        like_length_batches([3, 50], max_tokens=49)
 
 
 def test_texts_of_one_length_are_one_batch_and_no_texts_none() -> None:

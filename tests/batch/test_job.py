@@ -57,18 +57,21 @@ def one_by_one(model: PromptEmbedder, texts: list[str], instruction: str | None)
     return np.stack([model.encode([text], prompt=instruction, batch_size=1)[0] for text in texts])
 
 
-@pytest.mark.parametrize(("batch_size", "chunk_rows"), [(32, 2048), (2, 3), (3, 2), (1, 1)])
+@pytest.mark.parametrize(("max_batch_tokens", "chunk_rows"), [(8192, 2048), (400, 3), (300, 2), (250, 1)])
 def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
-    model: PromptEmbedder, corpus: Path, tmp_path: Path, batch_size: int, chunk_rows: int
+    model: PromptEmbedder, corpus: Path, tmp_path: Path, max_batch_tokens: int, chunk_rows: int
 ) -> None:
     output = tmp_path / "new" / "out.parquet"
-    settings = EmbedSettings(instructions=(TOPIC,), batch_size=batch_size, chunk_rows=chunk_rows)
+    settings = EmbedSettings(instructions=(TOPIC,), max_batch_tokens=max_batch_tokens, chunk_rows=chunk_rows)
     report = embed_files(model, [corpus], output, settings=settings)
     np.testing.assert_allclose(column(output, "embedding"), one_by_one(model, TEXTS, TOPIC), atol=1e-5)
     assert pq.read_table(output)["id"].to_pylist() == [f"doc-{row}" for row in range(len(TEXTS))]
     assert (report.rows, report.dim, report.columns) == (len(TEXTS), model.encoder.reader.dim, {"embedding": TOPIC})
     assert report.output == output
     assert report.rows_per_second == pytest.approx(report.rows / report.seconds)
+    ids = model.encoder.reader.tokenizer.tokenize(TEXTS, max_length=model.encoder.max_seq_length).mask
+    assert report.tokens == int(ids.sum())
+    assert 0 <= report.padding_share < 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
 ) -> None:
     model = PromptEmbedder.create(config=dataclasses.replace(CONFIG, max_seq_length=20, **changes), device="cpu")
     output = tmp_path / "out.parquet"
-    settings = EmbedSettings(instructions=(TOPIC, QUESTION), batch_size=4, chunk_rows=5)
+    settings = EmbedSettings(instructions=(TOPIC, QUESTION), max_batch_tokens=50, chunk_rows=5)
     report = embed_files(model, [corpus], output, settings=settings)
     assert report.columns == {"embedding_0": TOPIC, "embedding_1": QUESTION}
     assert report.truncated == 1  # a text, not a text for each instruction
@@ -116,7 +119,7 @@ def test_all_formats_of_the_same_texts_give_the_same_vectors(model: PromptEmbedd
     vectors = {}
     for kind, path in files.items():
         output = tmp_path / f"{kind}-out.parquet"
-        embed_files(model, [path], output, settings=EmbedSettings(batch_size=2))
+        embed_files(model, [path], output, settings=EmbedSettings(max_batch_tokens=100))
         vectors[kind] = column(output, "embedding")
     for kind in files:
         np.testing.assert_array_equal(vectors[kind], vectors["jsonl"])
@@ -207,7 +210,7 @@ def test_no_more_than_a_chunk_of_rows_is_read_ahead(
         done += rows
 
     monkeypatch.setattr(job_module, "read_texts", counted)
-    settings = EmbedSettings(chunk_rows=4, batch_size=2)
+    settings = EmbedSettings(chunk_rows=4, max_batch_tokens=20)
     # a path that is no file stands for a pipe: it is neither hashed nor looked into beforehand
     report = embed_files(model, [tmp_path / "pipe.jsonl"], tmp_path / "out.parquet", settings=settings, on_rows=watch)
     assert (report.rows, done) == (10, 10)
@@ -242,8 +245,8 @@ def test_outputs_that_cannot_be_meant_are_refused(corpus: Path, tmp_path: Path) 
 
 
 def test_settings_are_checked_at_the_door() -> None:
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
-        EmbedSettings(batch_size=0)
+    with pytest.raises(ConfigError, match="max_batch_tokens must be at least 1, got 0"):
+        EmbedSettings(max_batch_tokens=0)
     with pytest.raises(ConfigError, match="chunk_rows must be at least 1, got -1"):
         EmbedSettings(chunk_rows=-1)
     with pytest.raises(ConfigError, match="blank"):
@@ -261,5 +264,7 @@ def test_a_model_that_cuts_its_vectors_is_refused(corpus: Path, tmp_path: Path) 
 
 def test_reports_are_values() -> None:
     values = {"output": Path("x"), "rows": 6, "dim": 2, "columns": {}, "truncated": 0, "seconds": 2.0}
+    values |= {"tokens": 90, "padding_share": 0.1}
     assert EmbedReport(**values) == EmbedReport(**values)
+    assert EmbedReport(**values).tokens_per_second == 45.0
     assert EmbedReport(**values).rows_per_second == 3.0

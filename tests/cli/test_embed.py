@@ -99,7 +99,7 @@ def test_a_file_of_options_does_what_the_options_do_and_a_flag_wins(
 ) -> None:
     config = tmp_path / "embed.yaml"
     output = tmp_path / "out.parquet"
-    content = {"model": str(saved_model), "files": [str(corpus)], "output": str(output), "batch-size": 2}
+    content = {"model": str(saved_model), "files": [str(corpus)], "output": str(output), "max-batch-tokens": 100}
     config.write_text(json.dumps({**content, "instruction": [COMPILED, OTHER], "overwrite": True}))
     result = run("embed", "--config", config, "--json")
     assert json.loads(result.stdout)["columns"] == {"embedding_0": COMPILED, "embedding_1": OTHER}

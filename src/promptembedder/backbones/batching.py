@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+
+from promptembedder.errors import ConfigError
 
 __all__ = ["like_length_batches"]
 
@@ -11,12 +13,27 @@ __all__ = ["like_length_batches"]
 _CALL_TOKENS = 64
 
 
-def like_length_batches(lengths: Sequence[int]) -> list[list[int]]:
+def like_length_batches(
+    lengths: Sequence[int], *, max_tokens: int | None = None, max_texts: int | None = None
+) -> list[list[int]]:
     """Places of the texts by batch, longest first: the split that reads the fewest tokens, padding included.
 
     A batch of n texts, the longest of m tokens, costs n * m and a constant; the least sum is found by dynamic
-    programming over the distinct lengths, O(distinct lengths squared).
+    programming over the distinct lengths, O(distinct lengths squared). Batches too large are then cut evenly.
+
+    Args:
+        lengths: Tokens of each text.
+        max_tokens: Tokens of a batch, padding included, at most.
+        max_texts: Texts of a batch at most.
+
+    Raises:
+        ConfigError: A text is longer than `max_tokens`.
     """
+    longest_text = max(lengths, default=0)
+    if max_tokens is not None and max_tokens < longest_text:
+        raise ConfigError(
+            f"max_batch_tokens is {max_tokens}, and a text has {longest_text} tokens. Raise it to that at least."
+        )
     counts = sorted(Counter(lengths).items(), reverse=True)
     least, begins = [0], [0]  # cost of the texts of the first i distinct lengths; where their last batch begins
     for end in range(1, len(counts) + 1):
@@ -35,4 +52,19 @@ def like_length_batches(lengths: Sequence[int]) -> list[list[int]]:
     while end:
         batches.insert(0, ordered[texts_before[begins[end]] : texts_before[end]])
         end = begins[end]
-    return batches
+    return [piece for batch in batches for piece in _cut(batch, _room(lengths[batch[0]], max_tokens, max_texts))]
+
+
+def _room(longest: int, max_tokens: int | None, max_texts: int | None) -> int | None:
+    """Texts that a batch may have whose longest has `longest` tokens; None: any number."""
+    limits = [] if max_texts is None else [max_texts]
+    if max_tokens is not None:
+        limits.append(max_tokens // max(longest, 1))
+    return min(limits, default=None)
+
+
+def _cut(batch: list[int], room: int | None) -> list[list[int]]:
+    """The batch in as few pieces of at most `room` texts as will do, of equal size but for one text."""
+    pieces = 1 if room is None else -(-len(batch) // room)
+    ends = [len(batch) * piece // pieces for piece in range(pieces + 1)]
+    return [batch[start:end] for start, end in pairwise(ends)]

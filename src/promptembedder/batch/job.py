@@ -13,7 +13,7 @@ import numpy as np
 from promptembedder.batch.embedding_file import column_names, whole_embedding_file
 from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.models import PromptEmbedder
+from promptembedder.models import MAX_BATCH_TOKENS, PromptEmbedder, ReadingCounts
 from promptembedder.shapes import Float
 from promptembedder.storage import file_sha256, versions
 
@@ -30,7 +30,7 @@ class EmbedSettings:
         instructions: Each gets its own column of vectors; none stands for the model's default instruction.
         text_column: As in `read_texts`, for each file.
         id_column: As in `read_texts`, for each file.
-        batch_size: Texts read by the model at once.
+        max_batch_tokens: Tokens of texts read by the model at once, padding included.
         chunk_rows: Rows held in memory, sorted by length and written at once: a row group of the output.
         overwrite: Replace an output that exists.
     """
@@ -38,13 +38,13 @@ class EmbedSettings:
     instructions: tuple[str, ...] = ()
     text_column: str | None = None
     id_column: str | None = None
-    batch_size: int = 32
+    max_batch_tokens: int = MAX_BATCH_TOKENS
     chunk_rows: int = 2048
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Check each value at the door."""
-        for name, value in (("batch_size", self.batch_size), ("chunk_rows", self.chunk_rows)):
+        for name, value in (("max_batch_tokens", self.max_batch_tokens), ("chunk_rows", self.chunk_rows)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}. Leave it out for the default.")
         asked = [_normal(instruction) for instruction in self.instructions]
@@ -62,6 +62,8 @@ class EmbedReport:
     Attributes:
         columns: The instruction of each column of vectors, by the column's name.
         truncated: Texts that were longer than the model reads and lost their end.
+        tokens: Of the texts, as far as the model reads them.
+        padding_share: Of all tokens computed, 0..1.
         seconds: From the first row read to the file in its place.
     """
 
@@ -70,12 +72,19 @@ class EmbedReport:
     dim: int
     columns: dict[str, str]
     truncated: int
+    tokens: int
+    padding_share: float
     seconds: float
 
     @property
     def rows_per_second(self) -> float:
         """Rows embedded and written each second."""
         return self.rows / self.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of texts embedded each second."""
+        return self.tokens / self.seconds
 
 
 def check_files(files: Sequence[Path], output: Path, *, settings: EmbedSettings) -> None:
@@ -109,7 +118,7 @@ def embed_files(
     settings: EmbedSettings,
     model_name: str | None = None,
     model_sha256: str | None = None,
-    on_rows: Callable[[int], None] | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> EmbedReport:
     """Embed the texts of `files`, in their order, into the Parquet file `output`.
 
@@ -129,6 +138,7 @@ def embed_files(
     if model.truncate_dim is not None:
         raise ConfigError(f"vectors cut to {model.truncate_dim} are not of length 1. Set truncate_dim to None.")
     start, truncated_before = time.perf_counter(), model.encoder.truncated_texts
+    model.max_batch_tokens, model.encoder.reading.counts = settings.max_batch_tokens, ReadingCounts()
     instructions = [_normal(text) for text in settings.instructions] or [model.encoder.settings.default_instruction]
     columns = dict(zip(column_names(len(instructions)), instructions, strict=True))
     metadata = _metadata(model, files, columns, model_name=model_name, model_sha256=model_sha256)
@@ -137,7 +147,7 @@ def embed_files(
     with whole_embedding_file(output, instructions=len(columns), dim=dim, metadata=metadata) as file:
         for chunk in _chunks(files, settings):
             texts = [row.text for row in chunk]
-            vectors = _embedded(model, texts, instructions, batch_size=settings.batch_size, on_rows=on_rows)
+            vectors = _embedded(model, texts, instructions, on_rows=on_rows)
             file.append([row.id for row in chunk], vectors)
             rows += len(chunk)
             seen.update(hash(row.id) for row in chunk)
@@ -145,52 +155,27 @@ def embed_files(
         _logger.warning(
             "%d of %d rows have an id that came before; name an id column to tell them apart", rows - len(seen), rows
         )
-    truncated = model.encoder.truncated_texts - truncated_before
+    truncated, counts = model.encoder.truncated_texts - truncated_before, model.encoder.reading.counts
     return EmbedReport(
         output=output,
         rows=rows,
         dim=dim,
         columns=columns,
-        truncated=truncated if _in_one_pass(model) else truncated // len(columns),
+        truncated=truncated if model.encoder.reads_text_once else truncated // len(columns),
+        tokens=counts.tokens,
+        padding_share=counts.padding_share,
         seconds=time.perf_counter() - start,
     )
 
 
 def _embedded(
-    model: PromptEmbedder,
-    texts: Sequence[str],
-    instructions: Sequence[str],
-    *,
-    batch_size: int,
-    on_rows: Callable[[int], None] | None,
+    model: PromptEmbedder, texts: list[str], instructions: Sequence[str], *, on_rows: Callable[[int], None]
 ) -> Float[np.ndarray, "instructions texts dim"]:
-    vectors = np.empty((len(instructions), len(texts), model.encoder.reader.dim), dtype=np.float32)
-    # longest first: what does not fit into memory fails at once, and the time left is never underrated
-    by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    for start in range(0, len(texts), batch_size):
-        rows = by_length[start : start + batch_size]
-        vectors[:, rows] = _embedded_batch(model, [texts[row] for row in rows], instructions)
-        if on_rows is not None:
-            on_rows(len(rows))
-    return vectors
-
-
-def _embedded_batch(
-    model: PromptEmbedder, texts: list[str], instructions: Sequence[str]
-) -> Float[np.ndarray, "instructions texts dim"]:
-    if _in_one_pass(model):
-        return model.encode_instructions(texts, instructions, batch_size=len(texts))
-    return np.stack(
-        [
-            model.encode(texts, prompt=instruction, batch_size=len(texts), show_progress_bar=False)
-            for instruction in instructions
-        ]
-    )
-
-
-def _in_one_pass(model: PromptEmbedder) -> bool:
-    settings = model.encoder.settings
-    return settings.placement == "suffix" and settings.conditioning == "instruction"
+    if model.encoder.reads_text_once:
+        return model.encode_instructions(texts, instructions, on_texts=on_rows)
+    vectors = [model.encode(texts, prompt=instruction, show_progress_bar=False) for instruction in instructions]
+    on_rows(len(texts))
+    return np.stack(vectors)
 
 
 def _chunks(files: Sequence[Path], settings: EmbedSettings) -> Iterator[list[TextRow]]:

@@ -35,7 +35,9 @@ def embed(
         str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
     ] = None,
     reader: ReaderOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 32,
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens read at once, padding included: bounds memory.")
+    ] = 8192,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -54,7 +56,7 @@ def embed(
             instructions=tuple(asked),
             text_column=text_column,
             id_column=id_column,
-            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
             overwrite=overwrite,
         )
         check_files(files, output, settings=settings)
@@ -87,7 +89,7 @@ def _progress() -> Iterator[Callable[[int], None]]:
 def _summary(done: "EmbedReport") -> str:
     lines = [
         f"{done.rows} rows of {done.dim} dimensions in {escape(str(done.output))}, "
-        f"{done.seconds:.1f} s, {done.rows_per_second:.1f} rows a second",
+        f"{done.seconds:.1f} s, {done.rows_per_second:.1f} rows and {done.tokens_per_second:.0f} tokens a second",
         *(f"  {name}: {escape(asked)}" for name, asked in done.columns.items()),
     ]
     if done.truncated:
@@ -104,5 +106,8 @@ def _content(done: "EmbedReport", model_sha256: str) -> dict[str, Any]:
         "truncated": done.truncated,
         "seconds": done.seconds,
         "rows_per_second": done.rows_per_second,
+        "tokens": done.tokens,
+        "tokens_per_second": done.tokens_per_second,
+        "padding_share": done.padding_share,
         "model_sha256": model_sha256,
     }

@@ -15,9 +15,11 @@ from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.models.text_encoder import TextEncoder
+from promptembedder.models.text_reading import MAX_BATCH_TOKENS, ReadingCounts, TextReading
 from promptembedder.models.trained_state import trained_state
 
 __all__ = [
+    "MAX_BATCH_TOKENS",
     "Alignment",
     "BaselineConfig",
     "BaselineEmbedder",
@@ -33,9 +35,11 @@ __all__ = [
     "PromptEmbedder",
     "Prompter",
     "PrompterConfig",
+    "ReadingCounts",
     "SoftTokenEncoder",
     "StaticEncoder",
     "TextEncoder",
+    "TextReading",
     "fit_alignment",
     "frozen_pooling",
     "load_parts",

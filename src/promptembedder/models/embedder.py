@@ -1,6 +1,6 @@
 """The model that users touch: a SentenceTransformer whose prompt is the instruction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from promptembedder.training import TrainingData
 
 __all__ = ["PromptEmbedder"]
+
+_TOKENIZED_TEXTS = 1024  # at once, before they are put into batches
 
 
 class PromptEmbedder(InstructedTransformer):
@@ -124,6 +126,18 @@ class PromptEmbedder(InstructedTransformer):
         self.encoder.fit_texts(texts, batch_size=batch_size)
 
     @property
+    def max_batch_tokens(self) -> int:
+        """Tokens of texts read at once, padding included: what bounds memory, whatever `batch_size` is.
+
+        Where a GPU has no memory for them, half of them are read at once, and a warning says so.
+        """
+        return self.encoder.reading.max_batch_tokens
+
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, value: int) -> None:
+        self.encoder.reading.max_batch_tokens = value
+
+    @property
     def readers(self) -> tuple[str, ...]:
         """The LLMs that a saved copy of this model can be opened on, the present one first."""
         return (self.encoder.reader.ref.source, *(str(side.ref["source"]) for side in self.encoder.others))
@@ -157,26 +171,36 @@ class PromptEmbedder(InstructedTransformer):
         return move_embedder(self, Move(reader=named), data, steps=steps, **options)
 
     def encode_instructions(
-        self, texts: Sequence[str], instructions: Sequence[str], *, batch_size: int = 32
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        on_texts: Callable[[int], None] = lambda _: None,
     ) -> Float[np.ndarray, "instructions texts dim"]:
         """Each text under each instruction from one pass over the texts, float32.
 
+        Args:
+            batch_size: Texts read at once at most; None: as many as `max_batch_tokens` allows.
+            on_texts: Called after each batch with the number of its texts.
+
         Raises:
-            ConfigError: Texts are not read independently of the instruction (prefix, instruction_and_text).
+            ConfigError: Texts are not read independently of the instruction (prefix, instruction_and_text), or one is
+                longer than `max_batch_tokens`.
         """
         encoder = self.encoder.eval()
-        settings = encoder.settings
-        if settings.placement != "suffix" or settings.conditioning != "instruction":
+        if not encoder.reads_text_once:
             raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
         texts = [clean_text(text) for text in texts]
         if not instructions:
             return vectors
-        by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        # longest first: what does not fit into memory fails at once, and the time left is never underrated
+        by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         with torch.inference_mode():
             soft = encoder.soft_tokens(instructions)
-            for start in range(0, len(texts), batch_size):
-                rows = by_length[start : start + batch_size]
-                states = encoder.read([encoder.preprocess([texts[row] for row in rows])])
-                vectors[:, rows] = encoder.embed_each_after(states, soft).cpu().numpy()
+            for start in range(0, len(texts), _TOKENIZED_TEXTS):
+                rows = by_length[start : start + _TOKENIZED_TEXTS]
+                chunk = encoder.embed_each([texts[row] for row in rows], soft, max_texts=batch_size, on_texts=on_texts)
+                vectors[:, rows] = chunk.cpu().numpy()
         return vectors

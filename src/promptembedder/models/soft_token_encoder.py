@@ -1,7 +1,7 @@
 """A frozen reader with soft tokens beside the text: what the dual model and static soft tokens share."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from promptembedder.backbones import (
     Backbone,
     TextStates,
     gathered_states,
-    like_length_batches,
     read_after,
     read_each_after,
     read_embeddings,
@@ -21,6 +20,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
+from promptembedder.models.text_reading import TextReading, TokenRow
 from promptembedder.models.text_readout import own_tokens, readout_layers
 from promptembedder.nn import (
     IdentityStartLinear,
@@ -43,6 +43,7 @@ class SoftTokenEncoder(TextEncoder):
     vector in the reader, the others are added to its state where it enters the deeper layers (`settings.deep_every`).
 
     Attributes:
+        reading: How many texts are gone through, and what was read so far.
         gives_steps: In training with suffix placement, features get `step_embeddings`, too, [batch prompt dim_r]: the
             embedding after the first soft token alone, after two, and so on; the last is `sentence_embedding`.
     """
@@ -60,6 +61,7 @@ class SoftTokenEncoder(TextEncoder):
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
+        self.reading = TextReading()
         self.gives_steps = False
 
     @abstractmethod
@@ -86,8 +88,10 @@ class SoftTokenEncoder(TextEncoder):
             return features
         soft = self.soft_tokens_of_batch(features, len(features["input_ids"]))
         if self.settings.placement == "suffix":
-            return {**features, **self._embedded(self.read([features]), soft)}
+            embedded = self._embedded(self.read([features]), soft) if self.training else self._encoded(features, soft)
+            return {**features, **embedded}
         ids, mask = left_padded(features["input_ids"], features["attention_mask"])
+        self.reading.count(mask.sum(dim=1).tolist())
         return {**features, "sentence_embedding": self._embed_before(ids, mask, soft)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
@@ -97,7 +101,7 @@ class SoftTokenEncoder(TextEncoder):
         prompter reads all distinct instructions at once. With K queries a text, one wide pass beats one small pass a
         column.
         """
-        if self.settings.placement != "suffix" or self.settings.conditioning != "instruction":
+        if not self.reads_text_once or not self.training:
             for features in columns:
                 features |= self.forward(features)
             return
@@ -131,6 +135,11 @@ class SoftTokenEncoder(TextEncoder):
             return self.generate_for_texts(features)
         return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
 
+    @property
+    def reads_text_once(self) -> bool:
+        """Whether the states of a text are the same under every instruction."""
+        return self.settings.placement == "suffix" and self.settings.conditioning == "instruction"
+
     def read(self, columns: Sequence[dict[str, Any]]) -> TextStates:
         """What `embed_after` needs of the texts of all columns, one below the other; no gradient.
 
@@ -138,12 +147,51 @@ class SoftTokenEncoder(TextEncoder):
         """
         texts = [row for features in columns for row in _token_rows(features)]
         distinct = list(dict.fromkeys(texts))
-        batches = like_length_batches([len(text) for text in distinct])
-        parts = [self.read_rows([distinct[place] for place in batch]) for batch in batches]
+        batches, parts = self.reading.in_batches(
+            distinct, lambda places: self.read_rows([distinct[place] for place in places])
+        )
         place_of = {distinct[place]: (i, row) for i, batch in enumerate(batches) for row, place in enumerate(batch)}
         return gathered_states(parts, [place_of[text] for text in texts])
 
-    def read_rows(self, texts: Sequence[Sequence[int]]) -> TextStates:
+    def embed_each(
+        self,
+        texts: Sequence[str],
+        soft: Float[Tensor, "instructions prompt width"],
+        *,
+        max_texts: int | None = None,
+        on_texts: Callable[[int], None] = lambda _: None,
+    ) -> Float[Tensor, "instructions texts dim_r"]:
+        """Suffix placement: unit vectors of texts under each of several instructions, in batches of like length.
+
+        Args:
+            max_texts: Of a batch.
+            on_texts: Called after each batch with the number of its texts.
+        """
+        rows = _token_rows(self.token_features(texts))
+
+        def embed(places: list[int]) -> Tensor:
+            vectors = self.embed_each_after(self.read_rows([rows[place] for place in places]), soft)
+            on_texts(len(places))
+            return vectors
+
+        batches, parts = self.reading.in_batches(rows, embed, max_texts=max_texts)
+        return _in_order(batches, parts, dim=1)
+
+    def _encoded(self, features: dict[str, Any], soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
+        """A batch in evaluation: no more than one of its smaller batches has its states in memory at a time."""
+        rows = _token_rows(features)
+        first = {row: place for place, row in reversed(list(enumerate(rows)))}
+        distinct = list(first)
+
+        def embed(places: list[int]) -> Tensor:
+            states = self.read_rows([distinct[place] for place in places])
+            return self.embed_after(states, soft[[first[distinct[place]] for place in places]])
+
+        batches, parts = self.reading.in_batches(distinct, embed)
+        number = {row: i for i, row in enumerate(distinct)}
+        return {"sentence_embedding": _in_order(batches, parts, dim=0)[[number[row] for row in rows]]}
+
+    def read_rows(self, texts: Sequence[TokenRow]) -> TextStates:
         """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
         ids, mask = left_padded_rows(texts, device=self.device)
         layers = None if self.training else readout_layers(self.settings, self.reader)
@@ -280,7 +328,13 @@ class SoftTokenEncoder(TextEncoder):
         self.store.add_compiled({}, self.trained_weights())
 
 
-def _token_rows(features: dict[str, Any]) -> list[tuple[int, ...]]:
+def _in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor], *, dim: int) -> Tensor:
+    """What came batch by batch, along `dim` in the order of the places."""
+    places = torch.tensor([place for batch in batches for place in batch], device=parts[0].device)
+    return torch.cat(list(parts), dim=dim).index_select(dim, places.argsort())
+
+
+def _token_rows(features: dict[str, Any]) -> list[TokenRow]:
     """The token ids of each text of a batch, wherever its padding is."""
     rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
     return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]

@@ -1,0 +1,122 @@
+"""Reading many texts: beside others of like length, within a budget of tokens, everything counted."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from promptembedder.backbones import like_length_batches
+from promptembedder.errors import ConfigError
+
+__all__ = ["MAX_BATCH_TOKENS", "ReadingCounts", "TextReading", "TokenRow"]
+
+logger = logging.getLogger(__name__)
+
+# On a CPU 2,000 tokens already run at full speed; a GPU wants more, and what a batch keeps for soft tokens to look at
+# is then 0.4 GB for a model of 135M parameters and 1 GB for one of 7B.
+MAX_BATCH_TOKENS = 8192
+
+TokenRow = tuple[int, ...]
+Result = TypeVar("Result")
+
+
+@dataclass
+class ReadingCounts:
+    """What was read so far.
+
+    Attributes:
+        texts: Those alike within a batch count once.
+        tokens: Of the texts.
+        padding: Tokens beside them, which fill a batch up to its longest text.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    padding: int = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of padding in all tokens computed, 0..1."""
+        return self.padding / max(self.tokens + self.padding, 1)
+
+
+class TextReading:
+    """How an encoder goes through texts.
+
+    Attributes:
+        counts: What was read so far.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the default budget."""
+        self.counts = ReadingCounts()
+        self._max_batch_tokens = MAX_BATCH_TOKENS
+        self._fitting: int | None = None  # tokens that the GPU had memory for, once it had none for more
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens read at once, padding included; where a GPU has no memory for them, fewer are."""
+        return self._max_batch_tokens
+
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, value: int) -> None:
+        if value < 1:
+            raise ConfigError(f"max_batch_tokens must be at least 1, got {value}. Try {MAX_BATCH_TOKENS}.")
+        self._max_batch_tokens, self._fitting = value, None
+
+    def in_batches(
+        self,
+        texts: Sequence[TokenRow],
+        read: Callable[[list[int]], Result],
+        *,
+        max_texts: int | None = None,
+    ) -> tuple[list[list[int]], list[Result]]:
+        """Call `read` with the places of each batch of texts, longest first; the places, and what it gave for them.
+
+        Args:
+            max_texts: Of a batch.
+
+        Raises:
+            ConfigError: A text alone is longer than the budget.
+            torch.OutOfMemoryError: The GPU has no memory for one text alone.
+        """
+        waiting = self._batches(texts, list(range(len(texts))), max_texts)
+        done: list[list[int]] = []
+        results: list[Result] = []
+        while waiting:
+            batch = waiting[0]
+            try:
+                result = read(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                result = None
+            if result is None:  # outside of the except clause, whose traceback holds on to the batch's tensors
+                self._halve(len(batch) * max(len(texts[place]) for place in batch))
+                waiting = self._batches(texts, [place for each in waiting for place in each], max_texts)
+                continue
+            self.count([len(texts[place]) for place in batch])
+            done.append(waiting.pop(0))
+            results.append(result)
+        return done, results
+
+    def count(self, lengths: Sequence[int]) -> None:
+        """Note a batch of texts of these lengths."""
+        self.counts.texts += len(lengths)
+        self.counts.tokens += sum(lengths)
+        self.counts.padding += len(lengths) * max(lengths) - sum(lengths)
+
+    def _batches(self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None) -> list[list[int]]:
+        lengths = [len(texts[place]) for place in places]
+        budget = self._max_batch_tokens
+        if self._fitting is not None:
+            budget = min(budget, max(self._fitting, *lengths))
+        batches = like_length_batches(lengths, max_tokens=budget, max_texts=max_texts)
+        return [[places[own] for own in batch] for batch in batches]
+
+    def _halve(self, tokens: int) -> None:
+        self._fitting = tokens // 2
+        torch.cuda.empty_cache()
+        logger.warning("the GPU has no memory for %d tokens at once; reading %d from now on", tokens, self._fitting)
