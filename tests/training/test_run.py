@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import PromptEmbedder
+from promptembedder.models import BaselineConfig, ModelConfig, PromptEmbedder, TextStatesConfig
 from promptembedder.storage import from_mapping, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 
@@ -198,3 +198,28 @@ def test_a_recipe_survives_its_mapping(recipe_of: Callable[..., Recipe]) -> None
 def test_a_bad_recipe_is_refused_by_name_value_and_mend(mapping: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_mapping(Recipe, mapping)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_kept_text_states_give_the_same_run_and_no_second_reading(
+    recipe_of: Callable[..., Recipe], mixture: Path, tmp_path: Path, where: str
+) -> None:
+    recipe = recipe_of(steps=9, data=DataConfig(mixture=str(mixture), limit=12), log_every=1)
+    _run(recipe)
+    states = TextStatesConfig(memory_gib=1.0)
+    if where == "disk":
+        states = TextStatesConfig(disk_gib=0.1, folder=str(tmp_path / "states"))
+    run = dataclasses.replace(recipe.run, output=str(tmp_path / "kept"))
+    kept = dataclasses.replace(recipe, run=run, text_states=states)
+    model, _ = _run(kept)
+    assert model.encoder.text_states is None  # training alone asks for texts again
+    losses = [[row["loss"] for row in _metrics(each) if "loss" in row] for each in (recipe, kept)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    held = [row["texts_held"] for row in _metrics(kept) if "texts_held" in row]
+    assert held[0] == 0
+    assert held[-1] == 1
+
+
+def test_kept_text_states_are_for_readers_that_nothing_trains(tiny_model: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match="text_states needs texts that are read before anything trained"):
+        Recipe(model=tiny_model, baseline=BaselineConfig(kind="lora"), text_states=TextStatesConfig(memory_gib=1.0))

@@ -16,6 +16,7 @@ from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.text_reading import MAX_BATCH_TOKENS, ReadingCounts, TextReading
+from promptembedder.models.text_state_store import TextStatesConfig, TextStateStore
 from promptembedder.models.trained_state import trained_state
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "StaticEncoder",
     "TextEncoder",
     "TextReading",
+    "TextStateStore",
+    "TextStatesConfig",
     "fit_alignment",
     "frozen_pooling",
     "load_parts",

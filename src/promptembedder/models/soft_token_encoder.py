@@ -1,5 +1,6 @@
 """A frozen reader with soft tokens beside the text: what the dual model and static soft tokens share."""
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.text_reading import TextReading, TokenRow
 from promptembedder.models.text_readout import own_tokens, readout_layers
+from promptembedder.models.text_state_store import TextStateStore
 from promptembedder.nn import (
     IdentityStartLinear,
     TextReadout,
@@ -44,6 +46,7 @@ class SoftTokenEncoder(TextEncoder):
 
     Attributes:
         reading: How many texts are gone through, and what was read so far.
+        text_states: What is kept of texts from one epoch of training to the next; None keeps nothing.
         gives_steps: In training with suffix placement, features get `step_embeddings`, too, [batch prompt dim_r]: the
             embedding after the first soft token alone, after two, and so on; the last is `sentence_embedding`.
     """
@@ -62,6 +65,7 @@ class SoftTokenEncoder(TextEncoder):
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
         self.reading = TextReading()
+        self.text_states: TextStateStore | None = None
         self.gives_steps = False
 
     @abstractmethod
@@ -141,16 +145,30 @@ class SoftTokenEncoder(TextEncoder):
         return self.settings.placement == "suffix" and self.settings.conditioning == "instruction"
 
     def read(self, columns: Sequence[dict[str, Any]]) -> TextStates:
-        """What `embed_after` needs of the texts of all columns, one below the other; no gradient.
+        """What `embed_after` needs in training of the texts of all columns, one below the other; no gradient.
 
-        Each distinct text is read once, beside others of like length.
+        Each distinct text is read once, beside others of like length, and not at all if its states are held.
         """
         texts = [row for features in columns for row in _token_rows(features)]
         distinct = list(dict.fromkeys(texts))
-        batches, parts = self.reading.in_batches(
-            distinct, lambda places: self.read_rows([distinct[place] for place in places])
-        )
-        place_of = {distinct[place]: (i, row) for i, batch in enumerate(batches) for row, place in enumerate(batch)}
+        held, packed, new = ([], [], distinct) if self.text_states is None else self.text_states.split(distinct)
+
+        def read(places: list[int]) -> TextStates:
+            rows = [new[place] for place in places]
+            states = self.read_rows(rows)
+            if self.text_states is not None:
+                self.text_states.add(rows, states)
+            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # training has no use for it
+
+        batches, parts = self.reading.in_batches(new, read)
+        rows = [[new[place] for place in batch] for batch in batches]
+        if held:
+            assert self.text_states is not None
+            parts.append(self.text_states.states(packed, device=self.device))
+            rows.append(held)
+        if self.text_states is not None:
+            self.diagnostics["texts_held"] = len(held) / len(distinct)
+        place_of = {row: (part, place) for part, batch in enumerate(rows) for place, row in enumerate(batch)}
         return gathered_states(parts, [place_of[text] for text in texts])
 
     def embed_each(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import BaselineConfig, ModelConfig
+from promptembedder.models import BaselineConfig, ModelConfig, TextStatesConfig
 
 __all__ = ["DataConfig", "EvaluationConfig", "LossConfig", "OptimConfig", "Recipe", "RunConfig"]
 
@@ -173,3 +173,12 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    text_states: TextStatesConfig = field(default_factory=TextStatesConfig)
+
+    def __post_init__(self) -> None:
+        reads_before = self.baseline is None or self.baseline.kind == "static"
+        if self.text_states.keeps_any and not (reads_before and self.model.placement == "suffix"):
+            raise ConfigError(
+                "text_states needs texts that are read before anything trained: placement 'suffix', and no baseline "
+                "that trains the reader. Leave text_states out."
+            )

@@ -6,7 +6,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from promptembedder.models import (
     PromptEmbedder,
     SoftTokenEncoder,
     TextEncoder,
+    TextStateStore,
     trained_state,
 )
 from promptembedder.storage import MANIFEST_NAME, to_mapping
@@ -118,6 +120,21 @@ def fit_to_texts(encoder: TextEncoder, data: TrainingData, *, seed: int) -> None
         encoder.fit_texts(data.sampled_texts(_TEXTS_TO_FIT, seed=seed))
 
 
+@contextmanager
+def _kept_text_states(encoder: TextEncoder, recipe: Recipe) -> Iterator[None]:
+    """While this lasts, states of texts are kept as the recipe says."""
+    if not recipe.text_states.keeps_any:
+        yield
+        return
+    assert isinstance(encoder, SoftTokenEncoder)  # the recipe has seen to it
+    encoder.text_states = TextStateStore(recipe.text_states, encoder.reader.ref)
+    try:
+        yield
+    finally:
+        encoder.text_states.close()
+        encoder.text_states = None
+
+
 def _untrained(recipe: Recipe, data: TrainingData, device: str | None) -> InstructedTransformer:
     if recipe.baseline is None:
         return PromptEmbedder.create(config=recipe.model, device=device, seed=recipe.run.seed)
@@ -150,7 +167,8 @@ def train_model(
     started = time.perf_counter()
     _begin_output(recipe, checkpoint)
     trainer = _trainer(model, data, recipe, evaluator, callbacks)
-    trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _kept_text_states(model.text_encoder, recipe):
+        trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
     model.eval()
     model.save(recipe.run.output)
