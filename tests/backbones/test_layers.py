@@ -64,6 +64,15 @@ def test_an_addition_enters_its_own_layer_and_no_other(backbone: Backbone, layer
     torch.testing.assert_close(entered[layer], plain[layer] + addition(backbone))
 
 
+def test_a_short_addition_is_for_the_last_places(backbone: Backbone) -> None:
+    whole = torch.cat([torch.zeros(1, IDS.shape[1] - 2, backbone.dim), addition(backbone)[:, -2:]], dim=1)
+    found = []
+    for each in (whole, whole[:, -2:]):
+        with added_states(backbone.decoder, {1: each}):
+            found.append(states_of(backbone))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_nothing_is_added_before_or_after(backbone: Backbone) -> None:
     plain = states_of(backbone)
     for seed in range(2):  # the second time the hooks are there already
@@ -85,7 +94,7 @@ def test_nothing_is_left_behind_by_a_pass_that_fails(backbone: Backbone) -> None
     plain = states_of(backbone)
     with (
         pytest.raises(RuntimeError, match="must match"),
-        added_states(backbone.decoder, {1: addition(backbone)[:, :4]}),
+        added_states(backbone.decoder, {1: addition(backbone)[..., :4]}),
     ):
         states_of(backbone)
     assert torch.equal(states_of(backbone), plain)

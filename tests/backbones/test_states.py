@@ -16,6 +16,7 @@ from promptembedder.backbones import (
     read_each_after,
     read_embeddings,
     read_text,
+    read_text_and_after,
     read_tokens,
 )
 from promptembedder.nn import left_padded, text_positions
@@ -144,6 +145,18 @@ def test_continuations_side_by_side_are_each_as_if_alone(
         monkeypatch.setattr("promptembedder.backbones.states._QUERIES", queries)
         together = read_each_after(backbone.decoder, states, soft, additions)
         torch.testing.assert_close(together, torch.stack(alone), atol=2e-5, rtol=0)
+
+
+def test_a_text_and_what_follows_it_in_one_pass_are_as_in_two(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    soft, additions = soft_tokens(backbone, len(LENGTHS)), additions_of(backbone, len(LENGTHS))
+    states = read_text(backbone.decoder, ids, mask, hidden_layers=2)
+    after, hidden = read_text_and_after(backbone.decoder, ids, mask, soft, additions, hidden_layers=2)
+    torch.testing.assert_close(
+        after, read_after(backbone.decoder, states, soft, additions).detach(), atol=1e-5, rtol=1e-5
+    )
+    present = mask.bool()
+    torch.testing.assert_close(hidden[present], states.hidden[present], atol=1e-5, rtol=1e-5)
 
 
 def test_what_stands_in_padded_places_changes_nothing(backbone: Backbone) -> None:

@@ -17,6 +17,7 @@ from promptembedder.backbones.states import (
     read_each_after,
     read_embeddings,
     read_text,
+    read_text_and_after,
     read_tokens,
 )
 from promptembedder.backbones.tokens import TextTokenizer, TokenBatch
@@ -45,6 +46,7 @@ __all__ = [
     "read_each_after",
     "read_embeddings",
     "read_text",
+    "read_text_and_after",
     "read_tokens",
     "resolved_dtype",
     "shared_token_ids",

@@ -103,7 +103,8 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: dropout and cache-less training paths are not for a frozen model."""
-        return super().train(False)
+        # going through all modules of an LLM takes milliseconds, and every `encode` asks for it
+        return super().train(False) if self.training else self
 
 
 def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | None = None) -> Backbone:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,7 +44,7 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
 
 @contextmanager
 def added_states(decoder: PreTrainedModel, additions: Mapping[int, Float[Tensor, "batch new dim"]]) -> Iterator[None]:
-    """While this lasts, and in this thread alone, `additions[i]` is added to the states that enter layer i."""
+    """While this lasts, and in this thread alone, `additions[i]` is added to the last states that enter layer i."""
     if not additions:
         yield
         return
@@ -82,7 +83,9 @@ def _add(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if addition is None:
         return None
     states, *others = inputs
-    return (states + addition.to(states.dtype), *others)
+    first = states.shape[1] - addition.shape[1]
+    changed = states[:, first:] + addition.to(states.dtype)
+    return (changed if first == 0 else torch.cat([states[:, :first], changed], dim=1), *others)
 
 
 def _keep(layer: nn.Module, _: Any, output: Any) -> None:

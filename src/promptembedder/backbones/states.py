@@ -22,6 +22,7 @@ __all__ = [
     "read_each_after",
     "read_embeddings",
     "read_text",
+    "read_text_and_after",
     "read_tokens",
 ]
 
@@ -141,6 +142,39 @@ def read_after(
             use_cache=True,
         )
     return output.last_hidden_state
+
+
+@torch.no_grad()
+def read_text_and_after(
+    decoder: PreTrainedModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    embeddings: Float[Tensor, "batch prompt dim"],
+    additions: Mapping[int, Float[Tensor, "batch prompt dim"]] | None = None,
+    *,
+    hidden_layers: int | None = None,
+) -> tuple[Float[Tensor, "batch prompt dim"], Float[Tensor, "batch seq dim"]]:
+    """`read_text` and `read_after` in one pass that keeps nothing: final states of `embeddings`, hidden of the texts.
+
+    For one continuation, without gradient. A single short text takes half the time of two passes, each of which goes
+    through all weights.
+    """
+    prompt = embeddings.shape[1]
+    text = decoder.get_input_embeddings()(ids)
+    own = torch.ones(len(ids), prompt, dtype=mask.dtype, device=mask.device)
+    present = torch.cat([mask, own], dim=1)
+    keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
+    if hidden_layers is not None:
+        keeping = handed_on(decoder, hidden_layers)
+    with added_states(decoder, additions or {}), keeping as kept:
+        output = decoder(
+            inputs_embeds=torch.cat([text, embeddings.to(text.dtype)], dim=1),
+            attention_mask=present,
+            position_ids=text_positions(present),
+            use_cache=False,
+        )
+    hidden = kept[0] if kept else output.last_hidden_state
+    return output.last_hidden_state[:, -prompt:], hidden[:, :-prompt]
 
 
 def read_each_after(

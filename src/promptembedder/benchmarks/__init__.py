@@ -12,6 +12,8 @@ from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
 from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, quality_with_held, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
 from promptembedder.benchmarks.result_content import provenance
+from promptembedder.benchmarks.speed import SpeedSettings, run_speed, slowest_profile
+from promptembedder.benchmarks.speed_report import speed_markdown, write_speed
 
 __all__ = [
     "METHODS",
@@ -23,6 +25,7 @@ __all__ = [
     "MoveRun",
     "QualityConfig",
     "QualityRun",
+    "SpeedSettings",
     "bench_move",
     "bench_quality",
     "efficiency_markdown",
@@ -37,7 +40,11 @@ __all__ = [
     "quality_with_held",
     "regenerate",
     "run_efficiency",
+    "run_speed",
+    "slowest_profile",
+    "speed_markdown",
     "write_efficiency",
     "write_move",
     "write_quality",
+    "write_speed",
 ]

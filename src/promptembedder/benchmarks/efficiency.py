@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from promptembedder.benchmarks.efficiency_cell import measure_cell
-from promptembedder.benchmarks.efficiency_journal import Journal
 from promptembedder.benchmarks.efficiency_limits import fitted_batch, searched_batch
 from promptembedder.benchmarks.efficiency_methods import StepModel, prepare_backbone
 from promptembedder.benchmarks.efficiency_results import EfficiencyResult, Row, measured_row, ratios_of, skipped_row
 from promptembedder.benchmarks.efficiency_settings import EfficiencySettings
 from promptembedder.benchmarks.efficiency_worker import ProcessWorker, StartWorker
+from promptembedder.benchmarks.journal import Journal
 from promptembedder.benchmarks.memory import GIB, room_for
 from promptembedder.storage import machine_facts, versions
 

@@ -21,9 +21,16 @@ def report(
     """Put the results into a document, between its markers; the rest stays as it is."""
     told = Report(as_json)
     with one_line_errors():
-        from promptembedder.benchmarks import efficiency_markdown, move_markdown, quality_markdown, regenerate
+        from promptembedder.benchmarks import (
+            efficiency_markdown,
+            move_markdown,
+            quality_markdown,
+            regenerate,
+            speed_markdown,
+        )
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
+        pages["speed"] = speed_markdown
         done = regenerate(document, results, pages)
     told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

@@ -15,7 +15,7 @@ from promptembedder.models.prompter import Prompter
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.models.text_reading import MAX_BATCH_TOKENS, ReadingCounts, TextReading
+from promptembedder.models.text_reading import MAX_BATCH_TOKENS, ReadingCounts, TextReading, TokenRow
 from promptembedder.models.text_state_store import TextStatesConfig, TextStateStore
 from promptembedder.models.trained_state import trained_state
 
@@ -43,6 +43,7 @@ __all__ = [
     "TextReading",
     "TextStateStore",
     "TextStatesConfig",
+    "TokenRow",
     "fit_alignment",
     "frozen_pooling",
     "load_parts",

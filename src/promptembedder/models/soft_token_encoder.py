@@ -15,6 +15,7 @@ from promptembedder.backbones import (
     read_each_after,
     read_embeddings,
     read_text,
+    read_text_and_after,
 )
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
@@ -188,7 +189,11 @@ class SoftTokenEncoder(TextEncoder):
         rows = _token_rows(self.token_features(texts))
 
         def embed(places: list[int]) -> Tensor:
-            vectors = self.embed_each_after(self.read_rows([rows[place] for place in places]), soft)
+            own = [rows[place] for place in places]
+            if len(soft) == 1:
+                vectors = self.embed_rows(own, soft.expand(len(own), -1, -1)).unsqueeze(0)
+            else:
+                vectors = self.embed_each_after(self.read_rows(own), soft)
             on_texts(len(places))
             return vectors
 
@@ -202,8 +207,8 @@ class SoftTokenEncoder(TextEncoder):
         distinct = list(first)
 
         def embed(places: list[int]) -> Tensor:
-            states = self.read_rows([distinct[place] for place in places])
-            return self.embed_after(states, soft[[first[distinct[place]] for place in places]])
+            own = [distinct[place] for place in places]
+            return self.embed_rows(own, soft[[first[row] for row in own]])
 
         batches, parts = self.reading.in_batches(distinct, embed)
         number = {row: i for i, row in enumerate(distinct)}
@@ -214,6 +219,18 @@ class SoftTokenEncoder(TextEncoder):
         ids, mask = left_padded_rows(texts, device=self.device)
         layers = None if self.training else readout_layers(self.settings, self.reader)
         return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
+
+    def embed_rows(
+        self, texts: Sequence[TokenRow], soft: Float[Tensor, "batch prompt width"]
+    ) -> Float[Tensor, "batch dim_r"]:
+        """Suffix placement: unit vectors of a batch of texts, given as token ids, each under its own soft tokens."""
+        if torch.is_grad_enabled() or self.training:
+            return self.embed_after(self.read_rows(texts), soft)
+        ids, mask = left_padded_rows(texts, device=self.device)
+        inputs, additions = self._by_layer(soft)
+        layers = readout_layers(self.settings, self.reader)
+        after, hidden = read_text_and_after(self.reader.decoder, ids, mask, inputs, additions, hidden_layers=layers)
+        return self._finished(after, self._own_means(TextStates((), (), mask, hidden)))
 
     def embed_after(
         self, states: TextStates, soft: Float[Tensor, "batch prompt width"]

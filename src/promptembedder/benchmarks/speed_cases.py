@@ -1,0 +1,165 @@
+"""What the speed benchmark times: texts of given lengths, and ways to go over them."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+from promptembedder.backbones import Backbone, BackboneConfig, quiet_transformers
+from promptembedder.benchmarks.efficiency_methods import INSTRUCTION
+from promptembedder.benchmarks.efficiency_step import Trainee
+from promptembedder.models import (
+    ModelConfig,
+    PromptEmbedder,
+    PrompterConfig,
+    SoftTokenEncoder,
+    TextStatesConfig,
+    TextStateStore,
+    TokenRow,
+)
+from promptembedder.nn import left_padded_rows, text_positions
+from promptembedder.shapes import Tensor
+
+__all__ = ["BARE", "OURS", "SENTENCE_TRANSFORMERS", "Case", "bare_forward", "calls_of", "new_embedder", "texts_of"]
+
+OURS, BARE, SENTENCE_TRANSFORMERS = "promptembedder", "bare forward", "sentence-transformers"
+ONE_BY_ONE, READ, HELD = "one by one", "texts read", "texts held"
+
+Call = Callable[[], object]
+
+_WORDS = """\
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work government number night point home water room mother area money
+story fact month lot right study book eye job word business issue side kind head house service friend father power
+hour game line end member law car city community name president team minute idea body information back parent face
+""".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that is timed.
+
+    Attributes:
+        kind: `length`, `mixed`, `texts`, `instructions`, `soft_tokens`, `exit_layer` or `epoch`.
+        length: Tokens of a text; of the longest, where they are mixed (the shortest has 16).
+        layers: Of the reader; 0 for all.
+    """
+
+    kind: str
+    length: int
+    texts: int
+    instructions: int = 1
+    soft_tokens: int = ModelConfig.num_soft_tokens
+    layers: int = 0
+
+
+def new_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
+    """An untrained model for the case; how long it takes does not depend on its weights."""
+    config = ModelConfig(
+        prompter=PrompterConfig(backbone=BackboneConfig(source=prompter, dtype="float32")),
+        reader=BackboneConfig(source=reader, dtype=dtype, layers=case.layers or None),
+        num_soft_tokens=case.soft_tokens,
+        max_seq_length=case.length,
+    )
+    return PromptEmbedder.create(config=config, device=device).eval()
+
+
+def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
+    """Texts of common nouns, each cut to its number of tokens, what the reader puts before it included."""
+    drawn = random.Random(seed)
+    lengths = [case.length] * case.texts
+    if case.kind == "mixed":
+        lengths = [round(16 + (case.length - 16) * i / max(case.texts - 1, 1)) for i in range(case.texts)]
+        drawn.shuffle(lengths)
+    head = len(reader.tokenizer.tokenize([""], max_length=case.length).ids[0])
+    return [_text(reader, max(length - head, 1), drawn) for length in lengths]
+
+
+def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
+    text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has one token at least
+    ids = reader.tokenizer.foreign(text, add_special_tokens=False)["input_ids"][:tokens]
+    decoded: str = reader.tokenizer.foreign.decode(ids)
+    return decoded
+
+
+@contextmanager
+def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
+    """The ways to do the case's work, by name; ready to be timed."""
+    texts = texts_of(case, model.encoder.reader)
+    instructions = [f"{INSTRUCTION}, way {number}" for number in range(case.instructions)]
+    many: Call = lambda: model.encode_instructions(texts, instructions)  # noqa: E731
+    if case.kind == "epoch":
+        yield _training_steps(case, model)
+    elif case.kind == "instructions":
+        alone: Call = lambda: [model.encode_instructions(texts, [each]) for each in instructions]  # noqa: E731
+        yield {OURS: many, **({ONE_BY_ONE: alone} if case.instructions == 2 else {})}
+    elif case.kind in ("soft_tokens", "exit_layer"):
+        yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION)}
+    else:
+        with _last_token_model(model.encoder.reader, case) as other:
+            yield {
+                OURS: lambda: model.encode(texts, prompt=INSTRUCTION),
+                BARE: bare_forward(model, texts),
+                SENTENCE_TRANSFORMERS: lambda: other.encode(texts),
+            }
+
+
+def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
+    """One pass of the frozen reader over the very batches that `encode` makes of the texts, and nothing else."""
+    encoder = model.encoder
+    embed, batches = encoder.embed_rows, []
+
+    def recorded(rows: Sequence[TokenRow], soft: Tensor) -> Tensor:
+        batches.append(left_padded_rows(rows, device=encoder.device))
+        return embed(rows, soft)
+
+    encoder.__dict__["embed_rows"] = recorded
+    try:
+        model.encode(list(texts), prompt=INSTRUCTION)
+    finally:
+        del encoder.__dict__["embed_rows"]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for ids, mask in batches:
+                encoder.reader.decoder(
+                    input_ids=ids, attention_mask=mask, position_ids=text_positions(mask), use_cache=False
+                )
+
+    return forward
+
+
+@contextmanager
+def _last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransformer]:
+    """The same LLM as sentence-transformers encodes with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet_transformers():
+            reader.model.save_pretrained(folder)
+            reader.tokenizer.foreign.save_pretrained(folder)
+            kwargs = {"dtype": reader.input_table.dtype}
+            transformer = Transformer(folder, model_kwargs=kwargs, max_seq_length=case.length)
+        if transformer.tokenizer.pad_token is None:
+            transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+        pooling = Pooling(reader.dim, pooling_mode="lasttoken")
+        yield SentenceTransformer(modules=[transformer, pooling], device=str(reader.input_table.device))
+
+
+def _training_steps(case: Case, model: PromptEmbedder) -> dict[str, Call]:
+    """A step that reads its texts, and one whose texts were read in an earlier epoch."""
+    model.max_seq_length = 2 * case.length
+    trainee = Trainee(model)
+    columns = trainee.columns(case.length - 1, case.texts // 2)
+    encoder = model.encoder
+    store = TextStateStore(TextStatesConfig(memory_gib=1024.0), encoder.reader.ref)
+
+    def step(states: TextStateStore | None) -> None:
+        encoder.text_states = states
+        trainee.step(columns)
+
+    assert isinstance(encoder, SoftTokenEncoder)
+    return {READ: lambda: step(None), HELD: lambda: step(store)}
