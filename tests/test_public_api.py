@@ -43,8 +43,9 @@ def test_every_listed_name_exists_once(package: str) -> None:
     assert [name for name in names if not hasattr(module, name)] == []
 
 
-def test_importing_the_package_costs_nothing() -> None:
-    program = "import sys, promptembedder; print({'torch', 'transformers', 'numpy'} & sys.modules.keys())"
+@pytest.mark.parametrize("module", ["promptembedder", "promptembedder.cli.app"])
+def test_importing_the_package_or_its_commands_costs_nothing(module: str) -> None:
+    program = f"import sys, {module}; print({{'torch', 'transformers', 'numpy'}} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert (answer.stdout.strip(), answer.stderr) == ("set()", "")
 

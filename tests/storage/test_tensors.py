@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from promptembedder.errors import ModelFormatError
-from promptembedder.storage import load_tensors, save_tensors
+from promptembedder.storage.tensors import load_tensors, save_tensors
 
 TENSORS = {
     "weight": torch.randn(3, 4),

@@ -82,7 +82,7 @@ def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
 
 def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
     text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has one token at least
-    ids = reader.tokenizer.foreign(text, add_special_tokens=False)["input_ids"][:tokens]
+    ids = reader.tokenizer.foreign(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
     decoded: str = reader.tokenizer.foreign.decode(ids)
     return decoded
 

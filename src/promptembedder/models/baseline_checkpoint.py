@@ -14,11 +14,11 @@ from promptembedder.storage import (
     Manifest,
     from_mapping,
     read_manifest,
-    save_tensors,
     to_mapping,
     versions,
     write_manifest,
 )
+from promptembedder.storage.tensors import save_tensors
 
 __all__ = ["BASELINE_KIND", "load_baseline", "restore_baseline", "save_baseline"]
 

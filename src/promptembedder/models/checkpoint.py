@@ -20,12 +20,11 @@ from promptembedder.shapes import Tensor
 from promptembedder.storage import (
     Manifest,
     from_mapping,
-    load_tensors,
     read_manifest,
-    save_tensors,
     versions,
     write_manifest,
 )
+from promptembedder.storage.tensors import load_tensors, save_tensors
 
 __all__ = [
     "KIND",

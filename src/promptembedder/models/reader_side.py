@@ -10,7 +10,8 @@ import torch
 from promptembedder.errors import ModelFormatError
 from promptembedder.models.config import ModelConfig
 from promptembedder.shapes import Float, Tensor
-from promptembedder.storage import Manifest, load_tensors, save_tensors, to_mapping
+from promptembedder.storage import Manifest, to_mapping
+from promptembedder.storage.tensors import load_tensors, save_tensors
 
 __all__ = ["ReaderEntry", "ReaderSide", "chosen_entry", "entries_of", "load_side", "save_side"]
 

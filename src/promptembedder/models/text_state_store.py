@@ -20,7 +20,8 @@ from promptembedder.backbones import BackboneRef, TextStates
 from promptembedder.errors import ConfigError
 from promptembedder.models.packed_states import KINDS, PackedText, StatesLayout, packed_texts, unpacked_states
 from promptembedder.models.text_reading import TokenRow
-from promptembedder.storage import save_tensors, write_json
+from promptembedder.storage import write_json
+from promptembedder.storage.tensors import save_tensors
 
 __all__ = ["TextStateStore", "TextStatesConfig"]
 

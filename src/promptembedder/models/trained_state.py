@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from promptembedder.shapes import Tensor
-from promptembedder.storage import load_tensors
+from promptembedder.storage.tensors import load_tensors
 
 __all__ = ["restore_tensors", "saved_state", "trained_state"]
 

@@ -6,8 +6,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 __all__ = ["file_sha256", "machine_facts", "versions"]
 
 _PACKAGES = ("promptembedder", "torch", "transformers", "sentence-transformers", "peft", "accelerate", "numpy", "mteb")
@@ -19,6 +17,8 @@ def machine_facts() -> dict[str, str | int | None]:
     `cores` are those this process may use, `threads` those torch uses, `memory_bytes` is all the machine has (None
     where the system does not tell), and `gpu` and `gpu_memory_bytes` are None without one.
     """
+    import torch  # half a second: `--help` and `info` do without
+
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "platform": platform.platform(),
@@ -40,6 +40,8 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:  # an extra, or an old distribution's name
             continue
+    import torch
+
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
     return found
