@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from promptembedder.backbones import (
     Backbone,
     TextStates,
+    decoder_layers,
     gathered_states,
     read_after,
     read_each_after,
     read_embeddings,
+    read_hidden,
     read_text,
     read_text_and_after,
     read_tokens,
@@ -202,6 +204,21 @@ def test_states_after_fewer_layers_are_those_of_each_text_alone(layers: int, bac
     final = read_text(backbone.decoder, ids, mask)
     assert all(torch.equal(*pair) for pair in zip(final.keys, states.keys, strict=True))
     assert not torch.equal(final.hidden, states.hidden)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_states_after_the_first_layers_need_no_others(layers: int, backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    expected = read_text(backbone.decoder, ids, mask, hidden_layers=layers).hidden
+    ran: list[int] = []
+    for place, layer in enumerate(decoder_layers(backbone.decoder)):
+        layer.register_forward_pre_hook(lambda *_, place=place: ran.append(place))
+    found = read_hidden(backbone.decoder, ids, mask, layers=layers)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+    assert ran == list(range(layers))
+    again = read_text(backbone.decoder, ids, mask, hidden_layers=layers).hidden
+    assert torch.equal(again, expected)
+    assert read_hidden(backbone.decoder, ids[:, :0], mask[:, :0], layers=1).shape == (len(ids), 0, backbone.dim)
 
 
 def test_a_batch_of_empty_texts_reads_the_soft_tokens_alone(backbone: Backbone) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from promptembedder.errors import BackboneError
 from promptembedder.shapes import Float, Tensor
 
-__all__ = ["added_states", "decoder_layers", "handed_on"]
+__all__ = ["EnoughError", "added_states", "decoder_layers", "handed_on"]
 
 _HOOKED = "_promptembedder_hooks"
 
@@ -23,6 +23,11 @@ class _Asked(threading.local):
     def __init__(self) -> None:
         self.additions: dict[int, Tensor] = {}
         self.kept: dict[int, list[Tensor]] = {}
+        self.is_last = False
+
+
+class EnoughError(Exception):
+    """Ends a pass whose later layers nobody asked for."""
 
 
 _asked = _Asked()
@@ -57,14 +62,21 @@ def added_states(decoder: PreTrainedModel, additions: Mapping[int, Float[Tensor,
 
 
 @contextmanager
-def handed_on(decoder: PreTrainedModel, count: int) -> Iterator[list[Float[Tensor, "batch seq dim"]]]:
-    """While this lasts, and in this thread alone, the list gets the states after the first `count` layers."""
+def handed_on(
+    decoder: PreTrainedModel, count: int, *, is_last: bool = False
+) -> Iterator[list[Float[Tensor, "batch seq dim"]]]:
+    """While this lasts, and in this thread alone, the list gets the states after the first `count` layers.
+
+    Args:
+        is_last: Raise `EnoughError` there.
+    """
     kept: list[Tensor] = []
     _asked.kept = {id(_hooked_layers(decoder)[count - 1]): kept}
+    _asked.is_last = is_last
     try:
         yield kept
     finally:
-        _asked.kept = {}
+        _asked.kept, _asked.is_last = {}, False
 
 
 def _hooked_layers(decoder: PreTrainedModel) -> nn.ModuleList:
@@ -92,3 +104,5 @@ def _keep(layer: nn.Module, _: Any, output: Any) -> None:
     kept = _asked.kept.get(id(layer))
     if kept is not None:
         kept.append(output[0] if isinstance(output, tuple) else output)
+        if _asked.is_last:
+            raise EnoughError

@@ -5,13 +5,13 @@ tokens after it attend to its keys and values as constants: the gradients for th
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from promptembedder.backbones.layers import added_states, handed_on
+from promptembedder.backbones.layers import EnoughError, added_states, handed_on
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
@@ -21,6 +21,7 @@ __all__ = [
     "read_after",
     "read_each_after",
     "read_embeddings",
+    "read_hidden",
     "read_text",
     "read_text_and_after",
     "read_tokens",
@@ -79,6 +80,18 @@ def read_text(
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     return TextStates(keys, values, mask, kept[0] if kept else output.last_hidden_state)
+
+
+@torch.no_grad()
+def read_hidden(
+    decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, layers: int
+) -> Float[Tensor, "batch seq dim"]:
+    """The states of left-padded texts after the first layers; the others are not run."""
+    if ids.shape[1] == 0:  # nothing but empty texts
+        return torch.zeros(ids.shape[0], 0, decoder.config.hidden_size, device=ids.device)
+    with handed_on(decoder, layers, is_last=True) as kept, suppress(EnoughError):
+        decoder(input_ids=ids, attention_mask=mask, position_ids=text_positions(mask), use_cache=False)
+    return kept[0]
 
 
 def gathered_states(parts: Sequence[TextStates], rows: Sequence[tuple[int, int]]) -> TextStates:

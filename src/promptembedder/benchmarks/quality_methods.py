@@ -54,6 +54,10 @@ METHODS = {
     "promptembedder-stepwise": Method(
         about="with the loss after one soft token, two, and so on", changes={"loss": {"stepwise": True}}
     ),
+    "promptembedder-21-layers": Method(
+        about="with the first 21 layers of the reader alone, 70 % of SmolLM2's",
+        changes={"model": {"reader": {"layers": 21}, "text_layers": 9}},
+    ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",

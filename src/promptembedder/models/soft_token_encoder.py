@@ -14,6 +14,7 @@ from promptembedder.backbones import (
     read_after,
     read_each_after,
     read_embeddings,
+    read_hidden,
     read_text,
     read_text_and_after,
 )
@@ -319,13 +320,14 @@ class SoftTokenEncoder(TextEncoder):
         if len(texts) < 2:
             raise ConfigError(f"texts to fit must be at least 2, got {len(texts)}. A few hundred are enough.")
         layers = readout_layers(self.settings, self.reader)
+        assert layers is not None
         cleaned, means = sorted((clean_text(text) for text in texts), key=len), []
         for start in range(0, len(cleaned), batch_size):
             batch = self.reader.tokenizer.tokenize(cleaned[start : start + batch_size], max_length=self.max_seq_length)
             ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
-            states = read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
-            own = own_tokens(states.mask, self.reader)
-            means.append(pooled(states.hidden, own, pooling="mean")[own.any(dim=1)])  # not those without a token
+            hidden = read_hidden(self.reader.decoder, ids, mask, layers=layers)
+            own = own_tokens(mask, self.reader)
+            means.append(pooled(hidden, own, pooling="mean")[own.any(dim=1)])  # not those without a token
         self.readout.fit(torch.cat(means))
         self.store.forget()
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from promptembedder.backbones import Backbone, read_text
+from promptembedder.backbones import Backbone, read_hidden
 from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.nn import TextReadout, pooled
@@ -47,8 +47,8 @@ def new_text_readout(config: ModelConfig, reader: Backbone, *, centred: bool = T
     if centred:
         batch = reader.tokenizer.tokenize(_SENTENCES, max_length=reader.max_positions or 64)
         ids, mask, own = (one.to(reader.input_table.device) for one in (batch.ids, batch.mask, batch.text_mask))
-        states = read_text(reader.decoder, ids, mask, hidden_layers=layers)
-        centre = pooled(states.hidden, own, pooling="mean").mean(dim=0)
+        hidden = read_hidden(reader.decoder, ids, mask, layers=layers)
+        centre = pooled(hidden, own, pooling="mean").mean(dim=0)
     return TextReadout(centre, weight=config.text_weight, rank=config.text_rank)
 
 
