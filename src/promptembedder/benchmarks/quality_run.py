@@ -79,6 +79,9 @@ def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
         own["model"] = {name: own["model"][name] for name in _READ_BY_ALL}
     if recipe.text_states.kind == "exact":  # changes how long a run takes, not what comes of it
         del own["text_states"]
+    for backbone in (own["model"]["reader"], own["model"].get("prompter", {}).get("backbone", {})):
+        if backbone.get("quantization") is None:  # as before there was a choice: runs of then stay known
+            backbone.pop("quantization", None)
     sampled = [(task.name, task.rows_used, task.documents_used, task.seed) for task in tasks]
     return hashlib.sha256(json.dumps([own, sampled], sort_keys=True).encode()).hexdigest()[:16]
 

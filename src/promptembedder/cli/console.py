@@ -57,7 +57,9 @@ def prepare() -> None:
     handler.setLevel(logging.INFO)  # bm25s raises its own logger to DEBUG when it is imported
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    # transformers imports torchao where it is installed, which warns of kernels for GPUs that are not there
+    for name in ("sentence_transformers", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def embed(
         str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
     ] = None,
     reader: ReaderOption = None,
+    quantization: QuantizationOption = None,
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens read at once, padding included: bounds memory.")
     ] = 8192,
@@ -62,7 +63,9 @@ def embed(
         check_files(files, output, settings=settings)
         sha256 = file_sha256(model / MANIFEST_NAME)
         compiled = set(asked) <= set(manifest.instructions)
-        embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=not compiled)
+        embedder = PromptEmbedder.from_pretrained(
+            model, reader=reader, quantization=quantization, with_prompter=not compiled
+        )
         name = str(model) if reader is None else f"{model} on {reader}"
         with _progress() as on_rows:
             done = embed_files(

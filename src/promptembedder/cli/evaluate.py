@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, versions, write_json
 
@@ -39,6 +39,7 @@ class _Options:
     seed: int
     paraphrases: bool
     reader: str | None
+    quantization: str | None
     batch_size: int
     max_length: int | None
     output: Path | None
@@ -67,6 +68,7 @@ def evaluate(
         bool, typer.Option("--paraphrases", help="Score three other wordings of each instruction, too.")
     ] = False,
     reader: ReaderOption = None,
+    quantization: QuantizationOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 64,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens read of each text; by default the model's own.")
@@ -85,6 +87,7 @@ def evaluate(
         seed=seed,
         paraphrases=paraphrases,
         reader=reader,
+        quantization=quantization,
         batch_size=batch_size,
         max_length=max_length,
         output=output,
@@ -107,7 +110,7 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     tasks = _tasks(options)
     from promptembedder.models import open_model
 
-    opened = open_model(options.model, reader=options.reader)
+    opened = open_model(options.model, reader=options.reader, quantization=options.quantization)
     if options.max_length is not None:
         opened.model.max_seq_length = options.max_length
     if options.paraphrases and not opened.takes_instructions:

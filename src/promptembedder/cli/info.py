@@ -40,7 +40,9 @@ def info(
 
 
 def _backbone(backbone: dict[str, Any]) -> str:
-    return f"{escape(backbone['source'])}, {backbone['layers']} layers, {backbone['dtype']}"
+    return f"{escape(backbone['source'])}, {backbone['layers']} layers, {backbone['dtype']}" + (
+        f", {backbone['quantization']}" if backbone.get("quantization") else ""
+    )
 
 
 def _table(content: dict[str, Any]) -> Table:

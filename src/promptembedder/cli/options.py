@@ -9,7 +9,7 @@ import yaml
 
 from promptembedder.errors import ConfigError
 
-__all__ = ["ConfigOption", "JsonOption", "ReaderOption", "whole_numbers", "words"]
+__all__ = ["ConfigOption", "JsonOption", "QuantizationOption", "ReaderOption", "whole_numbers", "words"]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
@@ -53,6 +53,9 @@ ConfigOption = Annotated[
 ]
 ReaderOption = Annotated[
     str | None, typer.Option("--reader", help="Of a model that was moved: the LLM to open it on; by default its own.")
+]
+QuantizationOption = Annotated[
+    str | None, typer.Option("--quantization", help="int8: the reader's weights in a quarter of float32's memory.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 

@@ -74,12 +74,18 @@ def save_parts(folder: Path, parts: Parts) -> None:
 
 
 def load_parts(
-    folder: Path, *, reader: str | None = None, cache_folder: Path | None = None, with_prompter: bool = True
+    folder: Path,
+    *,
+    reader: str | None = None,
+    quantization: str | None = None,
+    cache_folder: Path | None = None,
+    with_prompter: bool = True,
 ) -> Parts:
     """The parts that `save_parts` wrote, on the backbones they were trained with.
 
     Args:
         reader: Which of the model's readers, as its backbone string; None: the one it was saved with.
+        quantization: Of the reader, instead of what it was trained with; see `BackboneConfig`.
         with_prompter: False leaves the prompter out: compiled instructions only, half the memory.
 
     Raises:
@@ -98,6 +104,8 @@ def load_parts(
     )
     manifest = _seen_from(manifest, entry)
     config = model_config(manifest)
+    if quantization is not None:
+        config = dataclasses.replace(config, reader=dataclasses.replace(config.reader, quantization=quantization))
     frozen = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     found = load_tensors(folder / entry.alignment_file)
     dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0

@@ -44,6 +44,8 @@ class PrompterConfig:
             raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
         if "{instruction}" not in self.template:
             raise ConfigError(f"prompter.template must hold {{instruction}}, got {self.template!r}.")
+        if self.backbone.quantization is not None:
+            raise ConfigError("prompter.backbone.quantization is for weights that nothing trains. Quantise the reader.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ class PromptEmbedder(InstructedTransformer):
         *,
         revision: str | None = None,
         reader: str | None = None,
+        quantization: str | None = None,
         with_prompter: bool = True,
         cache_folder: Path | None = None,
         device: str | None = None,
@@ -82,6 +83,7 @@ class PromptEmbedder(InstructedTransformer):
 
         Args:
             reader: Which of the LLMs that it was moved to, as its backbone string; None: the one it was saved with.
+            quantization: `int8` keeps the reader's weights in a quarter of float32's memory; None as it was trained.
             with_prompter: False serves compiled instructions only, without loading the Prompting LLM.
 
         Raises:
@@ -90,7 +92,9 @@ class PromptEmbedder(InstructedTransformer):
             BackboneError: The backbone is missing.
         """
         folder = saved_folder(name, revision=revision)
-        parts = load_parts(folder, reader=reader, cache_folder=cache_folder, with_prompter=with_prompter)
+        parts = load_parts(
+            folder, reader=reader, quantization=quantization, cache_folder=cache_folder, with_prompter=with_prompter
+        )
         model = cls(modules=[DualEncoder(parts)], device=device)
         model.restore_settings(folder)
         return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is

@@ -43,7 +43,12 @@ class OpenedModel:
 
 
 def open_model(
-    name: str, *, reader: str | None = None, cache_folder: Path | None = None, device: str | None = None
+    name: str,
+    *,
+    reader: str | None = None,
+    quantization: str | None = None,
+    cache_folder: Path | None = None,
+    device: str | None = None,
 ) -> OpenedModel:
     """The model that `name` stands for.
 
@@ -51,6 +56,7 @@ def open_model(
         name: Folder or hub id of a PromptEmbedder or baseline; `frozen:mean:BACKBONE` (also last, prompteol, plain);
             the distribution of an installed sentence-transformers model; or folder or hub id of one.
         reader: For a PromptEmbedder that was moved: the LLM to open it on.
+        quantization: For a PromptEmbedder: of its reader.
 
     Raises:
         ModelFormatError: It is none of these, a damaged one, or cannot be opened on the reader.
@@ -61,12 +67,16 @@ def open_model(
     is_dual = folder is not None and read_manifest(folder).kind == KIND
     if reader is not None and not is_dual:
         raise ModelFormatError(f"{name} is no PromptEmbedder, so it has one reader. Leave {reader!r} out.")
+    if quantization is not None and not is_dual:
+        raise ModelFormatError(f"{name} is no PromptEmbedder: its reader cannot be quantised here. Leave it out.")
     if name.startswith("frozen:"):
         return _frozen(name, cache_folder, device)
     if folder is not None:
         opened: InstructedTransformer
         if is_dual:
-            opened = PromptEmbedder.from_pretrained(folder, reader=reader, cache_folder=cache_folder, device=device)
+            opened = PromptEmbedder.from_pretrained(
+                folder, reader=reader, quantization=quantization, cache_folder=cache_folder, device=device
+            )
         else:
             opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
         fingerprint = opened.text_encoder.reader.ref.fingerprint

@@ -153,6 +153,7 @@ class _DiskTier:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         own = {"fingerprint": reader.fingerprint, "layers": reader.layers, "dtype": reader.dtype}
+        own |= {} if reader.quantization is None else {"quantization": reader.quantization}
         _check_owner(folder, {"format": _FORMAT, "kind": config.kind, "reader": own})
         self._index = _read_index(folder / _INDEX)
         self._bytes = sum(place.bytes for place in self._index.values())

@@ -177,6 +177,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         reads_before = self.baseline is None or self.baseline.kind == "static"
+        if self.model.reader.quantization is not None and not reads_before:
+            raise ConfigError("model.reader.quantization is for readers that nothing trains. Leave it out.")
         if self.text_states.keeps_any and not (reads_before and self.model.placement == "suffix"):
             raise ConfigError(
                 "text_states needs texts that are read before anything trained: placement 'suffix', and no baseline "
