@@ -38,7 +38,9 @@ def embedder(case: Case, reader: str = TINY) -> Any:
 
 def settings(**changes: Any) -> SpeedSettings:
     sizes = {"lengths": (8, 16), "length": 16, "texts": (1, 3), "instructions": (1, 2), "soft_tokens": (1, 2)}
-    return SpeedSettings(**{"reader": TINY, "dtype": "float32", "tokens": 32, "repeats": 2, **sizes, **changes})
+    return SpeedSettings(
+        **{"reader": TINY, "dtype": "float32", "tokens": 32, "batch": 2, "repeats": 2, **sizes, **changes}
+    )
 
 
 def test_flops_are_what_torch_counts(family: str, new_backbone: Callable[..., Backbone]) -> None:

@@ -8,7 +8,20 @@ from typer.testing import Result
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
-TINY = ("--reader", "random:tiny-llama", "--dtype", "float32", "--length", "16", "--tokens", "32", "--repeats", "1")
+TINY = (
+    "--reader",
+    "random:tiny-llama",
+    "--dtype",
+    "float32",
+    "--length",
+    "16",
+    "--tokens",
+    "32",
+    "--batch",
+    "2",
+    "--repeats",
+    "1",
+)
 
 
 def test_one_command_writes_json_table_page_and_profile(run: Run, tmp_path: Path) -> None:

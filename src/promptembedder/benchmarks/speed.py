@@ -18,6 +18,7 @@ from promptembedder.benchmarks.speed_cases import OURS, Case, calls_of, new_embe
 from promptembedder.errors import ConfigError
 from promptembedder.models import PromptEmbedder
 from promptembedder.storage import machine_facts, versions
+from promptembedder.training import OptimConfig
 
 __all__ = ["SpeedSettings", "run_speed", "slowest_profile"]
 
@@ -39,6 +40,7 @@ class SpeedSettings:
         texts: Numbers of texts, where they are compared.
         instructions: Numbers of instructions, where they are compared.
         soft_tokens: Numbers of soft tokens, where they are compared.
+        batch: Pairs of a training step.
         tokens: Of all texts of a case, about.
         dtype: Of the reader; see `BackboneConfig`.
         repeats: Times each way is timed; they take turns.
@@ -51,6 +53,7 @@ class SpeedSettings:
     texts: tuple[int, ...] = (1, 8, 32)
     instructions: tuple[int, ...] = (1, 2, 4, 8, 16)
     soft_tokens: tuple[int, ...] = (1, 5, 10, 20)
+    batch: int = OptimConfig.batch_size
     tokens: int = 2048
     device: str = "cpu"
     dtype: str = "auto"
@@ -63,9 +66,9 @@ class SpeedSettings:
                 raise ConfigError(f"{name} must be numbers from 1 on, got {list(numbers)}.")
         if min(*self.lengths, self.length) < 8:
             raise ConfigError(f"lengths must be at least 8 tokens, got {min(*self.lengths, self.length)}.")
-        for name in ("tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, least in (("tokens", 1), ("repeats", 1), ("batch", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.device not in ("cpu", "cuda"):
             raise ConfigError(f"unknown device {self.device!r}. Use cpu or cuda.")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -83,7 +86,12 @@ class SpeedSettings:
         words += [] if self.prompter is None else [f"--prompter {self.prompter}"]
         for name in ("lengths", "texts", "instructions", "soft_tokens"):
             words.append(f"--{name.replace('_', '-')} {','.join(map(str, getattr(self, name)))}")
-        words += [f"--length {self.length}", f"--tokens {self.tokens}", f"--device {self.device}"]
+        words += [
+            f"--length {self.length}",
+            f"--batch {self.batch}",
+            f"--tokens {self.tokens}",
+            f"--device {self.device}",
+        ]
         return " ".join([*words, f"--dtype {self.number_format}", f"--repeats {self.repeats}"])
 
     def cases(self, layers: int) -> list[Case]:
@@ -97,7 +105,7 @@ class SpeedSettings:
         found += [Case(kind="soft_tokens", length=length, texts=some, soft_tokens=each) for each in self.soft_tokens]
         exits = dict.fromkeys((layers, max(round(_EXIT * layers), 1)))
         found += [Case(kind="exit_layer", length=length, texts=some, layers=each) for each in exits]
-        return [*found, Case(kind="epoch", length=length, texts=max(some, 4))]
+        return [*found, Case(kind="epoch", length=length, texts=2 * self.batch)]
 
 
 def run_speed(
