@@ -25,7 +25,7 @@ the repeats, ways take turns.
 - **bare forward**: the frozen LLM alone over the same batches, without tokenising.
 - **sentence-transformers**: the same LLM with last-token pooling, in its batches of 32 texts.
 - **bare of the peak**: the least time that the bare forward can take at the machine's own rate of matrix products, over
-  the time that it takes.
+  its quickest round.
 """
 
 
@@ -82,7 +82,7 @@ def _against_others(rows: Sequence[Row], rates: Mapping[str, Any]) -> str:
 
 
 def _share(floor: float, row: Row) -> str:
-    return f"{100 * floor / row['seconds']:.0f} %"
+    return f"{100 * floor / min(row['all_seconds']):.0f} %"
 
 
 def _growth(rows: Sequence[Row], kind: str, label: str) -> str:
