@@ -1,10 +1,13 @@
 """Tiny random models for every test: float32, no network, no GPU."""
 
 import json
+import logging
 import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
+for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernels for GPUs that are not there
+    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

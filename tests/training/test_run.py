@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
 from promptembedder.models import BaselineConfig, ModelConfig, PromptEmbedder, TextStatesConfig
-from promptembedder.storage import from_mapping, to_mapping
+from promptembedder.storage import from_mapping, owned_folder, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 
 
@@ -223,3 +223,13 @@ def test_kept_text_states_give_the_same_run_and_no_second_reading(
 def test_kept_text_states_are_for_readers_that_nothing_trains(tiny_model: ModelConfig) -> None:
     with pytest.raises(ConfigError, match="text_states needs texts that are read before anything trained"):
         Recipe(model=tiny_model, baseline=BaselineConfig(kind="lora"), text_states=TextStatesConfig(memory_gib=1.0))
+
+
+def test_two_trainings_do_not_share_a_folder(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=2)
+    with (
+        owned_folder(Path(recipe.run.output)),
+        pytest.raises(ConfigError, match="is in use by process .* choose another output"),
+    ):
+        _run(recipe)
+    _run(recipe)

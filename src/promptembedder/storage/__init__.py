@@ -1,6 +1,7 @@
 """What lies on disk: settings, manifests, results; tensors are in `storage.tensors`, which needs torch."""
 
 from promptembedder.storage.folder import whole_folder
+from promptembedder.storage.lock import owned_folder
 from promptembedder.storage.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from promptembedder.storage.provenance import file_sha256, machine_facts, versions
 from promptembedder.storage.result_files import write_csv, write_json, write_text
@@ -13,6 +14,7 @@ __all__ = [
     "file_sha256",
     "from_mapping",
     "machine_facts",
+    "owned_folder",
     "read_manifest",
     "to_mapping",
     "versions",

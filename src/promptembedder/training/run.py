@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from promptembedder.models import (
     TextStateStore,
     trained_state,
 )
-from promptembedder.storage import MANIFEST_NAME, to_mapping
+from promptembedder.storage import MANIFEST_NAME, owned_folder, to_mapping
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
@@ -161,17 +162,22 @@ def train_model(
     Args:
         evaluator: Called every `recipe.evaluation.every` steps and at the end.
         checkpoint: Go on from this one; see `prepare_output`.
+
+    Raises:
+        ConfigError: Another process trains into the output folder.
     """
     disable_progress_bar()
     _set_card_example(model, data)
     started = time.perf_counter()
-    _begin_output(recipe, checkpoint)
-    trainer = _trainer(model, data, recipe, evaluator, callbacks)
-    with _kept_text_states(model.text_encoder, recipe):
-        trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
-    model.eval()
-    model.save(recipe.run.output)
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes that train one model together
+    with owned_folder(Path(recipe.run.output)) if is_first else nullcontext():
+        _begin_output(recipe, checkpoint)
+        trainer = _trainer(model, data, recipe, evaluator, callbacks)
+        with _kept_text_states(model.text_encoder, recipe):
+            trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
+        model.eval()
+        model.save(recipe.run.output)
     resumed = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     return TrainingResult(
         output=Path(recipe.run.output),

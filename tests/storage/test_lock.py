@@ -1,0 +1,44 @@
+"""A folder has one owner at a time, and a killed one is none."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promptembedder.errors import ConfigError
+from promptembedder.storage import owned_folder
+
+HOLD = """
+import sys
+from pathlib import Path
+from promptembedder.storage import owned_folder
+with owned_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "model"
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for _ in range(2):  # an attempt that fails does not change who is named
+            with (
+                pytest.raises(ConfigError, match=f"is in use by process {holder.pid} on .*choose another output"),
+                owned_folder(folder),
+            ):
+                pass
+        with owned_folder(tmp_path / "runs" / "other"):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    with owned_folder(folder):
+        pass
+    with owned_folder(folder):  # let go of, it can be had again
+        pass
+    assert not folder.exists()
