@@ -6,8 +6,6 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
-for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernels for GPUs that are not there
-    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,9 @@ if TYPE_CHECKING:  # importing them takes seconds, and half of the tests need no
 WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
 THINGS = ("house", "river", "car", "stone", "song", "road")
 FAMILIES = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")
+
+for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernels for GPUs that are not there
+    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
 hypothesis.settings.load_profile("tests")

@@ -22,10 +22,10 @@ def test_methods_differ_in_colour_marker_and_line() -> None:
         assert len({str(getattr(style, part)) for style in styles}) == len(names)
 
 
-def test_sixteen_methods_can_be_told_apart_and_more_are_drawn_all_the_same() -> None:
-    styles = method_styles(["lora", "frozen", *(f"method {place}" for place in range(14))])
-    assert len({(style.colour, style.fill) for style in styles.values()}) == len(styles) == 16
-    assert len(method_styles([f"method {place}" for place in range(20)])) == 20
+def test_24_methods_can_be_told_apart_and_more_are_drawn_all_the_same() -> None:
+    styles = method_styles(["lora", "frozen", *(f"method {place}" for place in range(22))])
+    assert len({(style.colour, style.fill) for style in styles.values()}) == len(styles) == 24
+    assert len(method_styles([f"method {place}" for place in range(30)])) == 30
 
 
 def test_the_callers_own_settings_come_back() -> None:

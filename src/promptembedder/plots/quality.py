@@ -83,7 +83,8 @@ def plot_quality_over_time(
             for axes in (by_time, by_step):
                 axes.axhline(score, color=_LEVEL_COLOUR, linestyle=(0, (1, 1.5)), linewidth=1.2)
             place = by_step.get_yaxis_transform()
-            by_step.text(0.02, score, name, transform=place, color=_LEVEL_COLOUR, fontsize=9, va="bottom")
+            words = by_step.text(0.98, score, name, transform=place, color=_LEVEL_COLOUR, fontsize=9, va="bottom")
+            words.set_horizontalalignment("right")
         by_time.set(xlabel="training time [s]", ylabel=score_label)
         by_step.set_xlabel("training steps")
         for axes in (by_time, by_step):

@@ -31,6 +31,8 @@ _LINES: tuple[Any, ...] = (
     (0, (1, 3)),
 )
 
+_FILLS = ("full", "none", "left")
+
 _LOOK: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 11.0,
@@ -65,7 +67,7 @@ class MethodStyle:
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """The look of each method, in the order of first mention; after eight they come again, with hollow markers."""
+    """The look of each method, in the order of first mention; eight, then hollow, then half-filled ones."""
     unknown = [method for method in dict.fromkeys(methods) if method not in _KNOWN]
     taken = {place for place, name in enumerate(_KNOWN) if name in methods}
     looks = len(_COLOURS)
@@ -78,7 +80,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
             colour=_COLOURS[places[name] % looks],
             marker=_MARKERS[places[name] % looks],
             line=_LINES[places[name] % looks],
-            fill="full" if places[name] < looks else "none",
+            fill=_FILLS[min(places[name] // looks, len(_FILLS) - 1)],
         )
         for name in dict.fromkeys(methods)
     }
