@@ -54,6 +54,7 @@ def test_where_memory_ends_half_is_read_and_nothing_is_lost_or_counted_twice(
     reading.in_batches(TEXTS, read)
     assert len(caplog.records) <= tried + 1  # it remembers what fitted, and never goes below one text
     assert reading.max_batch_tokens == 8192
+    assert reading.in_batches([], read) == ([], [])
 
 
 def test_what_does_not_fit_alone_fails() -> None:

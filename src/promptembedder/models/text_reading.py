@@ -112,7 +112,7 @@ class TextReading:
         lengths = [len(texts[place]) for place in places]
         budget = self._max_batch_tokens
         if self._fitting is not None:
-            budget = min(budget, max(self._fitting, *lengths))
+            budget = min(budget, max([self._fitting, *lengths]))
         batches = like_length_batches(lengths, max_tokens=budget, max_texts=max_texts)
         return [[places[own] for own in batch] for batch in batches]
 

@@ -80,7 +80,6 @@ class TextStateStore:
 
     What is full takes nothing more and throws nothing away: an epoch asks for every text once, and of a store that
     made room for the latest the next epoch would find nothing.
-
     """
 
     def __init__(self, config: TextStatesConfig, reader: BackboneRef) -> None:
@@ -93,6 +92,7 @@ class TextStateStore:
         self._layout: StatesLayout | None = None
         self._memory: dict[str, PackedText] = {}
         self._memory_bytes = 0
+        self._memory_full = False
         self._disk = None if config.folder is None else _DiskTier(Path(config.folder), config, reader)
 
     def __len__(self) -> int:
@@ -121,14 +121,15 @@ class TextStateStore:
         if not states.keys:  # nothing but empty texts
             return
         self._layout = self._layout or StatesLayout.of(states)
-        if self._memory_bytes >= self._config.memory_gib * _GIB and (self._disk is None or self._disk.full):
+        if self._memory_full and (self._disk is None or self._disk.full):
             return
         packed = packed_texts(states, [len(text) for text in texts], self._config.kind)
         for text, pack in zip(texts, packed, strict=True):
             key = _key(text)
             if not text or key in self._memory:
                 continue
-            if self._memory_bytes + pack.size <= self._config.memory_gib * _GIB:
+            self._memory_full |= self._memory_bytes + pack.size > self._config.memory_gib * _GIB
+            if not self._memory_full:
                 self._memory[key] = pack
                 self._memory_bytes += pack.size
             elif self._disk is not None:
