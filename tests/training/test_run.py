@@ -220,6 +220,17 @@ def test_kept_text_states_give_the_same_run_and_no_second_reading(
     assert held[-1] == 1
 
 
+def test_a_store_that_is_refused_costs_no_checkpoint(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of(steps=2, save_every=1)
+    _run(recipe)
+    states = TextStatesConfig(disk_gib=1e9, folder=str(tmp_path / "states"))
+    model = PromptEmbedder.create(config=recipe.model, device="cpu")
+    data = load_training_data(recipe.data, seed=0)
+    with pytest.raises(ConfigError, match="GiB free"):
+        train_model(model, data, dataclasses.replace(recipe, text_states=states))
+    assert {path.name for path in Path(recipe.run.output).glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
 def test_kept_text_states_are_for_readers_that_nothing_trains(tiny_model: ModelConfig) -> None:
     with pytest.raises(ConfigError, match="text_states needs texts that are read before anything trained"):
         Recipe(model=tiny_model, baseline=BaselineConfig(kind="lora"), text_states=TextStatesConfig(memory_gib=1.0))

@@ -171,9 +171,9 @@ def train_model(
     started = time.perf_counter()
     is_first = os.environ.get("RANK", "0") == "0"  # of several processes that train one model together
     with owned_folder(Path(recipe.run.output)) if is_first else nullcontext():
-        _begin_output(recipe, checkpoint)
-        trainer = _trainer(model, data, recipe, evaluator, callbacks)
-        with _kept_text_states(model.text_encoder, recipe):
+        with _kept_text_states(model.text_encoder, recipe):  # what it refuses is refused before anything is deleted
+            _begin_output(recipe, checkpoint)
+            trainer = _trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
         model.eval()
