@@ -16,6 +16,7 @@ __all__ = ["QualityCurve", "QualityPoint", "TaskScorePoint", "plot_quality_over_
 
 _MEAN_ROW = "mean"
 
+_LEGEND_LETTERS, _HANDLE_LETTERS = 130, 9  # in a line under a figure of 10 inches; of a line with its marker
 _LEVEL_COLOUR = "#444444"
 
 
@@ -91,7 +92,8 @@ def plot_quality_over_time(
             axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # the first marker whole
         if title:
             figure.suptitle(title)
-        legend_below(figure, [_handle(name, style) for name, style in styles.items()], columns=4)
+        columns = max(1, min(4, _LEGEND_LETTERS // (max(map(len, styles)) + _HANDLE_LETTERS)))
+        legend_below(figure, [_handle(name, style) for name, style in styles.items()], columns=columns)
         return write_pictures(figure, path_stem)
 
 
