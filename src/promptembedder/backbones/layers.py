@@ -63,14 +63,18 @@ def added_states(decoder: PreTrainedModel, additions: Mapping[int, Float[Tensor,
 
 @contextmanager
 def handed_on(
-    decoder: PreTrainedModel, count: int, *, is_last: bool = False
+    decoder: PreTrainedModel, count: int | None, *, is_last: bool = False
 ) -> Iterator[list[Float[Tensor, "batch seq dim"]]]:
     """While this lasts, and in this thread alone, the list gets the states after the first `count` layers.
 
     Args:
+        count: None: the list stays empty.
         is_last: Raise `EnoughError` there.
     """
     kept: list[Tensor] = []
+    if count is None:
+        yield kept
+        return
     _asked.kept = {id(_hooked_layers(decoder)[count - 1]): kept}
     _asked.is_last = is_last
     try:

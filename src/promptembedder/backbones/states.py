@@ -5,7 +5,7 @@ tokens after it attend to its keys and values as constants: the gradients for th
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -66,10 +66,7 @@ def read_text(
     # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
     # per-layer window caches drop positions by column, padding included.
     cache = DynamicCache()
-    keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
-    if hidden_layers is not None:
-        keeping = handed_on(decoder, hidden_layers)
-    with keeping as kept:
+    with handed_on(decoder, hidden_layers) as kept:
         output = decoder(
             input_ids=ids,
             attention_mask=mask,
@@ -176,10 +173,7 @@ def read_text_and_after(
     text = decoder.get_input_embeddings()(ids)
     own = torch.ones(len(ids), prompt, dtype=mask.dtype, device=mask.device)
     present = torch.cat([mask, own], dim=1)
-    keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
-    if hidden_layers is not None:
-        keeping = handed_on(decoder, hidden_layers)
-    with added_states(decoder, additions or {}), keeping as kept:
+    with added_states(decoder, additions or {}), handed_on(decoder, hidden_layers) as kept:
         output = decoder(
             inputs_embeds=torch.cat([text, embeddings.to(text.dtype)], dim=1),
             attention_mask=present,

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from promptembedder.backbones import resolved_dtype
 from promptembedder.benchmarks.efficiency_limits import MAX_BATCH
 from promptembedder.benchmarks.efficiency_methods import METHODS, StepModel, default_prompter, require_methods
+from promptembedder.benchmarks.machine_rates import require_device
 from promptembedder.errors import ConfigError
 
 __all__ = ["EfficiencySettings"]
@@ -49,10 +48,7 @@ class EfficiencySettings:
             raise ConfigError(f"repeats must be at least 1, got {self.repeats}. Try 5.")
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ConfigError(f"memory_gib must be > 0, got {self.memory_gib}.")
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigError(f"unknown device {self.device!r}. Use cpu or cuda.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device 'cuda' is not available here. Use --device cpu, or install torch with CUDA.")
+        require_device(self.device)
         resolved_dtype(self.dtype)
 
     def models(self) -> list[StepModel]:

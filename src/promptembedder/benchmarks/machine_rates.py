@@ -9,10 +9,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from promptembedder.backbones import decoder_layers
+from promptembedder.errors import ConfigError
 
-__all__ = ["copy_rate", "forward_flops", "matmul_rate", "seconds_of"]
+__all__ = ["copy_rate", "forward_flops", "matmul_rate", "require_device", "seconds_of"]
 
 _COPIED_BYTES = 256 << 20
+
+
+def require_device(device: str) -> None:
+    """Check the name of a device, and that it is there.
+
+    Raises:
+        ConfigError: It is neither `cpu` nor `cuda`, or there is no GPU.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {device!r}. Use cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not available here. Use --device cpu, or install torch with CUDA.")
 
 
 def seconds_of(call: Callable[[], object], *, device: torch.device) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from promptembedder.backbones import resolved_dtype
 from promptembedder.benchmarks.efficiency_methods import INSTRUCTION, default_prompter, prepare_backbone
 from promptembedder.benchmarks.journal import Journal
-from promptembedder.benchmarks.machine_rates import copy_rate, forward_flops, matmul_rate, seconds_of
+from promptembedder.benchmarks.machine_rates import copy_rate, forward_flops, matmul_rate, require_device, seconds_of
 from promptembedder.benchmarks.speed_cases import OURS, Case, calls_of, new_embedder, texts_of
 from promptembedder.errors import ConfigError
 from promptembedder.models import PromptEmbedder
@@ -69,10 +69,7 @@ class SpeedSettings:
         for name, least in (("tokens", 1), ("repeats", 1), ("batch", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigError(f"unknown device {self.device!r}. Use cpu or cuda.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device 'cuda' is not available here. Use --device cpu, or install torch with CUDA.")
+        require_device(self.device)
         resolved_dtype(self.dtype)
 
     @property

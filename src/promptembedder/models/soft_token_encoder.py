@@ -258,10 +258,9 @@ class SoftTokenEncoder(TextEncoder):
 
     def _own_means(self, states: TextStates) -> tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None:
         """Means of the texts' own states, and which texts have any; None where they are not added."""
+        # in training they would do part of the summary's work, and it would learn less: docs/results.md
         if self.readout is None or self.training:
-            return (
-                None  # in training they would do part of the summary's work, and it would learn less: docs/results.md
-            )
+            return None
         own = own_tokens(states.mask, self.reader)
         present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
         return pooled(states.hidden, own, pooling="mean"), present
