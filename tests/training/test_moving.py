@@ -190,6 +190,18 @@ def test_a_moved_model_keeps_no_difference_beside_its_alignment(new_model: NewMo
     assert "delta" in load_file(tmp_path / "model" / "alignment.1.safetensors")
 
 
+def test_a_trained_move_is_saved_in_fewer_bytes_and_comes_back_exactly(new_model: NewModel, tmp_path: Path) -> None:
+    model = moved(new_model("tiny-qwen3", "tiny-llama"), "tiny-gemma3")
+    model.save(str(tmp_path / "model"))
+    saved = load_file(tmp_path / "model" / "alignment.safetensors")
+    deep = {name for name in saved if name.startswith("deep.")}
+    assert deep
+    assert {name for name, tensor in saved.items() if tensor.dtype == torch.bfloat16 and tensor.ndim} == deep
+    loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
+    assert all(weight.dtype == torch.float32 for weight in trained_state(loaded.encoder).values())
+    np.testing.assert_array_equal(vectors(loaded), vectors(model))
+
+
 def test_training_the_old_model_on_does_not_reach_into_the_moved_one(new_model: NewModel, tmp_path: Path) -> None:
     model = new_model("tiny-qwen3", "tiny-llama")
     before, new = vectors(model), moved(model, "tiny-gemma3")

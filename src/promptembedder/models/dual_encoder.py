@@ -141,11 +141,17 @@ class DualEncoder(SoftTokenEncoder):
         self.store.forget()
 
     def settle(self) -> None:
-        """Fold what was trained of the alignment into its fixed part: same vectors, a smaller file."""
+        """Make what was trained of the alignments small to save.
+
+        The difference is folded into the fixed part, the same map; deeper alignments are rounded to bfloat16's numbers.
+        """
+        compiled = self.store.compiled_for(self.trained_weights())
         if isinstance(self.alignment, LinearAlignment):
-            compiled = self.store.compiled_for(self.trained_weights())
             self.alignment.settle()
+        if self.deep is None:
             self.store.add_compiled(compiled, self.trained_weights())
+        else:
+            self.deep.settle()  # what was compiled before belongs to other numbers, and is dropped
 
     def take_back(self, prompter: Prompter | None) -> None:
         """Generate with this prompter from now on; it is the one that was put away."""

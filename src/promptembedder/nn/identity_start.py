@@ -46,6 +46,12 @@ class DeepAlignment(nn.Module):
         self.up = nn.Parameter(torch.zeros(depths, rank, dim_r))
         self.bias = nn.Parameter(torch.zeros(depths, prompt, dim_r))
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Round every number to one that bfloat16 holds, so that a file can keep it in half the bytes."""
+        for weight in self.parameters():
+            weight.copy_(weight.bfloat16())
+
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Additions for each depth side by side, width = depths * dim_r, float32."""
         unit = F.rms_norm(tokens.embeddings.float(), tokens.embeddings.shape[-1:])
