@@ -32,4 +32,4 @@ class ModelFormatError(PromptEmbedderError):
 
 
 class WeightsError(PromptEmbedderError, ValueError):
-    """Weights, or what they compute, are not finite."""
+    """Weights, or what they compute, are not finite, or not what they were when the model was saved."""

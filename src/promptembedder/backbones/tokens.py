@@ -1,7 +1,9 @@
 """From texts to token ids: special strings are text, padding is on the left, truncation is counted."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,12 +40,13 @@ class TextTokenizer:
             text_start: What texts begin with where they begin with no BOS.
         """
         self.foreign, self.text_start = tokenizer, text_start
+        self._one_at_a_time = threading.Lock()
         bos = tokenizer.bos_token_id
         own_prefix = tokenizer("", add_special_tokens=True)["input_ids"]
         starts_with_bos = bool(own_prefix) and own_prefix[0] == bos
         self.prefix: list[int] = [bos] if bos is not None and (needs_bos or starts_with_bos) else []
         if not self.prefix and text_start:
-            self.prefix = self._ids([text_start])[0]
+            self.prefix = self.text_ids([text_start])[0]
 
     def tokenize(
         self,
@@ -61,9 +64,9 @@ class TextTokenizer:
             heads: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
             tails: Put after each text, likewise.
         """
-        begins = [self.prefix + head for head in (self._ids(heads) if heads is not None else [[] for _ in texts])]
-        ends = self._ids(tails) if tails is not None else [[] for _ in texts]
-        rows = self._ids(texts)
+        begins = [self.prefix + head for head in (self.text_ids(heads) if heads is not None else [[] for _ in texts])]
+        ends = self.text_ids(tails) if tails is not None else [[] for _ in texts]
+        rows = self.text_ids(texts)
         rooms = [max(max_length - len(begin) - len(end), 0) for begin, end in zip(begins, ends, strict=True)]
         if text_length is not None:
             rooms = [min(room, text_length) for room in rooms]
@@ -81,13 +84,25 @@ class TextTokenizer:
             truncated=sum(len(row) > room for row, room in zip(rows, rooms, strict=True)),
         )
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text alone, whatever its length: nothing before it, nothing after it. For any thread."""
         if not texts:  # the foreign tokenizer stumbles over nothing
             return []
-        # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model
-        return self.foreign(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-        )["input_ids"]
+        # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model; it is set anew in
+        # each call, which the tokenizer refuses while it works for another thread
+        with self._one_at_a_time:
+            return self.foreign(
+                list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            )["input_ids"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: without the lock, which belongs to this one."""
+        return {name: value for name, value in self.__dict__.items() if name != "_one_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state)
+        self._one_at_a_time = threading.Lock()
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch seq"]:

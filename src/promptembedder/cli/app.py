@@ -11,6 +11,7 @@ from promptembedder.cli.info import info
 from promptembedder.cli.move import move
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.search import search
+from promptembedder.cli.serve import serve
 from promptembedder.cli.train import train
 
 __all__ = ["app", "main"]
@@ -29,7 +30,7 @@ def _program() -> None:
     """Keeps the commands' names even while there is only one."""
 
 
-for command in (quickstart, train, move, evaluate, embed, search, info):
+for command in (quickstart, train, move, evaluate, embed, search, serve, info):
     app.command()(command)
 app.command("compile")(compile_)
 app.add_typer(bench, name="bench")

@@ -15,7 +15,7 @@ from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import MANIFEST_NAME, Manifest, read_manifest, whole_folder, write_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.models import Parts
+    from promptembedder.models import Parts, SelfTest
 
 __all__ = ["compile_"]
 
@@ -48,7 +48,7 @@ def compile_(
         embedder = PromptEmbedder.from_pretrained(model)
         embedder.compile_instructions(asked)
         parts = embedder.encoder.parts()
-        _save(parts, model, target, manifest)
+        _save(parts, embedder.encoder.self_test(), model, target, manifest)
         seconds = time.perf_counter() - start
     size = sum(tokens.numel() * tokens.element_size() for tokens in parts.compiled.values())
     instructions = list(parts.compiled)
@@ -57,7 +57,7 @@ def compile_(
     report.result({"model": str(target), "instructions": instructions, "bytes": size, "seconds": seconds})
 
 
-def _save(parts: "Parts", model: Path, target: Path, manifest: Manifest) -> None:
+def _save(parts: "Parts", self_test: "SelfTest | None", model: Path, target: Path, manifest: Manifest) -> None:
     """Write the parts to `target`, with what else lies beside them in `model`: settings, model card, provenance."""
     from promptembedder.models import save_parts
 
@@ -67,7 +67,7 @@ def _save(parts: "Parts", model: Path, target: Path, manifest: Manifest) -> None
             for path in model.iterdir():
                 if path.is_file() and path.name not in own:
                     shutil.copy(path, scratch / path.name)
-        save_parts(scratch, parts)
+        save_parts(scratch, parts, self_test=self_test)
         made = read_manifest(scratch)
         # the versions that trained the weights, not those that compiled
         write_manifest(scratch, dataclasses.replace(made, provenance=manifest.provenance))

@@ -12,6 +12,7 @@ from promptembedder.models.opening import OpenedModel, open_model
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_parts
 from promptembedder.models.pooled_encoder import PooledEncoder
 from promptembedder.models.prompter import Prompter
+from promptembedder.models.self_test import SelfTest, read_self_test
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.models.text_encoder import TextEncoder
@@ -37,6 +38,7 @@ __all__ = [
     "Prompter",
     "PrompterConfig",
     "ReadingCounts",
+    "SelfTest",
     "SoftTokenEncoder",
     "StaticEncoder",
     "TextEncoder",
@@ -54,6 +56,7 @@ __all__ = [
     "moved_encoder",
     "new_parts",
     "open_model",
+    "read_self_test",
     "restore_parts",
     "save_parts",
     "trained_state",

@@ -12,6 +12,7 @@ from promptembedder.models.config import ModelConfig
 from promptembedder.models.parts import Alignment, Parts, PrompterAway, new_deep_alignment, new_prompter
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.reader_side import ReaderEntry, ReaderSide, chosen_entry, entries_of, load_side, save_side
+from promptembedder.models.self_test import SELF_TEST_NAME, SelfTest
 from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.models.trained_state import restore_tensors, trained_state
@@ -44,10 +45,13 @@ PROMPTER_FILE = "prompter.safetensors"
 _DELTA = "delta"
 
 
-def save_parts(folder: Path, parts: Parts) -> None:
+def save_parts(folder: Path, parts: Parts, *, self_test: SelfTest | None = None) -> None:
     """Write the parts' own weights into `folder`, those of further readers too, the manifest last.
 
     Parts that were loaded without their prompter cannot be saved: its weights are not in memory.
+
+    Args:
+        self_test: Of these parts, on their reader.
 
     Raises:
         ModelFormatError: There is no prompter.
@@ -60,13 +64,16 @@ def save_parts(folder: Path, parts: Parts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / PROMPTER_FILE, away.state)
     entries = [save_side(folder, side, place) for place, side in enumerate([side_of(parts), *parts.others])]
+    if self_test is not None:
+        self_test.write(folder)
     first, *others = entries
+    own = [PROMPTER_FILE, *([SELF_TEST_NAME] if self_test is not None else [])]
     manifest = Manifest(
         kind=KIND,
         config=first.config,
         backbones={"prompter": dict(away.ref), "reader": first.backbone},
         instructions=first.instructions,
-        files=dict.fromkeys([PROMPTER_FILE, *(name for entry in entries for name in entry.files)], ""),
+        files=dict.fromkeys([*own, *(name for entry in entries for name in entry.files)], ""),
         readers=[dataclasses.asdict(entry) for entry in others],
         provenance=dict(versions()),
     )

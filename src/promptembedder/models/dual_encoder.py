@@ -12,6 +12,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts, put_away, restore_parts, save_parts
 from promptembedder.models.parts import Parts, PrompterAway
 from promptembedder.models.prompter import Prompter
+from promptembedder.models.self_test import SELF_TEST_TEXT, SelfTest
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.nn import (
@@ -49,8 +50,34 @@ class DualEncoder(SoftTokenEncoder):
         return features
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the trained weights, the compiled soft tokens and the manifest; never a backbone."""
-        save_parts(Path(output_path), self.parts())
+        """Write the trained weights, the compiled soft tokens, a self-test and the manifest; never a backbone."""
+        save_parts(Path(output_path), self.parts(), self_test=self.self_test())
+
+    @torch.no_grad()
+    def self_test(self, instruction: str | None = None) -> SelfTest | None:
+        """What the model makes of one sentence; None if it can make nothing of it now.
+
+        Args:
+            instruction: None: one that is at hand.
+        """
+        said = self._said()
+        at_hand = next(iter({**self.store.compiled_for(self.trained_weights()), **said}), None)
+        asked = instruction or at_hand or self.settings.default_instruction
+        if self.prompter is None and asked != at_hand and instruction is None:
+            return None
+        was_training = self.training
+        self.eval()
+        try:
+            vector = self.forward(self._on_device(self.preprocess([SELF_TEST_TEXT], prompt=asked)))[
+                "sentence_embedding"
+            ]
+        except ValueError:  # not finite: whoever loads it will be told why
+            return None
+        finally:
+            self.train(was_training)
+        ref = self.reader.ref
+        numbers = tuple(vector[0].float().cpu().tolist())
+        return SelfTest(instruction=asked, reader=ref.fingerprint, dtype=ref.quantization or ref.dtype, vector=numbers)
 
     def restore(self, folder: Path) -> None:
         """Copy the trained weights of a saved model into this one, in place; backbones are not loaded."""
@@ -158,6 +185,9 @@ class DualEncoder(SoftTokenEncoder):
         self.prompter, self.away = prompter, None
         self.store.forget()
 
+    def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
+        return {name: one.to(self.device) if isinstance(one, Tensor) else one for name, one in features.items()}
+
     def _said(self) -> Mapping[str, RelaxedTokens]:
         """What a prompter that was put away has said."""
         return self.away.tokens if self.prompter is None and self.away is not None else {}
@@ -190,6 +220,10 @@ class DualEncoder(SoftTokenEncoder):
         room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.settings.num_soft_tokens
         if texts is None:
             batch = tokenizer.tokenize(asked, max_length=room)
+            if batch.truncated:
+                raise ConfigError(
+                    f"an instruction is longer than the {room} tokens that are read. Say it in fewer words."
+                )
         else:
             batch = tokenizer.tokenize(texts, max_length=room, tails=[f"\n\n{question}" for question in asked])
         return batch.ids, batch.mask

@@ -1,0 +1,26 @@
+"""An embeddings server: OpenAI's API over one loaded LLM that answers any instruction."""
+
+from promptembedder.server.access import ApiKeys
+from promptembedder.server.app import create_app
+from promptembedder.server.loading import load_service
+from promptembedder.server.logs import log_to_stderr
+from promptembedder.server.running import run_server
+from promptembedder.server.service import Embedded, EmbeddingService, Wanted
+from promptembedder.server.settings import ComputeSettings, Limits, ServerSettings
+from promptembedder.server.state import Phase, ServerState
+
+__all__ = [
+    "ApiKeys",
+    "ComputeSettings",
+    "Embedded",
+    "EmbeddingService",
+    "Limits",
+    "Phase",
+    "ServerSettings",
+    "ServerState",
+    "Wanted",
+    "create_app",
+    "load_service",
+    "log_to_stderr",
+    "run_server",
+]

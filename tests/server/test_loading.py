@@ -1,0 +1,92 @@
+"""Laws of loading: a model that does not compute what it did is not served."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptembedder import PromptEmbedder
+from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
+from promptembedder.server import ServerSettings, load_service
+from promptembedder.server.loading import self_test
+from promptembedder.server.metrics import ServerMetrics
+
+NewModel = Callable[..., PromptEmbedder]
+SETTINGS = ServerSettings(model_name="tiny")
+
+
+def load(folder: Path, settings: ServerSettings = SETTINGS) -> None:
+    load_service(folder, settings, ServerMetrics(), device="cpu").close()
+
+
+def test_a_saved_model_passes_its_own_test_with_and_without_prompter(saved_model: Path) -> None:
+    for with_prompter in (True, False):
+        model = PromptEmbedder.from_pretrained(saved_model, with_prompter=with_prompter, device="cpu")
+        assert self_test(model, saved_model) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_model_that_computes_something_else_is_refused(saved_model: Path) -> None:
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    with torch.no_grad():
+        for weight in model.encoder.reader.model.parameters():
+            weight.mul_(1.5)
+    with pytest.raises(WeightsError, match="does not compute what it did when it was saved: cosine"):
+        self_test(model, saved_model)
+
+
+def test_vectors_that_are_not_finite_are_refused(saved_model: Path) -> None:
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    with torch.no_grad():
+        next(model.encoder.reader.model.parameters()).fill_(float("nan"))
+    with pytest.raises(WeightsError, match="not finite"):
+        self_test(model, saved_model)
+
+
+def test_a_changed_self_test_is_a_torn_model(new_model: NewModel, tmp_path: Path) -> None:
+    new_model().save(str(tmp_path / "model"))
+    path = tmp_path / "model" / "self_test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "int8"}))
+    with pytest.raises(ModelFormatError, match=r"self_test\.json has changed"):
+        load(tmp_path / "model")
+
+
+def test_a_model_saved_before_self_tests_is_served(new_model: NewModel, tmp_path: Path) -> None:
+    model = new_model()
+    model.save(str(tmp_path / "model"))
+    assert self_test(model, tmp_path) is None
+
+
+@pytest.mark.parametrize("warmup", ["none", "min", "full"])
+def test_every_warmup_ends_in_a_service(saved_model: Path, warmup: str) -> None:
+    from promptembedder.server import ComputeSettings
+
+    compute = ComputeSettings(warmup=warmup, max_batch_tokens=100)
+    load(saved_model, ServerSettings(model_name="tiny", compute=compute))
+
+
+def test_compiled_instructions_alone_need_some(new_model: NewModel, tmp_path: Path) -> None:
+    new_model().save(str(tmp_path / "model"))
+    with pytest.raises(ConfigError, match="no compiled instruction to serve"):
+        load(tmp_path / "model", ServerSettings(model_name="tiny", instructions="compiled"))
+
+
+def test_soft_tokens_that_depend_on_texts_cannot_be_served(new_model: NewModel, tmp_path: Path) -> None:
+    new_model(conditioning="instruction_and_text").save(str(tmp_path / "model"))
+    with pytest.raises(ConfigError, match="serving needs placement 'suffix'"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_name": "a@b"}, "model_name"),
+        ({"model_name": ""}, "model_name"),
+        ({"instructions": "some"}, "free or compiled"),
+        ({"truncate": "both"}, "error, left or right"),
+    ],
+)
+def test_settings_are_checked(changes: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ServerSettings(**{"model_name": "tiny", **changes})
