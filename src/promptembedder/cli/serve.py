@@ -3,8 +3,10 @@
 import functools
 import ipaddress
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +17,7 @@ from promptembedder.extras import require
 from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.server import EmbeddingService, ServerSettings, ServerState
+    from promptembedder.server import ApiKeys, EmbeddingService, ServerSettings, ServerState
 
 __all__ = ["serve"]
 
@@ -74,7 +76,7 @@ def serve(
         read_manifest(model)  # before seconds of imports
         for module in ("fastapi", "orjson", "prometheus_client", "uvicorn"):
             require(module, extra="serve")
-        from promptembedder.server import ApiKeys, ComputeSettings, Limits, ServerSettings
+        from promptembedder.server import ApiKeys, ComputeSettings, Limits, ServerSettings, listening_socket
 
         settings = ServerSettings(
             model_name=model_name or model.resolve().name.replace("@", "-"),
@@ -102,9 +104,13 @@ def serve(
             )
         if log_format not in ("text", "json"):
             raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
+        bound = listening_socket(host, port)
         load = functools.partial(_load, model, settings, reader, quantization, device)
-        report.say(f"serving {settings.model_name} on http://{host}:{port} (page /, API /docs); stop with Ctrl-C")
-        _run(load, settings, keys, host=host, port=port, drain_s=drain_s, log_format=log_format)
+        report.say(
+            f"serving {settings.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
+            "stop with Ctrl-C"
+        )
+        _run(load, settings, keys, bound, drain_s=drain_s, log_format=log_format)
     report.result({"model": settings.model_name, "stopped": True})
 
 
@@ -122,7 +128,13 @@ def _load(
 
 
 def _run(
-    load: Any, settings: "ServerSettings", keys: Any, *, host: str, port: int, drain_s: float, log_format: str
+    load: "Callable[[ServerState], EmbeddingService]",
+    settings: "ServerSettings",
+    keys: "ApiKeys",
+    bound: socket.socket,
+    *,
+    drain_s: float,
+    log_format: str,
 ) -> None:
     from promptembedder.server import ServerState, create_app, log_to_stderr, run_server
 
@@ -135,7 +147,7 @@ def _run(
         state.stop()
 
     app = create_app(load, state=state, keys=keys, limits=settings.limits, on_failure=on_failure)
-    run_server(app, host=host, port=port, state=state, drain_s=drain_s)
+    run_server(app, bound=bound, state=state, drain_s=drain_s)
     if failed:
         raise failed[0]
 

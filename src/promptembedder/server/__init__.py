@@ -4,7 +4,7 @@ from promptembedder.server.access import ApiKeys
 from promptembedder.server.app import create_app
 from promptembedder.server.loading import load_service
 from promptembedder.server.logs import log_to_stderr
-from promptembedder.server.running import run_server
+from promptembedder.server.running import listening_socket, run_server
 from promptembedder.server.service import Embedded, EmbeddingService, Wanted
 from promptembedder.server.settings import ComputeSettings, Limits, ServerSettings
 from promptembedder.server.state import Phase, ServerState
@@ -20,6 +20,7 @@ __all__ = [
     "ServerState",
     "Wanted",
     "create_app",
+    "listening_socket",
     "load_service",
     "log_to_stderr",
     "run_server",

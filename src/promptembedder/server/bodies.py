@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 __all__ = ["EmbedBody", "EmbeddingsBody", "EmbeddingsResponse", "ErrorResponse", "InfoResponse", "ModelsResponse"]
 
@@ -55,7 +55,7 @@ class EmbedBody(_Strict):
 
     inputs: Inputs
     normalize: Literal[True] = Field(True, description="Vectors always have length 1.")
-    truncate: bool | None = None
+    truncate: StrictBool | None = None
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
     prompt_name: StrictStr | None = Field(None, description="Id of a compiled instruction.")
     dimensions: StrictInt | None = None

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from promptembedder.errors import ConfigError
 from promptembedder.server.state import Phase, ServerState
 
-__all__ = ["run_server"]
+__all__ = ["listening_socket", "run_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +29,9 @@ class _DrainingServer(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
-    async def serve(self, sockets: "list[object] | None" = None) -> None:  # type: ignore[override]
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)  # type: ignore[arg-type]
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
@@ -56,16 +58,32 @@ class _DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run_server(app: FastAPI, *, host: str, port: int, state: ServerState, drain_s: float) -> None:
-    """Answer requests until SIGTERM or SIGINT; those under way then get `drain_s` seconds.
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; port 0 takes any that is free.
 
     Raises:
-        SystemExit: The address cannot be listened on.
+        ConfigError: The address is taken, or is none of this machine's.
     """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(2048)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}. Try another --port or --host.") from error
+    return bound
+
+
+def run_server(app: FastAPI, *, bound: socket.socket, state: ServerState, drain_s: float) -> None:
+    """Answer requests at a bound socket until SIGTERM or SIGINT; those under way then get `drain_s` seconds."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -74,4 +92,4 @@ def run_server(app: FastAPI, *, host: str, port: int, state: ServerState, drain_
     )
     server = _DrainingServer(config, state, drain_s)
     state.stop = server.give_up
-    server.run()
+    server.run(sockets=[bound])
