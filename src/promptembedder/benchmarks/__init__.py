@@ -12,6 +12,8 @@ from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
 from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, quality_with_held, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
 from promptembedder.benchmarks.result_content import provenance
+from promptembedder.benchmarks.serving import ServingSettings, run_serving
+from promptembedder.benchmarks.serving_report import serving_markdown, write_serving
 from promptembedder.benchmarks.speed import SpeedSettings, run_speed, slowest_profile
 from promptembedder.benchmarks.speed_report import speed_markdown, write_speed
 
@@ -25,6 +27,7 @@ __all__ = [
     "MoveRun",
     "QualityConfig",
     "QualityRun",
+    "ServingSettings",
     "SpeedSettings",
     "bench_move",
     "bench_quality",
@@ -40,11 +43,14 @@ __all__ = [
     "quality_with_held",
     "regenerate",
     "run_efficiency",
+    "run_serving",
     "run_speed",
+    "serving_markdown",
     "slowest_profile",
     "speed_markdown",
     "write_efficiency",
     "write_move",
     "write_quality",
+    "write_serving",
     "write_speed",
 ]

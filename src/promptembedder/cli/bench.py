@@ -14,6 +14,7 @@ from promptembedder import extras
 from promptembedder.cli.bench_move import move
 from promptembedder.cli.bench_quality import quality
 from promptembedder.cli.bench_report import report as rewrite_tables
+from promptembedder.cli.bench_serve import serve
 from promptembedder.cli.bench_speed import speed
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
@@ -29,6 +30,7 @@ bench = typer.Typer(help="Measure, side by side with what the method is compared
 bench.command()(quality)
 bench.command()(move)
 bench.command()(speed)
+bench.command()(serve)
 bench.command("report")(rewrite_tables)
 
 
