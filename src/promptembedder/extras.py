@@ -15,6 +15,6 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there and one of its own imports is broken: that is not ours to explain
         raise ImportError(f'{module} is not installed. Run: pip install "promptembedder[{extra}]"') from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from promptembedder.errors import ConfigError
 from promptembedder.server import ApiKeys, Limits, Phase, ServerSettings, ServerState, create_app, load_service
@@ -33,6 +34,12 @@ def test_without_a_valid_key_nothing_but_health_answers(serve: Serve) -> None:
     for header in (*(f"Bearer {key}" for key in wrong), FIRST, f"Digest {FIRST}", "Basic !!!", "Basic "):
         answer = client.post("/v1/embeddings", json={"input": "a"}, headers={"Authorization": header})
         assert answer.status_code == 401, header
+
+
+def test_websockets_are_refused(serve: Serve) -> None:
+    with pytest.raises(WebSocketDisconnect) as refused, serve(keys=[FIRST]).websocket_connect("/health"):
+        pass
+    assert refused.value.code == 1008
 
 
 @pytest.mark.parametrize("key", [FIRST, SECOND])

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(source=str(base / "backbone"), dtype="float32")
     config = ModelConfig(prompter=PrompterConfig(backbone=backbone), reader=backbone, max_seq_length=512)
     model = PromptEmbedder.create(config=config, device="cpu")
+    model.prompts["query"] = COMPILED
     model.compile_instructions([COMPILED])
     model.save(str(base / "tiny"))
     return base / "tiny"
@@ -196,6 +198,39 @@ def test_langchain_speaks_to_it(server: Served, offline: Callable[..., np.ndarra
     )
     np.testing.assert_allclose(np.array(embeddings.embed_documents(TEXTS)), offline(TEXTS, COMPILED), atol=1e-5)
     np.testing.assert_allclose(np.array(embeddings.embed_query(TEXTS[0])), offline(TEXTS[:1], COMPILED)[0], atol=1e-5)
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+CURLS = re.findall(r"^\$ (curl .*?)\n```", GUIDE, flags=re.DOTALL | re.MULTILINE)
+PYTHONS = re.findall(r"^```python\n(.*?)^```", GUIDE, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_guide_has_examples_of_every_kind() -> None:
+    assert (len(CURLS), len(PYTHONS)) == (3, 2)
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_the_guides_curl_commands_answer(server: Served, command: str) -> None:
+    command = command.replace("http://127.0.0.1:8000", server.url).replace(
+        "curl ", f"curl -H 'Authorization: Bearer {KEY}' "
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=START_S)
+    answer = json.loads(done.stdout)
+    assert "error" not in answer
+    assert len(answer if isinstance(answer, list) else answer["data"]) >= 1
+
+
+@pytest.mark.parametrize("example", PYTHONS)
+def test_the_guides_python_runs(server: Served, example: str) -> None:
+    for written, here in (("http://127.0.0.1:8000", server.url), ("quickstart", "tiny"), ('"none"', f'"{KEY}"')):
+        assert written in example
+        example = example.replace(written, here)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    if "embeddings" in names:
+        assert len(names["embeddings"].embed_query("a text")) == 40
+    else:
+        assert len(names["answer"].data) == 1
 
 
 def ask(url: str, texts: list[str]) -> int:

@@ -136,7 +136,7 @@ def run_serving(settings: ServingSettings, *, on_part: Callable[[str], None] = l
             capacity = next(row["requests_per_second"] for row in rows if row["server"] == OURS)
             with our_server(folder, max_waiting=settings.soak_waiting) as server:
                 rows.append(_soak_row(settings, server, model, mixed, capacity))
-    return {"command": settings.command(), "machine": machine_facts(), "versions": versions(), "rows": rows}
+    return {"commands": [settings.command()], "machine": machine_facts(), "versions": versions(), "rows": rows}
 
 
 def _new_model(settings: ServingSettings) -> PromptEmbedder:
@@ -249,12 +249,15 @@ def _soak_row(
     asked = INSTRUCTIONS[:4]
     expected = model.encode_instructions(texts, asked)
     place = {text: row for row, text in enumerate(texts)}
-    lowest = [1.0]
+    everything = expected.reshape(-1, expected.shape[-1])
+    lowest, mixed_up = [1.0], [0]
 
     def check(body: Mapping[str, Any], vectors: np.ndarray) -> str | None:
         text, instruction = str(body["input"][0]), str(body["instruction"][0])
         cosine = float(vectors[0] @ expected[asked.index(instruction), place[text]])
         lowest[0] = min(lowest[0], cosine)
+        closest = int(np.argmax(everything @ vectors[0])) % len(texts)
+        mixed_up[0] += closest != place[text]
         return None if cosine >= _MIN_COSINE else f"cosine {cosine:.5f}"
 
     drawn = random.Random(0)
@@ -285,12 +288,14 @@ def _soak_row(
         "statuses": _statuses(answers),
         "wrong_vectors": sum(answer.wrong is not None for answer in answers),
         "lowest_cosine": round(lowest[0], 6),
+        "mixed_up": mixed_up[0],
         "p99_seconds": round(float(np.percentile([one.seconds for one in answers if one.status == 200] or [0], 99)), 3),
         "refused_p99_seconds": round(
             float(np.percentile([one.seconds for one in answers if one.status == 429] or [0], 99)), 4
         ),
         "rss_after_warmup": early,
         "rss_growth": round(late / early - 1, 4),
+        "rss_by_minute": memory[::60],
     }
 
 

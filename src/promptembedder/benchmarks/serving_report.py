@@ -39,7 +39,7 @@ def serving_markdown(content: Mapping[str, Any]) -> str:
         _overhead([row for row in rows if row["kind"] == "one client"]),
         *(_overload(row) for row in rows if row["kind"] == "overload"),
         _NOTES,
-        *provenance_markdown({**content, "commands": [content["command"]]}),
+        *provenance_markdown(content),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -90,7 +90,8 @@ def _overload(row: Row) -> str:
     lines = [
         ["requests", f"{row['requests']} in {row['seconds']:.0f} s, {row['rate']:.1f} a second"],
         ["answers by status", _counts(row["statuses"])],
-        ["wrong vectors", f"{row['wrong_vectors']}; lowest cosine {row['lowest_cosine']:.6f}"],
+        ["vectors of another text", str(row["mixed_up"])],
+        ["cosine to the offline one below 0.9999", f"{row['wrong_vectors']}; the lowest {row['lowest_cosine']:.6f}"],
         ["p99 of those answered", f"{row['p99_seconds']:.2f} s"],
         ["p99 of those refused", f"{1000 * row['refused_p99_seconds']:.0f} ms"],
         ["memory", f"{row['rss_after_warmup'] / 1e6:.0f} MB, {100 * row['rss_growth']:+.1f} % afterwards"],

@@ -26,11 +26,12 @@ def report(
             move_markdown,
             quality_markdown,
             regenerate,
+            serving_markdown,
             speed_markdown,
         )
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
-        pages["speed"] = speed_markdown
+        pages |= {"speed": speed_markdown, "serve": serving_markdown}
         done = regenerate(document, results, pages)
     told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

@@ -17,7 +17,7 @@ from promptembedder.extras import require
 from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.server import ApiKeys, EmbeddingService, ServerSettings, ServerState
+    from promptembedder.server import ApiKeys, EmbeddingService, ServerSettings, ServerState, Tracer
 
 __all__ = ["serve"]
 
@@ -59,6 +59,9 @@ def serve(
         str, typer.Option(help="Computed before the server is ready: none, min (one text), full (a whole batch).")
     ] = "min",
     log_format: Annotated[str, typer.Option(help="Of the lines on stderr: text or json.")] = "text",
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="OpenTelemetry collector that gets a span a request: http://HOST:4318/v1/traces.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")] = None,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
@@ -76,7 +79,17 @@ def serve(
         read_manifest(model)  # before seconds of imports
         for module in ("fastapi", "orjson", "prometheus_client", "uvicorn"):
             require(module, extra="serve")
-        from promptembedder.server import ApiKeys, ComputeSettings, Limits, ServerSettings, listening_socket
+        # before torch is imported, which reads it once: of oneDNN, which keeps a kernel for each shape that it has
+        # multiplied, 1024 by default, hundreds of megabytes where texts have every length
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+        from promptembedder.server import (
+            ApiKeys,
+            ComputeSettings,
+            Limits,
+            ServerSettings,
+            listening_socket,
+            otlp_tracer,
+        )
 
         settings = ServerSettings(
             model_name=model_name or model.resolve().name.replace("@", "-"),
@@ -104,13 +117,14 @@ def serve(
             )
         if log_format not in ("text", "json"):
             raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
+        tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
         bound = listening_socket(host, port)
         load = functools.partial(_load, model, settings, reader, quantization, device)
         report.say(
             f"serving {settings.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
             "stop with Ctrl-C"
         )
-        _run(load, settings, keys, bound, drain_s=drain_s, log_format=log_format)
+        _run(load, settings, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
     report.result({"model": settings.model_name, "stopped": True})
 
 
@@ -133,6 +147,7 @@ def _run(
     keys: "ApiKeys",
     bound: socket.socket,
     *,
+    tracer: "Tracer | None",
     drain_s: float,
     log_format: str,
 ) -> None:
@@ -146,7 +161,7 @@ def _run(
         failed.append(error)
         state.stop()
 
-    app = create_app(load, state=state, keys=keys, limits=settings.limits, on_failure=on_failure)
+    app = create_app(load, state=state, keys=keys, limits=settings.limits, tracer=tracer, on_failure=on_failure)
     run_server(app, bound=bound, state=state, drain_s=drain_s)
     if failed:
         raise failed[0]

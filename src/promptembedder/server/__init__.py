@@ -8,6 +8,7 @@ from promptembedder.server.running import listening_socket, run_server
 from promptembedder.server.service import Embedded, EmbeddingService, Wanted
 from promptembedder.server.settings import ComputeSettings, Limits, ServerSettings
 from promptembedder.server.state import Phase, ServerState
+from promptembedder.server.tracing import Tracer, otlp_tracer
 
 __all__ = [
     "ApiKeys",
@@ -18,10 +19,12 @@ __all__ = [
     "Phase",
     "ServerSettings",
     "ServerState",
+    "Tracer",
     "Wanted",
     "create_app",
     "listening_socket",
     "load_service",
     "log_to_stderr",
+    "otlp_tracer",
     "run_server",
 ]

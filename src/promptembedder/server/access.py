@@ -17,6 +17,7 @@ import orjson
 from promptembedder.errors import ConfigError
 from promptembedder.server.errors import ApiError
 from promptembedder.server.state import ServerState
+from promptembedder.server.tracing import Tracer
 
 __all__ = ["ApiKeys", "FrontDoor"]
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("promptembedder.server.requests")
 _BODY_TIMEOUT_S = 30.0
 _MIN_KEY_CHARS = 16
 _OPEN_PATHS = frozenset({"/health"})
+_WATCHED = frozenset({"/health", "/metrics"})
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -82,7 +84,14 @@ class FrontDoor:
     """Around the application: key, size and time of the body, request id, metrics and one line in the log."""
 
     def __init__(
-        self, app: App, *, state: ServerState, keys: ApiKeys, max_body_bytes: int, routes: Sequence[str]
+        self,
+        app: App,
+        *,
+        state: ServerState,
+        keys: ApiKeys,
+        max_body_bytes: int,
+        routes: Sequence[str],
+        tracer: Tracer,
     ) -> None:
         """Let requests through to `app`.
 
@@ -90,10 +99,13 @@ class FrontDoor:
             routes: Paths that metrics tell apart; any other counts as `other`.
         """
         self._app, self._state, self._keys, self._max_body_bytes = app, state, keys, max_body_bytes
-        self._routes = frozenset(routes)
+        self._routes, self._tracer = frozenset(routes), tracer
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":  # no route takes any: refused here, where keys are asked for
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -107,32 +119,27 @@ class FrontDoor:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        metrics = self._state.metrics
+        fields: dict[str, Any] = {"id": request_id, "method": scope["method"], "route": route}
         self._state.in_flight += 1
-        metrics.in_flight.inc()
-        try:
-            await self._admitted(scope, receive, note)
-        finally:
-            self._state.in_flight -= 1
-            metrics.in_flight.dec()
-            seconds = time.monotonic() - start
-            # a client that went away gets no status
-            metrics.requests.labels(route, str(noted.status or "gone")).inc()
-            metrics.request_seconds.labels(route).observe(seconds)
-            logger.info(
-                "request",
-                extra={
-                    "fields": {
-                        "id": request_id,
-                        "method": scope["method"],
-                        "route": route,
-                        "status": noted.status,
-                        "seconds": round(seconds, 4),
-                        "tenant": scope["state"].get("tenant", ""),
-                        **scope["state"].get("log", {}),
-                    }
-                },
-            )
+        self._state.metrics.in_flight.inc()
+        with self._tracer.request(f"{scope['method']} {route}", dict(scope["headers"]), fields):
+            try:
+                await self._admitted(scope, receive, note)
+            finally:
+                self._state.in_flight -= 1
+                self._state.metrics.in_flight.dec()
+                own = scope["state"]
+                fields |= {"status": noted.status, "tenant": own.get("tenant", ""), **own.get("log", {})}
+                self._note_end(fields, route, noted.status, time.monotonic() - start)
+
+    def _note_end(self, fields: dict[str, Any], route: str, status: int, seconds: float) -> None:
+        metrics = self._state.metrics
+        # a client that went away gets no status
+        metrics.requests.labels(route, str(status or "gone")).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        # whoever watches asks for these every few seconds
+        level = logging.DEBUG if route in _WATCHED and status == 200 else logging.INFO
+        logger.log(level, "request", extra={"fields": {**fields, "seconds": round(seconds, 4)}})
 
     async def _admitted(self, scope: Message, receive: Receive, send: Send) -> None:
         try:

@@ -16,6 +16,7 @@ from promptembedder.server.answering import add_error_answers
 from promptembedder.server.service import EmbeddingService
 from promptembedder.server.settings import Limits
 from promptembedder.server.state import Phase, ServerState
+from promptembedder.server.tracing import Tracer
 
 __all__ = ["create_app"]
 
@@ -33,6 +34,7 @@ def create_app(
     state: ServerState | None = None,
     keys: ApiKeys | None = None,
     limits: Limits | None = None,
+    tracer: Tracer | None = None,
     on_failure: Callable[[Exception], None] = lambda _: None,
 ) -> FastAPI:
     """A server's application; it answers 503 until `load` has returned.
@@ -78,6 +80,7 @@ def create_app(
         keys=keys or ApiKeys(),
         max_body_bytes=(limits or Limits()).max_body_bytes,
         routes=_paths(app),
+        tracer=tracer or Tracer(),
     )
     return app
 

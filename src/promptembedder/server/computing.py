@@ -8,9 +8,12 @@ import numpy as np
 import torch
 
 from promptembedder.models import DualEncoder, TokenRow
+from promptembedder.server.memory import give_back
 from promptembedder.shapes import Float, Tensor
 
 __all__ = ["InstructionKey", "VectorComputer"]
+
+_CALLS_BETWEEN = 8  # before free memory goes back: a few milliseconds, and batches of all lengths leave holes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class VectorComputer:
         self._compiled = dict(encoder.store.compiled)
         self._generated: OrderedDict[InstructionKey, Tensor] = OrderedDict()
         self._max_cached = max_cached_instructions
+        self._calls = 0
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +55,9 @@ class VectorComputer:
             ConfigError: An instruction is too long, or not compiled and there is no prompter.
             ValueError: A vector is not finite.
         """
+        self._calls += 1
+        if self._calls % _CALLS_BETWEEN == 0:
+            give_back()
         soft = self._soft_tokens(list(dict.fromkeys(key for keys in wanted.values() for key in keys)))
         alike: dict[tuple[InstructionKey, ...], list[TokenRow]] = {}
         for row, keys in wanted.items():
