@@ -90,7 +90,7 @@ def _overload(row: Row) -> str:
     lines = [
         ["requests", f"{row['requests']} in {row['seconds']:.0f} s, {row['rate']:.1f} a second"],
         ["answers by status", _counts(row["statuses"])],
-        ["vectors of another text", str(row["mixed_up"])],
+        ["vectors of another text", str(row.get("mixed_up", "not counted"))],
         ["cosine to the offline one below 0.9999", f"{row['wrong_vectors']}; the lowest {row['lowest_cosine']:.6f}"],
         ["p99 of those answered", f"{row['p99_seconds']:.2f} s"],
         ["p99 of those refused", f"{1000 * row['refused_p99_seconds']:.0f} ms"],
