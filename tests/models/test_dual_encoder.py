@@ -277,10 +277,19 @@ def test_text_and_soft_tokens_never_exceed_the_positions_of_gpt2(
 
     for decoder in (model.encoder.reader.decoder, model.encoder.prompter.backbone.decoder):
         decoder.register_forward_pre_hook(watch, with_kwargs=True)
-    found = model.encode(long, prompt="find " * 100)
+    # beside a text a long instruction makes it give way; alone it must fit
+    found = model.encode(long, prompt="find " * 100 if conditioning == "instruction_and_text" else "find")
     assert model.max_seq_length == 96 - 7
     assert max(seen) == 95
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+
+
+def test_an_instruction_that_would_be_cut_is_refused(new_model: NewModel) -> None:
+    """It once lost its end without a word, and the vectors were those of another instruction."""
+    model = new_model("tiny-gpt2", "tiny-gpt2")
+    room = 96 - model.encoder.settings.num_soft_tokens
+    with pytest.raises(ConfigError, match=f"an instruction is longer than the {room} tokens that are read"):
+        model.encode(["a text"], prompt="find " * 100)
 
 
 def test_the_limit_can_be_changed_within_the_positions_that_exist(new_model: NewModel) -> None:
