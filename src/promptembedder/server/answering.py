@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,8 +19,6 @@ from promptembedder.server.state import ServerState
 from promptembedder.shapes import Float
 
 __all__ = ["ERRORS", "add_error_answers", "as_base64", "as_list", "embedded", "json_answer", "service_of"]
-
-logger = logging.getLogger(__name__)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": words}
