@@ -91,3 +91,27 @@ def test_vectors_are_the_same_in_any_budget_and_after_a_shortage(
     handle = model.encoder.reader.decoder.register_forward_pre_hook(short_of_memory, with_kwargs=True)
     np.testing.assert_allclose(model.encode_instructions(texts, INSTRUCTIONS), expected, atol=1e-5)
     handle.remove()
+
+
+def test_in_half_precision_on_a_cpu_batches_have_few_widths(new_model: Callable[..., PromptEmbedder]) -> None:
+    """Each new number of rows of a matrix costs oneDNN's memory for good."""
+    rows = [(5,) * length for length in range(1, 513)]
+    prompt = new_model("tiny-llama").encoder.settings.num_soft_tokens
+    for dtype, most, padding in ((torch.bfloat16, 40, 0.15), (torch.float32, 512, 0.0)):
+        encoder = new_model("tiny-llama").encoder
+        encoder.reader.decoder.to(dtype)
+        widths = [encoder.read_rows([row]).mask.shape[1] for row in rows]
+        assert all(width >= len(row) for width, row in zip(widths, rows, strict=True))
+        assert len(set(widths)) <= most
+        assert sum(widths) <= (1 + padding) * sum(map(len, rows))
+        assert dtype is torch.float32 or {(width + prompt) % 8 for width in widths} == {0}
+        encoder.reading.in_batches([rows[100]], lambda _: None)
+        assert encoder.reading.counts.padding == widths[100] - 101
+
+
+def test_wider_batches_change_no_vector(new_model: Callable[..., PromptEmbedder], texts: list[str]) -> None:
+    model = new_model("tiny-qwen3")
+    expected = model.encode_instructions(texts, INSTRUCTIONS)
+    model.encoder._width_for = lambda longest: longest + 13  # type: ignore[method-assign]
+    np.testing.assert_allclose(model.encode_instructions(texts, INSTRUCTIONS), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode(texts, prompt=INSTRUCTIONS[0]), expected[0], atol=1e-5)

@@ -39,6 +39,10 @@ from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
 
+# What a width is rounded up to a multiple of, by the width from which on a larger one serves: a few percent of padding.
+_WIDTH_STEPS = ((64, 8), (256, 16))
+_LARGEST_WIDTH_STEP = 32
+
 
 class SoftTokenEncoder(TextEncoder):
     """Text and instruction in, unit vector out; where soft tokens come from is the subclass's matter.
@@ -66,7 +70,7 @@ class SoftTokenEncoder(TextEncoder):
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
-        self.reading = TextReading()
+        self.reading = TextReading(self._width_for)
         self.text_states: TextStateStore | None = None
         self.gives_steps = False
 
@@ -97,7 +101,7 @@ class SoftTokenEncoder(TextEncoder):
             embedded = self._embedded(self.read([features]), soft) if self.training else self._encoded(features, soft)
             return {**features, **embedded}
         ids, mask = left_padded(features["input_ids"], features["attention_mask"])
-        self.reading.count(mask.sum(dim=1).tolist())
+        self.reading.count(mask.sum(dim=1).tolist(), width=mask.shape[1])
         return {**features, "sentence_embedding": self._embed_before(ids, mask, soft)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
@@ -217,9 +221,24 @@ class SoftTokenEncoder(TextEncoder):
 
     def read_rows(self, texts: Sequence[TokenRow]) -> TextStates:
         """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
-        ids, mask = left_padded_rows(texts, device=self.device)
+        ids, mask = self._padded(texts)
         layers = None if self.training else readout_layers(self.settings, self.reader)
         return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
+
+    def _padded(self, texts: Sequence[TokenRow]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+        return left_padded_rows(texts, device=self.device, width=self._width_for(max(map(len, texts), default=0)))
+
+    def _width_for(self, longest: int) -> int:
+        """Columns of a batch of texts: of few different widths where each new one costs memory for good.
+
+        For half-precision matrices on a CPU oneDNN makes a kernel for each number of rows and never drops one: up to
+        1 MB for each new product of batch size and width, measured on a reader of 135M parameters.
+        """
+        if self.device.type != "cpu" or self.reader.decoder.dtype.itemsize != 2:
+            return longest
+        with_soft = longest + self.settings.num_soft_tokens
+        step = next((step for below, step in _WIDTH_STEPS if with_soft <= below), _LARGEST_WIDTH_STEP)
+        return -(-with_soft // step) * step - self.settings.num_soft_tokens
 
     def embed_rows(
         self, texts: Sequence[TokenRow], soft: Float[Tensor, "batch prompt width"]
@@ -227,7 +246,7 @@ class SoftTokenEncoder(TextEncoder):
         """Suffix placement: unit vectors of a batch of texts, given as token ids, each under its own soft tokens."""
         if torch.is_grad_enabled() or self.training:
             return self.embed_after(self.read_rows(texts), soft)
-        ids, mask = left_padded_rows(texts, device=self.device)
+        ids, mask = self._padded(texts)
         inputs, additions = self._by_layer(soft)
         layers = readout_layers(self.settings, self.reader)
         after, hidden = read_text_and_after(self.reader.decoder, ids, mask, inputs, additions, hidden_layers=layers)

@@ -49,9 +49,14 @@ class TextReading:
         counts: What was read so far.
     """
 
-    def __init__(self) -> None:
-        """Begin with the default budget."""
+    def __init__(self, width_for: Callable[[int], int] = lambda longest: longest) -> None:
+        """Begin with the default budget.
+
+        Args:
+            width_for: Columns of a batch whose longest text has so many tokens; the budget does not see what it adds.
+        """
         self.counts = ReadingCounts()
+        self._width_for = width_for
         self._max_batch_tokens = MAX_BATCH_TOKENS
         self._fitting: int | None = None  # tokens that the GPU had memory for, once it had none for more
 
@@ -102,11 +107,12 @@ class TextReading:
             results.append(result)
         return done, results
 
-    def count(self, lengths: Sequence[int]) -> None:
-        """Note a batch of texts of these lengths."""
+    def count(self, lengths: Sequence[int], *, width: int | None = None) -> None:
+        """Note a batch of texts of these lengths, `width` columns wide, by default as wide as `in_batches` expects."""
+        width = self._width_for(max(lengths)) if width is None else width
         self.counts.texts += len(lengths)
         self.counts.tokens += sum(lengths)
-        self.counts.padding += len(lengths) * max(lengths) - sum(lengths)
+        self.counts.padding += len(lengths) * width - sum(lengths)
 
     def _batches(self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None) -> list[list[int]]:
         lengths = [len(texts[place]) for place in places]

@@ -25,10 +25,11 @@ def left_padded(
 
 
 def left_padded_rows(
-    rows: Sequence[Sequence[int]], *, device: torch.device | None = None
+    rows: Sequence[Sequence[int]], *, device: torch.device | None = None, width: int | None = None
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Ids and mask of rows of ids, padded with zeros on the left to the longest."""
-    width = max(map(len, rows), default=0)
+    """Ids and mask of rows of ids, padded with zeros on the left to `width`, by default the longest one's."""
+    if width is None:
+        width = max(map(len, rows), default=0)
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
     return ids.reshape(len(rows), width).to(device), mask.reshape(len(rows), width).to(device)
