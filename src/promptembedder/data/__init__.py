@@ -3,23 +3,31 @@
 from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, search_task, training_pairs
 from promptembedder.data.mixture import Task, read_mixture
 from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
-from promptembedder.data.readers import TextRow, read_rows, read_texts
+from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
+from promptembedder.data.sources import SourceFile, find_sources
 from promptembedder.data.text import clean_text
+from promptembedder.data.texts import TextColumns, TextRow, read_texts
 
 __all__ = [
     "DocstringCorpus",
+    "FoundRow",
     "Pair",
     "PairTable",
+    "Position",
     "SearchTask",
+    "SourceFile",
     "Task",
+    "TextColumns",
     "TextRow",
     "clean_text",
     "datasets_of",
     "docstring_corpus",
+    "find_sources",
     "read_mixture",
     "read_pairs",
     "read_rows",
     "read_texts",
+    "scan_rows",
     "search_task",
     "training_pairs",
 ]
