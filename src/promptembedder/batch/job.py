@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptembedder.batch.embedding_file import column_names, whole_embedding_file
+from promptembedder.batch.embedding_file import column_names, embedding_schema, whole_embedding_file
 from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.models import MAX_BATCH_TOKENS, PromptEmbedder, ReadingCounts
@@ -47,7 +47,7 @@ class EmbedSettings:
         for name, value in (("max_batch_tokens", self.max_batch_tokens), ("chunk_rows", self.chunk_rows)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}. Leave it out for the default.")
-        asked = [_normal(instruction) for instruction in self.instructions]
+        asked = [normal(instruction) for instruction in self.instructions]
         if not all(asked):
             raise ConfigError("an instruction is blank. Say in words what the vectors are for, or leave it out.")
         for i, instruction in enumerate(asked):
@@ -139,15 +139,16 @@ def embed_files(
         raise ConfigError(f"vectors cut to {model.truncate_dim} are not of length 1. Set truncate_dim to None.")
     start, truncated_before = time.perf_counter(), model.encoder.truncated_texts
     model.max_batch_tokens, model.encoder.reading.counts = settings.max_batch_tokens, ReadingCounts()
-    instructions = [_normal(text) for text in settings.instructions] or [model.encoder.settings.default_instruction]
+    instructions = [normal(text) for text in settings.instructions] or [model.encoder.settings.default_instruction]
     columns = dict(zip(column_names(len(instructions)), instructions, strict=True))
     metadata = _metadata(model, files, columns, model_name=model_name, model_sha256=model_sha256)
     rows, seen = 0, set[int]()
     dim = model.encoder.reader.dim
-    with whole_embedding_file(output, instructions=len(columns), dim=dim, metadata=metadata) as file:
+    schema = embedding_schema(instructions=len(columns), dim=dim, metadata=metadata)
+    with whole_embedding_file(output, schema) as file:
         for chunk in _chunks(files, settings):
             texts = [row.text for row in chunk]
-            vectors = _embedded(model, texts, instructions, on_rows=on_rows)
+            vectors = embedded(model, texts, instructions, on_rows=on_rows)
             file.append([row.id for row in chunk], vectors)
             rows += len(chunk)
             seen.update(hash(row.id) for row in chunk)
@@ -168,7 +169,7 @@ def embed_files(
     )
 
 
-def _embedded(
+def embedded(
     model: PromptEmbedder, texts: list[str], instructions: Sequence[str], *, on_rows: Callable[[int], None]
 ) -> Float[np.ndarray, "instructions texts dim"]:
     if model.encoder.reads_text_once:
@@ -188,7 +189,7 @@ def _rows_of(path: Path, settings: EmbedSettings) -> Iterator[TextRow]:
     return read_texts(path, text_column=settings.text_column, id_column=settings.id_column)
 
 
-def _normal(instruction: str) -> str:
+def normal(instruction: str) -> str:
     """The instruction as the model knows it."""
     return clean_text(instruction).strip()
 

@@ -1,5 +1,7 @@
-"""`promptembedder embed MODEL FILES -o OUT.parquet`: the vectors of text files."""
+"""`promptembedder embed MODEL FILES -o OUT`: the vectors of text files, in a folder of shards or one file."""
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,22 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.batch import EmbedReport
+    from promptembedder.batch import CorpusProgress, CorpusReport, EmbedReport
 
 __all__ = ["embed"]
 
 
 def embed(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
-    files: Annotated[list[Path], typer.Argument(help="JSONL, CSV, TSV, Parquet or text files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    files: Annotated[
+        list[str], typer.Argument(help="JSONL, CSV, TSV, Parquet or text files; folders, globs and URLs, too.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of shards, resumed by the same command; or one .parquet.")
+    ],
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
@@ -39,13 +54,47 @@ def embed(
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens read at once, padding included: bounds memory.")
     ] = 8192,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Column to write beside the vectors: NAME, or NAME:int, :float, :bool. Shards only."),
+    ] = None,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
+    engine: Annotated[str, typer.Option(help="Of shards: local, or ray for several workers.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Of the engine ray, each with a model of its own.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed text files into one Parquet file; several instructions cost one pass over the texts."""
+    """Embed text files; several instructions cost one pass over the texts.
+
+    Into a folder of shards, which the same command goes on with after whatever ended it: promptembedder embed MODEL
+    corpus/ -o vectors/. Or into one file: promptembedder embed MODEL texts.jsonl -o vectors.parquet
+    """
     report = Report(as_json)
     with one_line_errors():
+        if output.suffix != ".parquet":
+            _embed_corpus(
+                report,
+                model,
+                files,
+                output,
+                {
+                    "instructions": tuple(instruction or ()),
+                    "text_column": text_column,
+                    "id_column": id_column,
+                    "reader": reader,
+                    "quantization": quantization,
+                    "max_batch_tokens": max_batch_tokens,
+                    "shard_rows": shard_rows,
+                    "engine": engine,
+                    "workers": workers,
+                    "overwrite": overwrite,
+                },
+                keep or [],
+            )
+            return
+        if keep or engine != "local" or workers > 1:
+            raise ConfigError(f"keep, engine and workers are for shards, and {output} is one file. Name a folder.")
         manifest = read_manifest(model)
         from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
         from promptembedder.models import PromptEmbedder, manifest_on, model_config
@@ -60,7 +109,8 @@ def embed(
             max_batch_tokens=max_batch_tokens,
             overwrite=overwrite,
         )
-        check_files(files, output, settings=settings)
+        paths = [Path(file) for file in files]
+        check_files(paths, output, settings=settings)
         sha256 = file_sha256(model / MANIFEST_NAME)
         compiled = set(asked) <= set(manifest.instructions)
         embedder = PromptEmbedder.from_pretrained(
@@ -69,10 +119,74 @@ def embed(
         name = str(model) if reader is None else f"{model} on {reader}"
         with _progress() as on_rows:
             done = embed_files(
-                embedder, files, output, settings=settings, model_name=name, model_sha256=sha256, on_rows=on_rows
+                embedder, paths, output, settings=settings, model_name=name, model_sha256=sha256, on_rows=on_rows
             )
     report.say(_summary(done))
     report.result(_content(done, sha256))
+
+
+def _embed_corpus(
+    report: Report, model: Path, files: list[str], output: Path, options: dict[str, Any], keep: list[str]
+) -> None:
+    from promptembedder.batch import CorpusSettings, KeptColumn, embed_corpus  # seconds to import
+
+    settings = CorpusSettings(**options, kept=tuple(KeptColumn.parsed(column) for column in keep))
+    with _corpus_progress() as on_progress:
+        done = embed_corpus(model, files, output, settings=settings, on_progress=on_progress)
+    report.say(_corpus_summary(done))
+    content = {**dataclasses.asdict(done), "output": str(done.output)}
+    report.result({**content, "model_sha256": file_sha256(model / MANIFEST_NAME)})
+
+
+@contextmanager
+def _corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
+    """Rows of the whole corpus on stderr, with the speed of this run and the time that is left."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows, {task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("", total=None, speed="reading the files")
+        first: CorpusProgress | None = None
+        start = 0.0
+
+        def show(at: "CorpusProgress") -> None:
+            nonlocal first, start
+            if first is None:
+                first, start = at, time.perf_counter()
+                progress.reset(task, total=at.of_rows, completed=at.rows, speed="loading the model")
+                return
+            seconds = time.perf_counter() - start
+            speed = f"{(at.rows - first.rows) / seconds:.0f} rows/s, {at.tokens / seconds:.0f} tokens/s"
+            progress.update(task, completed=at.rows, speed=speed)
+
+        yield show
+
+
+def _corpus_summary(done: "CorpusReport") -> str:
+    if done.skipped_shards:
+        skipped = f" ({done.skipped_shards} of them were finished before)"
+    else:
+        skipped = ""
+    lines = [
+        f"{done.rows} rows in {done.shards} shards{skipped} in {escape(str(done.output))}, {done.seconds:.1f} s",
+        *(f"  {name}: {escape(asked)}" for name, asked in done.columns.items()),
+    ]
+    if done.embedded_rows:
+        rows = done.embedded_rows / done.embedding_seconds
+        tokens = done.embedded_tokens / done.embedding_seconds
+        lines.append(f"{rows:.1f} rows and {tokens:.0f} tokens a second, loading the model included")
+    if done.rejected:
+        lines.append(
+            f"{done.rejected} rows could not be used; {escape(str(done.output))}/rejected-*.jsonl say which and why"
+        )
+    if done.truncated:
+        lines.append(f"{done.truncated} texts were longer than the model reads and lost their end")
+    return "\n".join(lines)
 
 
 @contextmanager
