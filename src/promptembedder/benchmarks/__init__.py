@@ -1,5 +1,7 @@
 """Measurements of training, side by side with what the method is compared with."""
 
+from promptembedder.benchmarks.corpus import CorpusBenchSettings, run_corpus
+from promptembedder.benchmarks.corpus_report import corpus_markdown, faults_markdown, write_corpus
 from promptembedder.benchmarks.document import markdown_table, regenerate
 from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
 from promptembedder.benchmarks.efficiency_methods import METHODS
@@ -20,6 +22,7 @@ from promptembedder.benchmarks.speed_report import speed_markdown, write_speed
 __all__ = [
     "METHODS",
     "QUALITY_METHODS",
+    "CorpusBenchSettings",
     "EfficiencyProgress",
     "EfficiencyResult",
     "EfficiencySettings",
@@ -31,7 +34,9 @@ __all__ = [
     "SpeedSettings",
     "bench_move",
     "bench_quality",
+    "corpus_markdown",
     "efficiency_markdown",
+    "faults_markdown",
     "markdown_table",
     "move_content",
     "move_label",
@@ -42,12 +47,14 @@ __all__ = [
     "quality_markdown",
     "quality_with_held",
     "regenerate",
+    "run_corpus",
     "run_efficiency",
     "run_serving",
     "run_speed",
     "serving_markdown",
     "slowest_profile",
     "speed_markdown",
+    "write_corpus",
     "write_efficiency",
     "write_move",
     "write_quality",

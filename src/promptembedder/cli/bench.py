@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from promptembedder import extras
+from promptembedder.cli.bench_corpus import corpus
 from promptembedder.cli.bench_move import move
 from promptembedder.cli.bench_quality import quality
 from promptembedder.cli.bench_report import report as rewrite_tables
@@ -31,6 +32,7 @@ bench.command()(quality)
 bench.command()(move)
 bench.command()(speed)
 bench.command()(serve)
+bench.command()(corpus)
 bench.command("report")(rewrite_tables)
 
 
