@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,3 +126,43 @@ def test_an_instruction_in_the_environment_is_not_cut_into_words(
     words = ("embed", saved_model, corpus, "-o", tmp_path / "out.parquet", "--json")
     result = run(*words, env={"PROMPTEMBEDDER_EMBED_INSTRUCTION": "Find the same"})
     assert list(json.loads(result.stdout)["columns"]) == ["embedding"]
+
+
+def test_a_folder_gets_shards_and_the_same_command_goes_on(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    words = ("embed", saved_model, corpus, "--instruction", COMPILED, "-o", tmp_path / "out", "--shard-rows", 3)
+    said = json.loads(run(*words, "--json").stdout)
+    assert (said["rows"], said["shards"], said["skipped_shards"], said["rejected"]) == (7, 3, 0, 0)
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    shards = sorted((tmp_path / "out").glob("part-*.parquet"))
+    vectors = np.concatenate([vectors_in(shard) for shard in shards])
+    np.testing.assert_allclose(vectors, model.encode(texts_in(corpus), prompt=COMPILED), atol=1e-5)
+    again = run(*words)
+    assert again.exit_code == 0
+    assert "7 rows in 3 shards (3 of them were finished before)" in again.stdout
+    assert again.stderr == ""
+
+
+def test_rows_of_a_corpus_that_cannot_be_used_are_told(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "one", "year": "1999"}\nbroken\n')
+    result = run("embed", saved_model, tmp_path / "texts.jsonl", "-o", tmp_path / "out", "--keep", "year:int")
+    assert result.exit_code == 0
+    assert "1 rows could not be used" in result.stdout
+    assert "rejected-*.jsonl say which and why" in result.stdout
+    assert pq.read_table(next((tmp_path / "out").glob("part-*")))["year"].to_pylist() == [1999]
+
+
+def test_what_a_corpus_cannot_be_embedded_with_is_one_line(
+    refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert "is one file. Name a folder" in refused("embed", saved_model, corpus, "-o", "v.parquet", "--engine", "ray")
+    assert "engine must be local or ray" in refused("embed", saved_model, corpus, "-o", out, "--engine", "spark")
+    assert "has the type 'date'" in refused("embed", saved_model, corpus, "-o", out, "--keep", "day:date")
+    assert "stands for no file" in refused("embed", saved_model, tmp_path / "*.csv", "-o", out)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    told = refused("embed", saved_model, corpus, "-o", out, "--engine", "ray")
+    assert 'pip install "promptembedder[ray]"' in told
+    assert not out.exists()
