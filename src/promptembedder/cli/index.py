@@ -73,7 +73,7 @@ def index(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
     delete: Annotated[str | None, typer.Option(help='Delete the rows that fit: "year < 2000".')] = None,
     exact_below: Annotated[
-        int | None, typer.Option(min=1, help="Rows from which a new table gets an approximate index; 20000.")
+        int | None, typer.Option(min=1, help="Rows from which a new table gets an approximate index; by default 10000.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Measure recall and time against exact search.")] = False,
     config: ConfigOption = None,

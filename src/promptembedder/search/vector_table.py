@@ -27,7 +27,7 @@ _FACTS = ("model", "model_sha256", "reader", "instruction")
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 _QUOTED = re.compile(r"'[^']*'")
 _LANCE_PLACE = re.compile(r", /\S+:\d+:\d+$")  # the line of its source that LanceDB ends a message with
-# what reaches the recall that docs/search.md reports
+# docs/search.md has the measurements; without refining, scores would be those of vectors rounded to 8 bits
 _EF = 800
 _REFINE_FACTOR = 4
 
@@ -123,7 +123,7 @@ class VectorTable:
 
         Args:
             where: Condition in SQL that the rows fit: `year >= 2000 AND lang = 'en'`.
-            exact: Compare all rows, also where there is an index. Done anyway where the filter leaves few.
+            exact: Compare all rows, also where there is an index.
 
         Raises:
             ConfigError: `k` is not positive.
@@ -131,8 +131,6 @@ class VectorTable:
         """
         if k < 1:
             raise ConfigError(f"the number of hits k must be at least 1, got {k}. Try 5.")
-        # an approximate search meets few of the rows, and of these few would fit the filter
-        exact = exact or self.check_filter(where) < self.exact_below
         with self._filter_errors(where):
             found = self._nearest(self._unit(query), k, where, exact).to_pylist()
         found.sort(key=lambda row: (row["_distance"], row["_rowid"]))
