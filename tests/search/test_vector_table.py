@@ -230,6 +230,25 @@ def test_adding_that_fails_and_overwriting_that_fails_leave_the_table_as_it_was(
     assert seen(VectorTable(tmp_path / "table").search(query, k=300)) == before
 
 
+def test_adding_that_is_stopped_while_it_makes_the_index_leaves_the_table_as_it_was(
+    rows: ListedRows, query: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = create_table(tmp_path / "table", rows)
+    before = seen(table.search(query, k=300))
+    new = ListedRows(np.eye(24, dtype=np.float32), ids=[f"new {row}" for row in range(24)], years=years(24))
+
+    def stopped(_: VectorTable) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VectorTable, "update_index", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            table.add(new)
+    for opened in (table, VectorTable(tmp_path / "table")):
+        assert seen(opened.search(query, k=300)) == before
+    assert table.add(new) == 24
+
+
 def test_a_process_killed_while_it_adds_leaves_the_table_as_it_was(rows: ListedRows, tmp_path: Path) -> None:
     create_table(tmp_path / "table", rows)
     program = f"""

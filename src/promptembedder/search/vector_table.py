@@ -98,9 +98,10 @@ class VectorTable:
                 width = reader.schema.field("vector").type.list_size
                 if width != self.dim:
                     raise DataError(f"the rows have {width} dimensions, the table has {self.dim}. Use one model.")
-                with lance_writes():
-                    self._table.add(reader)
-            self.update_index()
+                with self._restored_on_failure():
+                    with lance_writes():
+                        self._table.add(reader)
+                    self.update_index()
         return self.rows - before
 
     def delete(self, where: str) -> int:
@@ -174,6 +175,17 @@ class VectorTable:
                 self.index_type = self._index_type()
             else:
                 self._table.optimize()
+
+    @contextmanager
+    def _restored_on_failure(self) -> Iterator[None]:
+        """Making the index takes minutes: stopped meanwhile, the rows that came before it would stay."""
+        version, index_type = self._table.version, self.index_type
+        try:
+            yield
+        except BaseException:
+            self._table.restore(version)
+            self.index_type = index_type
+            raise
 
     def _index_type(self) -> str | None:
         stats = self._table.index_stats(_INDEX)
