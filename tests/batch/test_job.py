@@ -153,6 +153,7 @@ def test_the_metadata_says_what_made_the_file(model: PromptEmbedder, corpus: Pat
     said = {key.decode().removeprefix("promptembedder."): value.decode() for key, value in found.items()}
     assert said["model"] == "runs/x"
     assert said["model_sha256"] == "ab12"
+    assert said["reader"] == model.readers[0]
     assert json.loads(said["columns"]) == {"embedding_0": TOPIC, "embedding_1": "Zu welchem Thema gehört der Text?"}
     assert (said["dim"], said["normalised"], said["max_seq_length"]) == ("40", "true", "512")
     sha256 = hashlib.sha256(corpus.read_bytes()).hexdigest()

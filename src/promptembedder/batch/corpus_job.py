@@ -189,6 +189,7 @@ def _worker_settings(model: Path, output: Path, settings: CorpusSettings) -> Wor
     metadata = {
         "model": str(model) if settings.reader is None else f"{model} on {settings.reader}",
         "model_sha256": sha256,
+        "reader": str(manifest.backbones["reader"]["source"]),
         "columns": json.dumps(columns, ensure_ascii=False),
         "normalised": "true",
         "max_seq_length": str(config.max_seq_length),

@@ -207,6 +207,7 @@ def _metadata(
     known = {
         "model": model_name,
         "model_sha256": model_sha256,
+        "reader": model.encoder.reader.ref.source,
         "columns": json.dumps(columns, ensure_ascii=False),
         "dim": str(model.encoder.reader.dim),
         "normalised": "true",

@@ -6,18 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptembedder.data import clean_text
+from promptembedder.data import COLUMN_KINDS, column_value
 from promptembedder.errors import ConfigError, DataError
 
 __all__ = ["KeptColumn", "kept_values"]
-
-_TYPES: dict[str, tuple[pa.DataType, tuple[type, ...]]] = {
-    "str": (pa.string(), (str,)),
-    "int": (pa.int64(), (int, str)),
-    "float": (pa.float64(), (float, int, str)),
-    "bool": (pa.bool_(), (bool,)),
-}
-_TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,8 @@ class KeptColumn:
         """
         name, colon, kind = words.rpartition(":")
         name, kind = (name, kind) if colon else (kind, "str")
-        if kind not in _TYPES:
-            raise ConfigError(f"the column {words!r} has the type {kind!r}. Use one of {', '.join(_TYPES)}.")
+        if kind not in COLUMN_KINDS:
+            raise ConfigError(f"the column {words!r} has the type {kind!r}. Use one of {', '.join(COLUMN_KINDS)}.")
         if not name.strip():
             raise ConfigError(f"the column {words!r} has no name. Write it as NAME or NAME:TYPE.")
         if name == "id" or name.startswith("embedding"):
@@ -51,7 +43,7 @@ class KeptColumn:
     @property
     def field(self) -> pa.Field:
         """Of the output's schema."""
-        return pa.field(self.name, _TYPES[self.type][0])
+        return pa.field(self.name, COLUMN_KINDS[self.type])
 
     def value(self, row: dict[str, Any], place: str) -> str | int | float | bool | None:
         """What the row holds, as the column's type; numbers may be written as strings, as in CSV.
@@ -60,31 +52,13 @@ class KeptColumn:
             DataError: It is of another type; the message begins with `place`.
         """
         found = row.get(self.name)
-        if found is None:
-            return None
-        if self.type == "str" and isinstance(found, str):
-            return clean_text(found)
         try:
-            return self._converted(found)
-        except (ValueError, OverflowError) as error:
+            return column_value(found, self.type)
+        except (ValueError, TypeError) as error:
             raise DataError(
                 f"{place}: column {self.name!r} holds {str(found)[:40]!r} ({type(found).__name__}), not {self.type}. "
                 "Mend or drop the row, or keep the column as another type."
             ) from error
-
-    def _converted(self, found: Any) -> int | float | bool:
-        if self.type == "bool" and isinstance(found, str) and found.lower() in _TRUTH:
-            return _TRUTH[found.lower()]
-        if isinstance(found, bool) != (self.type == "bool") or not isinstance(found, _TYPES[self.type][1]):
-            raise ValueError
-        if self.type == "bool":
-            return bool(found)
-        if self.type == "float":
-            return float(str(found))
-        number = int(str(found))
-        if not -(1 << 63) <= number < 1 << 63:
-            raise ValueError
-        return number
 
 
 def kept_values(

@@ -7,6 +7,7 @@ from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
 from promptembedder.cli.embed import embed
 from promptembedder.cli.evaluate import evaluate
+from promptembedder.cli.index import index
 from promptembedder.cli.info import info
 from promptembedder.cli.move import move
 from promptembedder.cli.quickstart import quickstart
@@ -30,7 +31,7 @@ def _program() -> None:
     """Keeps the commands' names even while there is only one."""
 
 
-for command in (quickstart, train, move, evaluate, embed, search, serve, info):
+for command in (quickstart, train, move, evaluate, embed, index, search, serve, info):
     app.command()(command)
 app.command("compile")(compile_)
 app.add_typer(bench, name="bench")

@@ -1,5 +1,6 @@
 """Texts and pairs: read from files, mixed for training, or taken from Python's own docstrings."""
 
+from promptembedder.data.columns import COLUMN_KINDS, column_value
 from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, search_task, training_pairs
 from promptembedder.data.mixture import Task, read_mixture
 from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
@@ -9,6 +10,7 @@ from promptembedder.data.text import clean_text
 from promptembedder.data.texts import TextColumns, TextRow, read_texts
 
 __all__ = [
+    "COLUMN_KINDS",
     "DocstringCorpus",
     "FoundRow",
     "Pair",
@@ -20,6 +22,7 @@ __all__ = [
     "TextColumns",
     "TextRow",
     "clean_text",
+    "column_value",
     "datasets_of",
     "docstring_corpus",
     "find_sources",

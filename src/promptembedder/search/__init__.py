@@ -1,6 +1,29 @@
-"""Search over the texts of a corpus, in memory."""
+"""Search over the texts of a corpus: in memory, or in a table on disk."""
 
+from promptembedder.search.corpus_rows import CorpusRows
+from promptembedder.search.embedding_rows import EmbeddingRows, holds_embeddings, open_embeddings
 from promptembedder.search.exact_index import ExactIndex, Hit
 from promptembedder.search.indexing import build_index
+from promptembedder.search.recall import SearchReport, measure_search
+from promptembedder.search.table_creation import EXACT_BELOW, check_free, create_table
+from promptembedder.search.table_schema import TableFacts, VectorRows
+from promptembedder.search.vector_table import TableHit, VectorTable
 
-__all__ = ["ExactIndex", "Hit", "build_index"]
+__all__ = [
+    "EXACT_BELOW",
+    "CorpusRows",
+    "EmbeddingRows",
+    "ExactIndex",
+    "Hit",
+    "SearchReport",
+    "TableFacts",
+    "TableHit",
+    "VectorRows",
+    "VectorTable",
+    "build_index",
+    "check_free",
+    "create_table",
+    "holds_embeddings",
+    "measure_search",
+    "open_embeddings",
+]
