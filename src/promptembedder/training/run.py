@@ -194,8 +194,8 @@ def train_model(
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
         model.eval()
-        if ranks.is_first:
-            model.save(recipe.run.output)
+        if ranks.is_first:  # a card's examples are embedded: not by one process alone, of a reader that all share
+            model.save(recipe.run.output, create_model_card=not recipe.run.shard_reader)
         ranks.wait()
     resumed = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     return TrainingResult(
