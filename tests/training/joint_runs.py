@@ -6,7 +6,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from promptembedder.backbones import BackboneConfig
+from promptembedder.backbones import BackboneConfig, decoder_layers
 from promptembedder.errors import PromptEmbedderError
 from promptembedder.evaluation import similarity_evaluator
 from promptembedder.models import BaselineConfig, ModelConfig, PrompterConfig
@@ -57,6 +57,21 @@ class Watch(TrainerCallback):
     def __post_init__(self) -> None:
         self.gradients: dict[str, torch.Tensor] = {}
         self.logs: list[dict[str, float]] = []
+        self.prompter_passes = 0
+        self.sent: set[str] = set()
+        self.layer_numbers = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        encoder = model.text_encoder
+        if getattr(encoder, "prompter", None) is not None:
+            encoder.prompter.register_forward_hook(lambda *_: self._count_pass(model))
+        names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+        self.sent = set(names) - set(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
+        weights = decoder_layers(encoder.reader.decoder).parameters()
+        self.layer_numbers = sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in weights)
+
+    def _count_pass(self, model: Any) -> None:
+        self.prompter_passes += model.text_encoder.training
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not self.gradients:
@@ -81,7 +96,11 @@ def write_data(folder: Path) -> None:
     scored = [{"sentence1": a, "sentence2": p, "score": i / 27} for i, (a, p) in enumerate(rows)]
     for name, content in (("pairs", pairs), ("negative", negative), ("scored", scored)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
-    wordings = {"instruction": "Find it", "instruction_paraphrases": ["Which one?", "Look"], "document_instruction": None}
+    wordings = {
+        "instruction": "Find it",
+        "instruction_paraphrases": ["Which one?", "Look"],
+        "document_instruction": None,
+    }
     tasks = [
         {"name": "pairs", "file": "pairs.jsonl", "in_batch_negatives": True, **wordings},
         {"name": "negative", "file": "negative.jsonl", "in_batch_negatives": True, **wordings},
@@ -165,6 +184,9 @@ def run_case(case: str, folder: Path, *, together: bool, stop_at: int = 0) -> Ma
         "resumed_from": result.resumed_from,
         "metrics": {name: value for name, value in result.metrics.items() if "loss" in name or "spearman" in name},
         "trained_bytes": 4 * result.trained_parameters,
+        "prompter_passes": watch.prompter_passes,
+        "sent": watch.sent,
+        "layer_numbers": watch.layer_numbers,
     }
 
 

@@ -54,7 +54,7 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def joint_rows(own: Float[Tensor, "own *shape"], rows: int, ranks: Ranks) -> Float[Tensor, "rows *shape"]:
+def joint_rows(own: Float[Tensor, "own ..."], rows: int, ranks: Ranks) -> Float[Tensor, "rows ..."]:
     """The rows of all processes, in the order of the joint batch, with gradient to those of this one.
 
     Every process then computes the same joint loss, so it knows the gradient of its own rows without a second

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.distributed import GradBucket
+import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +37,6 @@ class Traffic:
         self.step_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _counted(traffic: Traffic, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _counted(traffic: Traffic, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     traffic.add([bucket.buffer()])
-    return allreduce_hook(torch.distributed.group.WORLD, bucket)
+    return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.data_loader import prepare_data_loader
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -81,8 +81,7 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's, with one loss a batch: that of the joint batch, which every process has."""
-        gather = self.gather_function
-        self.gather_function = lambda losses: gather(losses)[: len(losses)]
+        self.gather_function: Any = lambda losses: self.accelerator.gather_for_metrics(losses)[: len(losses)]
         return super().evaluation_loop(*args, **kwargs)
 
     def get_total_train_batch_size(self, args: Any) -> int:
@@ -102,7 +101,7 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
 
     def _check_ranks(self, columns: list[dict[str, Any]]) -> None:
         encoder = self._encoder()
-        named = {"trained weights": encoder.trained_weights()}
+        named: dict[str, list[Any]] = {"trained weights": encoder.trained_weights()}
         if isinstance(encoder, SoftTokenEncoder) and encoder.settings.conditioning == "instruction":
             named["soft tokens"] = [encoder.soft_tokens([column["instruction"] for column in columns])]
         check_alike(named, self.ranks, step=self.state.global_step + 1)
@@ -110,8 +109,8 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
     def _build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Whole joint batches on every process: the collator takes the share.
 
-        accelerate would split or deal out batches by itself: it drops incomplete ones, keeps the sampler from hearing of
-        a new epoch, and hides from a process the rows that the wording is drawn from.
+        Left to itself accelerate splits or deals out batches: it drops incomplete ones, keeps the sampler from hearing
+        of a new epoch, and hides from a process the rows that the wording is drawn from.
         """
         loader = super()._build_dataloader(*args, **kwargs)
         if self.ranks.count > 1:
