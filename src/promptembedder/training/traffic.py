@@ -37,6 +37,8 @@ class Traffic:
         self.step_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _counted(traffic: Traffic, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _counted(traffic: Traffic, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     traffic.add([bucket.buffer()])
-    return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
+    everybody = dist.group.WORLD
+    assert everybody is not None  # or there would be no DDP
+    return allreduce_hook(everybody, bucket)
