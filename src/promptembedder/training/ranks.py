@@ -1,5 +1,6 @@
 """The processes that train one model together: their shares of a joint batch, and all of its rows again."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,17 +14,17 @@ from promptembedder.shapes import Float, Tensor
 __all__ = ["Ranks", "joined_ranks", "joint_rows", "leave_ranks"]
 
 
+@dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one model together.
+    """This process among those that train one model together; by default alone.
 
     Attributes:
         own: Its number, from 0.
         count: Of all of them.
     """
 
-    def __init__(self, own: int = 0, count: int = 1) -> None:
-        """By default alone."""
-        self.own, self.count = own, count
+    own: int = 0
+    count: int = 1
 
     @property
     def is_first(self) -> bool:

@@ -244,6 +244,7 @@ def _trainer(
     evaluator: BaseEvaluator | None,
     callbacks: Sequence[TrainerCallback],
 ) -> PromptEmbedderTrainer:
+    ranks = joined_ranks()
     torch.manual_seed(recipe.run.seed)  # relaxations with noise draw from the global generator
     has_evaluation = evaluator is not None or data.held_out is not None
     trainer = PromptEmbedderTrainer(
@@ -260,7 +261,7 @@ def _trainer(
             preprocess_fn=model.preprocess,
             wordings={n: Wordings(task.instructions, task.document_instructions) for n, task in data.tasks.items()},
             seed=recipe.run.seed,
-            ranks=joined_ranks(),
+            ranks=ranks,
         ),
         callbacks=[JsonlMetrics(Path(recipe.run.output) / METRICS_NAME), *callbacks],
     )
