@@ -5,10 +5,19 @@ PromptEmbedderError
 ├── ConfigError         a setting is unknown or out of range (also a ValueError)
 ├── DataError           a data file or row cannot be used (also a ValueError)
 ├── ModelFormatError    a saved model cannot be read, or does not fit its backbone
+├── RanksDifferError    processes that train one model together are not in step
 └── WeightsError        weights, or what they compute, are not finite (also a ValueError)
 """
 
-__all__ = ["BackboneError", "ConfigError", "DataError", "ModelFormatError", "PromptEmbedderError", "WeightsError"]
+__all__ = [
+    "BackboneError",
+    "ConfigError",
+    "DataError",
+    "ModelFormatError",
+    "PromptEmbedderError",
+    "RanksDifferError",
+    "WeightsError",
+]
 
 
 class PromptEmbedderError(Exception):
@@ -29,6 +38,10 @@ class DataError(PromptEmbedderError, ValueError):
 
 class ModelFormatError(PromptEmbedderError):
     """A saved model is torn, tampered with, or of a format that this version does not read."""
+
+
+class RanksDifferError(PromptEmbedderError):
+    """Processes that train one model together hold different numbers where they must hold the same."""
 
 
 class WeightsError(PromptEmbedderError, ValueError):

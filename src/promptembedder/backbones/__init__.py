@@ -8,6 +8,7 @@ from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.quirks import Quirks, quirks_of
 from promptembedder.backbones.random_models import RANDOM_MODELS
+from promptembedder.backbones.sharding import shard_layers
 from promptembedder.backbones.shared_strings import shared_token_ids
 from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
 from promptembedder.backbones.states import (
@@ -51,5 +52,6 @@ __all__ = [
     "read_text_and_after",
     "read_tokens",
     "resolved_dtype",
+    "shard_layers",
     "shared_token_ids",
 ]

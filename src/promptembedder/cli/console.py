@@ -24,17 +24,22 @@ out = Console(highlight=False)
 class Report:
     """What a command has to say: a table and words for people, or one JSON object as the last line of stdout."""
 
-    def __init__(self, as_json: bool) -> None:
-        """Speak JSON if `as_json`."""
-        self.as_json = as_json
+    def __init__(self, as_json: bool, *, speaks: bool = True) -> None:
+        """Speak JSON if `as_json`.
+
+        Args:
+            speaks: False says nothing: another process of the same run speaks.
+        """
+        self.as_json, self.speaks = as_json, speaks
 
     def say(self, *words: Any) -> None:
         """A sentence, table or other rich object for people; goes to stderr when stdout is for JSON."""
-        (err if self.as_json else out).print(*words, soft_wrap=all(isinstance(word, str) for word in words))
+        if self.speaks:
+            (err if self.as_json else out).print(*words, soft_wrap=all(isinstance(word, str) for word in words))
 
     def result(self, content: dict[str, Any]) -> None:
         """The command's result; printed only as JSON, since people were told with `say`."""
-        if self.as_json:
+        if self.as_json and self.speaks:
             print(json.dumps(content, ensure_ascii=False))
 
 

@@ -12,7 +12,7 @@ from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
-    from promptembedder.training import Recipe, TrainingResult
+    from promptembedder.training import Ranks, Recipe, TrainingResult
 
 __all__ = ["train"]
 
@@ -28,18 +28,26 @@ def train(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model. Stopped at any moment, the same command goes on from the last checkpoint."""
-    report = Report(as_json)
+    """Train a model. Stopped at any moment, the same command goes on from the last checkpoint.
+
+    `torchrun` or `accelerate launch` start it on several devices: docs/distributed.md.
+    """
     named = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
     changes = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with one_line_errors():
-        result = _run(_with_changes(_read(recipe), changes), report, overwrite=overwrite)
+        whole = _with_changes(_read(recipe), changes)
+        from promptembedder.training import joined_ranks, leave_ranks
+
+        ranks = joined_ranks()
+        report = Report(as_json, speaks=ranks.is_first)
+        result = _run(whole, report, ranks, overwrite=overwrite)
+        leave_ranks()
     report.say(_table(result))
     report.say(f'Next: promptembedder search {result.output} "your question" --corpus FILE')
     report.result(_as_json(result))
 
 
-def _run(recipe: "Recipe", report: Report, *, overwrite: bool) -> "TrainingResult":
+def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -> "TrainingResult":
     from promptembedder.cli.progress import TrainingBar
     from promptembedder.evaluation import similarity_evaluator
     from promptembedder.training import load_training_data, new_model, prepare_output, train_model
@@ -55,7 +63,8 @@ def _run(recipe: "Recipe", report: Report, *, overwrite: bool) -> "TrainingResul
     model = new_model(recipe, data)
     if checkpoint:
         report.say(f"going on from {checkpoint}")
-    return train_model(model, data, recipe, evaluator=evaluator, callbacks=[TrainingBar()], checkpoint=checkpoint)
+    bars = [TrainingBar()] if ranks.is_first else []
+    return train_model(model, data, recipe, evaluator=evaluator, callbacks=bars, checkpoint=checkpoint)
 
 
 def _read(path: Path) -> dict[str, Any]:

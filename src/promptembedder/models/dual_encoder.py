@@ -60,6 +60,8 @@ class DualEncoder(SoftTokenEncoder):
         Args:
             instruction: None: one that is at hand.
         """
+        if self.reading.in_one:  # no process may call a reader alone whose weights all of them keep
+            return None
         said = self._said()
         at_hand = next(iter({**self.store.compiled_for(self.trained_weights()), **said}), None)
         asked = instruction or at_hand or self.settings.default_instruction

@@ -33,6 +33,16 @@ class InstructedTransformer(SentenceTransformer):
         """
         return self.text_encoder.preprocess(inputs, prompt=prompt, **kwargs)
 
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Features with their `sentence_embedding`; of {"columns": [...]}, those of all columns of a batch.
+
+        A wrapper that counts forward passes (DDP) so sees one a step. What is embedded already is left as it is.
+        """
+        if "columns" in input:
+            self.text_encoder.embed_columns(input["columns"])
+            return input
+        return input if "sentence_embedding" in input else super().forward(input, **kwargs)
+
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
         with whole_folder(Path(path)) as scratch:

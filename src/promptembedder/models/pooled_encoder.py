@@ -68,6 +68,11 @@ class PooledEncoder(TextEncoder):
         vectors = unit_vectors(pooled(states, over, pooling=self.settings.pooling))
         return {**features, "sentence_embedding": self.finite(vectors)}
 
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch, one column after the other."""
+        for features in columns:
+            features |= self.forward(features)
+
     def train(self, mode: bool = True) -> "PooledEncoder":
         """Training mode reaches the reader's layers where it is needed: checkpointing happens in it alone."""
         super().train(mode)

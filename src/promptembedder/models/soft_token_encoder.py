@@ -94,8 +94,6 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
         """
-        if "sentence_embedding" in features:  # embedded together with the batch's other columns already
-            return features
         soft = self.soft_tokens_of_batch(features, len(features["input_ids"]))
         if self.settings.placement == "suffix":
             embedded = self._embedded(self.read([features]), soft) if self.training else self._encoded(features, soft)

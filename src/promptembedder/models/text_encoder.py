@@ -57,6 +57,10 @@ class TextEncoder(InputModule):
         self._max_seq_length = max_seq_length if self._text_room is None else min(max_seq_length, self._text_room)
 
     @abstractmethod
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch."""
+
+    @abstractmethod
     def restore(self, folder: Path) -> None:
         """Copy the trained weights of a saved model into this one, in place; backbones are not loaded.
 

@@ -47,6 +47,8 @@ class TextReading:
 
     Attributes:
         counts: What was read so far.
+        in_one: Read all texts at once, whatever the budget: processes that share the weights of a reader have to call
+            it equally often.
     """
 
     def __init__(self, width_for: Callable[[int], int] = lambda longest: longest) -> None:
@@ -56,6 +58,7 @@ class TextReading:
             width_for: Columns of a batch whose longest text has so many tokens; the budget does not see what it adds.
         """
         self.counts = ReadingCounts()
+        self.in_one = False
         self._width_for = width_for
         self._max_batch_tokens = MAX_BATCH_TOKENS
         self._fitting: int | None = None  # tokens that the GPU had memory for, once it had none for more
@@ -95,7 +98,7 @@ class TextReading:
             try:
                 result = read(batch)
             except torch.OutOfMemoryError:
-                if len(batch) == 1:
+                if len(batch) == 1 or self.in_one:
                     raise
                 result = None
             if result is None:  # outside of the except clause, whose traceback holds on to the batch's tensors
@@ -115,6 +118,8 @@ class TextReading:
         self.counts.padding += len(lengths) * width - sum(lengths)
 
     def _batches(self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None) -> list[list[int]]:
+        if self.in_one:
+            return [list(places)] if places else []
         lengths = [len(texts[place]) for place in places]
         budget = self._max_batch_tokens
         if self._fitting is not None:

@@ -4,6 +4,7 @@ from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import OwnNegativesLoss, StepwiseLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
 from promptembedder.training.moving import chosen_exit_layer, move_embedder, moved_model
+from promptembedder.training.ranks import Ranks, joined_ranks, leave_ranks
 from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
 from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
 from promptembedder.training.tasks import TaskData, TrainingData, load_training_data, task_data
@@ -18,6 +19,7 @@ __all__ = [
     "OptimConfig",
     "OwnNegativesLoss",
     "PromptEmbedderTrainer",
+    "Ranks",
     "Recipe",
     "RunConfig",
     "StepwiseLoss",
@@ -27,6 +29,8 @@ __all__ = [
     "Wordings",
     "chosen_exit_layer",
     "contrastive_loss",
+    "joined_ranks",
+    "leave_ranks",
     "load_training_data",
     "move_embedder",
     "moved_model",

@@ -11,7 +11,7 @@ __all__ = ["JsonlMetrics"]
 
 
 class JsonlMetrics(TrainerCallback):
-    """Appends one line for each logged step to a file."""
+    """Appends one line for each logged step to a file; of several processes the first does."""
 
     def __init__(self, path: Path) -> None:
         """Write to `path`."""
@@ -21,6 +21,8 @@ class JsonlMetrics(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the lines that the resumed run will write again."""
         self._started = time.perf_counter()
+        if not state.is_world_process_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if line.get("step", 0) <= state.global_step and state.global_step > 0]
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -34,6 +36,8 @@ class JsonlMetrics(TrainerCallback):
         **_: Any,
     ) -> None:
         """Write the logged values with step and seconds since this process began to train."""
+        if not state.is_world_process_zero:
+            return
         seconds = round(time.perf_counter() - self._started, 2)
         line = {"step": state.global_step, "seconds": seconds, **(logs or {})}
         with self.path.open("a", encoding="utf-8") as file:

@@ -81,6 +81,7 @@ class OptimConfig:
     """AdamW with a warm-up, then a linear decay or none.
 
     Attributes:
+        batch_size: Rows of a step, of all processes together.
         learning_rate: Of the prompter.
         alignment_learning_rate: Of the alignment, deeper alignments and head.
         anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt, and of static ones.
@@ -143,6 +144,10 @@ class RunConfig:
         save_every: Steps between checkpoints.
         keep_checkpoints: Older ones are deleted.
         log_every: Steps between lines of `metrics.jsonl`.
+        check_ranks: Of several processes: compare soft tokens and trained weights in every step, and stop where they
+            differ.
+        shard_reader: Of several processes: each keeps a part of every layer of the reader, which then need not fit one
+            device.
     """
 
     output: str = "runs/model"
@@ -150,6 +155,8 @@ class RunConfig:
     save_every: int = 50
     keep_checkpoints: int = 2
     log_every: int = 5
+    check_ranks: bool = False
+    shard_reader: bool = False
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep_checkpoints", "log_every"):
@@ -179,8 +186,21 @@ class Recipe:
         reads_before = self.baseline is None or self.baseline.kind == "static"
         if self.model.reader.quantization is not None and not reads_before:
             raise ConfigError("model.reader.quantization is for readers that nothing trains. Leave it out.")
+        if self.run.shard_reader:
+            self._check_sharding(reads_before)
         if self.text_states.keeps_any and not (reads_before and self.model.placement == "suffix"):
             raise ConfigError(
                 "text_states needs texts that are read before anything trained: placement 'suffix', and no baseline "
                 "that trains the reader. Leave text_states out."
+            )
+
+    def _check_sharding(self, frozen: bool) -> None:
+        if not frozen:
+            raise ConfigError("run.shard_reader is for readers that nothing trains. Set it to false.")
+        if self.model.reader.quantization is not None:
+            raise ConfigError("run.shard_reader does not go with model.reader.quantization. Leave one of them out.")
+        if self.evaluation.sts is not None:
+            raise ConfigError(
+                "run.shard_reader does not go with evaluation.sts: one process would call the reader more often than "
+                "the others. Hold out rows instead (data.held_out)."
             )

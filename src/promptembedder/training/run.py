@@ -3,25 +3,23 @@
 import dataclasses
 import json
 import logging
-import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
-from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchSamplers
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from promptembedder.backbones import shard_layers
 from promptembedder.errors import ConfigError
 from promptembedder.models import (
     BaselineEmbedder,
@@ -30,12 +28,13 @@ from promptembedder.models import (
     SoftTokenEncoder,
     TextEncoder,
     TextStateStore,
-    trained_state,
 )
 from promptembedder.storage import MANIFEST_NAME, owned_folder, to_mapping
+from promptembedder.training.arguments import training_arguments
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
+from promptembedder.training.ranks import Ranks, joined_ranks
 from promptembedder.training.recipe import Recipe
 from promptembedder.training.tasks import TrainingData
 from promptembedder.training.trainer import PromptEmbedderTrainer
@@ -108,11 +107,24 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
 
     Raises:
         BackboneError: A backbone cannot be loaded.
-        ConfigError: The settings do not fit each other.
+        ConfigError: The settings do not fit each other, or there are no other processes to share a reader with.
     """
-    model = _untrained(recipe, data, device)
+    model = _sharded(recipe, data, device) if recipe.run.shard_reader else _untrained(recipe, data, device)
     fit_to_texts(model.text_encoder, data, seed=recipe.run.seed)
     return model
+
+
+def _sharded(recipe: Recipe, data: TrainingData, device: str | None) -> InstructedTransformer:
+    """An untrained model whose reader is spread over all processes."""
+    if joined_ranks().count == 1:
+        raise ConfigError("run.shard_reader needs several processes. Launch them with torchrun, or set it to false.")
+    target = torch.device(device) if device else PartialState().device
+    model = _untrained(recipe, data, "cpu")
+    encoder = model.text_encoder
+    assert isinstance(encoder, SoftTokenEncoder)  # the recipe has seen to it
+    shard_layers(encoder.reader, target)
+    encoder.reading.in_one = True
+    return model.to(target)
 
 
 def fit_to_texts(encoder: TextEncoder, data: TrainingData, *, seed: int) -> None:
@@ -169,15 +181,22 @@ def train_model(
     disable_progress_bar()
     _set_card_example(model, data)
     started = time.perf_counter()
-    is_first = os.environ.get("RANK", "0") == "0"  # of several processes that train one model together
-    with owned_folder(Path(recipe.run.output)) if is_first else nullcontext():
+    ranks = joined_ranks()
+    _check_ranks(recipe, ranks)
+    with ExitStack() as owning:
+        if ranks.is_first:
+            owning.enter_context(owned_folder(Path(recipe.run.output)))
         with _kept_text_states(model.text_encoder, recipe):  # what it refuses is refused before anything is deleted
-            _begin_output(recipe, checkpoint)
+            if ranks.is_first:
+                _begin_output(recipe, checkpoint)
+            ranks.wait()
             trainer = _trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
         model.eval()
-        model.save(recipe.run.output)
+        if ranks.is_first:  # a card's examples are embedded: not by one process alone, of a reader that all share
+            model.save(recipe.run.output, create_model_card=not recipe.run.shard_reader)
+        ranks.wait()
     resumed = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     return TrainingResult(
         output=Path(recipe.run.output),
@@ -189,6 +208,18 @@ def train_model(
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
     )
+
+
+def _check_ranks(recipe: Recipe, ranks: Ranks) -> None:
+    if recipe.optim.batch_size < ranks.count:
+        raise ConfigError(
+            f"optim.batch_size is {recipe.optim.batch_size}, for {ranks.count} processes together. Raise it to "
+            f"{ranks.count} at least."
+        )
+    if recipe.text_states.keeps_any and ranks.count > 1:
+        raise ConfigError(
+            "text_states is for one process: in the next epoch another one gets the text. Leave text_states out."
+        )
 
 
 def held_out_loss(model: InstructedTransformer, data: TrainingData, recipe: Recipe) -> float:
@@ -213,11 +244,12 @@ def _trainer(
     evaluator: BaseEvaluator | None,
     callbacks: Sequence[TrainerCallback],
 ) -> PromptEmbedderTrainer:
+    ranks = joined_ranks()
     torch.manual_seed(recipe.run.seed)  # relaxations with noise draw from the global generator
     has_evaluation = evaluator is not None or data.held_out is not None
     trainer = PromptEmbedderTrainer(
         model=model,
-        args=_arguments(model, recipe, has_evaluation=has_evaluation),
+        args=training_arguments(model, recipe, has_evaluation=has_evaluation),
         train_dataset=data.train,
         eval_dataset=data.held_out,
         loss={
@@ -229,52 +261,14 @@ def _trainer(
             preprocess_fn=model.preprocess,
             wordings={n: Wordings(task.instructions, task.document_instructions) for n, task in data.tasks.items()},
             seed=recipe.run.seed,
+            ranks=ranks,
         ),
         callbacks=[JsonlMetrics(Path(recipe.run.output) / METRICS_NAME), *callbacks],
     )
+    trainer.checks_ranks = recipe.run.check_ranks
     trainer.remove_callback(ProgressCallback)  # it writes to stdout, which is for results
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _arguments(
-    model: InstructedTransformer, recipe: Recipe, *, has_evaluation: bool
-) -> SentenceTransformerTrainingArguments:
-    run, optim = recipe.run, recipe.optim
-    trained = list(trained_state(model.text_encoder))
-    patterns = {
-        r"\.(alignment|deep|head)\.": optim.alignment_learning_rate,
-        r"\.(anchor_delta|log_gate|vectors)$": optim.anchor_learning_rate,
-    }
-    # sentence-transformers refuses a pattern that fits nothing
-    rates = {pattern: rate for pattern, rate in patterns.items() if any(re.search(pattern, f".{n}") for n in trained)}
-    every = recipe.evaluation.every
-    return SentenceTransformerTrainingArguments(
-        output_dir=run.output,
-        max_steps=optim.steps,
-        per_device_train_batch_size=optim.batch_size,
-        per_device_eval_batch_size=optim.batch_size,
-        learning_rate=optim.learning_rate,
-        learning_rate_mapping=rates,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_steps,
-        lr_scheduler_type="linear" if optim.schedule == "linear" else "constant_with_warmup",
-        max_grad_norm=optim.max_grad_norm,
-        batch_sampler=BatchSamplers.NO_DUPLICATES,  # a duplicate would be its own row's negative
-        multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
-        eval_strategy="steps" if has_evaluation and every else "no",
-        eval_steps=every or None,
-        save_strategy="steps",
-        save_steps=run.save_every,
-        save_total_limit=run.keep_checkpoints,
-        logging_steps=run.log_every,
-        logging_nan_inf_filter=False,  # a NaN loss must be seen
-        seed=run.seed,
-        data_seed=run.seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-    )
 
 
 def _set_card_example(model: InstructedTransformer, data: TrainingData) -> None:

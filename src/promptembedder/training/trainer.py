@@ -4,49 +4,142 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.data_loader import prepare_data_loader
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from promptembedder.models import InstructedTransformer, SoftTokenEncoder, TextEncoder
+from promptembedder.models import InstructedTransformer, SoftTokenEncoder, TextEncoder, trained_state
 from promptembedder.shapes import Tensor
+from promptembedder.training.generators import restore_generators, save_generators
+from promptembedder.training.rank_check import check_alike
+from promptembedder.training.ranks import Ranks, joint_rows
+from promptembedder.training.traffic import Traffic
 
 __all__ = ["PromptEmbedderTrainer"]
 
 
 class PromptEmbedderTrainer(SentenceTransformerTrainer):
-    """Embeds all columns of a step in one pass, logs the soft tokens' health, checkpoints trained weights only."""
+    """Embeds all columns of a step in one pass, logs the soft tokens' health, checkpoints trained weights only.
 
-    _embeds_together = False
+    Several processes (DDP) train on one joint batch: each embeds its share of the rows, all of them compute the loss
+    of all rows. What is frozen is neither sent nor reduced.
+
+    Attributes:
+        checks_ranks: Compare soft tokens and trained weights between the processes in every step.
+    """
+
+    checks_ranks = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """All arguments are those of sentence-transformers' trainer."""
+        super().__init__(*args, **kwargs)
+        self.ranks = Ranks(self.args.process_index, self.args.world_size)
+        self.traffic = Traffic()
+        self._embeds_with: Any = None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Loss of a batch; see `collect_features` for how it is embedded."""
         loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
-        # A wrapped model (DDP) must see each forward pass, and losses that cache gradients split the columns and
-        # embed the pieces themselves.
-        self._embeds_together = model is self.model and not isinstance(loss, CachedLossMixin)
+        # losses that cache gradients split the columns and embed the pieces themselves
+        self._embeds_with = None if isinstance(loss, CachedLossMixin) else model
+        if self.model.training:
+            self.traffic.begin_step(model)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
         """The columns' features, embedded in one pass where possible: the loss then finds their embeddings ready."""
         features, labels = super().collect_features(inputs)
-        encoder = self._encoder()
-        if self._embeds_together and isinstance(encoder, SoftTokenEncoder):
-            encoder.embed_columns(features)
+        several = self.ranks.count > 1
+        if self._embeds_with is None or not (several or isinstance(self._encoder(), SoftTokenEncoder)):
+            return features, labels
+        features = self._embeds_with({"columns": features})["columns"]
+        if several and self.checks_ranks and self.model.training:
+            self._check_ranks(features)
+        if "joint_rows" in inputs:
+            features = self._joint(features, inputs["joint_rows"])
         return features, labels
 
+    def override_model_in_loss(self, loss: nn.Module, model: Any) -> nn.Module:
+        """A loss that finds its embeddings ready keeps the bare model: DDP must see one forward pass a step."""
+        if isinstance(model, DistributedDataParallel) and not isinstance(loss, CachedLossMixin):
+            return loss
+        return super().override_model_in_loss(loss, model)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the soft tokens' diagnostics beside each training loss."""
+        """Log with the soft tokens' diagnostics, and the bytes of the last step, beside each training loss."""
         if "loss" in logs:
             logs = {**logs, **{name: round(value, 4) for name, value in self._encoder().diagnostics.items()}}
+            if self.ranks.count > 1:
+                logs["communicated_bytes"] = self.traffic.step_bytes
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, with one loss a batch: that of the joint batch, which every process has."""
+        self.gather_function: Any = lambda losses: self.accelerator.gather_for_metrics(losses)[: len(losses)]
+        return super().evaluation_loop(*args, **kwargs)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of a joint batch."""
+        return int(super().get_total_train_batch_size(args) / self.ranks.count)
+
+    def _joint(self, columns: list[dict[str, Any]], rows: int) -> list[dict[str, Tensor]]:
+        """The embeddings of all processes, for each column, from one exchange."""
+        steps = "step_embeddings" in columns[0]
+        name = "step_embeddings" if steps else "sentence_embedding"
+        together = torch.stack([column[name] for column in columns], dim=1)  # [own columns ...]
+        joint = joint_rows(together, rows, self.ranks)
+        self.traffic.add([joint])
+        if steps:
+            return [{"sentence_embedding": one[:, -1], "step_embeddings": one} for one in joint.unbind(1)]
+        return [{"sentence_embedding": one} for one in joint.unbind(1)]
+
+    def _check_ranks(self, columns: list[dict[str, Any]]) -> None:
+        encoder = self._encoder()
+        named: dict[str, list[Any]] = {"trained weights": encoder.trained_weights()}
+        if isinstance(encoder, SoftTokenEncoder) and encoder.settings.conditioning == "instruction":
+            named["soft tokens"] = [encoder.soft_tokens([column["instruction"] for column in columns])]
+        check_alike(named, self.ranks, step=self.state.global_step + 1)
+
+    def _build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Whole joint batches on every process: the collator takes the share.
+
+        Left to itself accelerate splits or deals out batches: it drops incomplete ones, keeps the sampler from hearing
+        of a new epoch, and hides from a process the rows that the wording is drawn from.
+        """
+        loader = super()._build_dataloader(*args, **kwargs)
+        if self.ranks.count > 1:
+            loader = prepare_data_loader(loader, num_processes=1, process_index=0)
+            loader._is_accelerate_prepared = True  # what accelerate itself asks
+        return loader
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader | None = None) -> nn.Module:
+        wrapped = super()._wrap_model(model, training, dataloader)
+        if training and wrapped is self.model:  # DDP comes around it next, and would send the whole reader first
+            trained = trained_state(wrapped)
+            frozen = [name for name, _ in wrapped.named_parameters() if name not in trained]
+            frozen += [name for name, _ in wrapped.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(wrapped, frozen)
+        return wrapped
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = output_dir or str(self.args.output_dir)
         os.makedirs(folder, exist_ok=True)
         # without the parent's pickled arguments: the recipe says the same, and nothing here needs a pickle
         self.model.save(folder, create_model_card=False)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.args.should_save:
+            save_generators(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            restore_generators(Path(checkpoint))
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         # in place: the parent would load a second copy of the frozen backbones

@@ -1,0 +1,96 @@
+"""What a training step costs more when two processes take it together: seconds, fastest and median, as JSON.
+
+OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/ddp_step.py [ROWS TOKENS REPEATS]
+
+In turn, each process on a core of its own: `alone`, a step of one process while the other waits; `beside`, both take
+a step and exchange nothing; `together`, the step of DDP with the joint batch. ROWS and TOKENS are those of a process.
+`gather` and `reduce` are the exchanges of a step by themselves, begun at the same moment.
+"""
+
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from promptembedder import PromptEmbedder
+from promptembedder.models import trained_state
+from promptembedder.shapes import Tensor
+from promptembedder.training import LossConfig, contrastive_loss, joined_ranks, leave_ranks
+from promptembedder.training.ranks import Ranks, joint_rows
+
+Step = Callable[[], object]
+
+
+def _steps(rows: int, tokens: int, ranks: Ranks) -> tuple[Step, Step, int, int]:
+    """A step of this process alone, one of all, trained bytes, and the width of an embedding."""
+    model = PromptEmbedder.create(prompter="smollm2-135m", reader="smollm2-135m", device="cpu").train()
+    trained = trained_state(model)
+    others = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in trained]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, others)
+    wrapped = DistributedDataParallel(model)
+    loss = contrastive_loss(model, LossConfig(), in_batch_negatives=True)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
+    words, draw = ["red", "green", "cold", "warm", "house", "river", "stone", "song"], random.Random(ranks.own)
+    texts = [[" ".join(draw.choices(words, k=tokens)) for _ in range(rows)] for _ in range(2)]
+
+    def step(embed: Callable[[dict], dict], joint: bool) -> None:
+        columns = embed({"columns": [model.preprocess(own, prompt="Find it") for own in texts]})["columns"]
+        if joint:
+            stacked = torch.stack([column["sentence_embedding"] for column in columns], dim=1)
+            columns = [{"sentence_embedding": one} for one in joint_rows(stacked, rows * ranks.count, ranks).unbind(1)]
+        value: Tensor = loss(columns, None)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    numbers = sum(weight.numel() for weight in trained.values())
+    return lambda: step(model, False), lambda: step(wrapped, True), 4 * numbers, model.encoder.reader.dim
+
+
+def _timed(step: Step, ranks: Ranks) -> float:
+    ranks.wait()
+    started = time.perf_counter()
+    step()
+    ranks.wait()
+    return time.perf_counter() - started
+
+
+def main(rows: int = 4, tokens: int = 64, repeats: int = 12) -> None:
+    """Print what was measured."""
+    ranks = joined_ranks()
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.own]})
+    own, together, trained_bytes, dim = _steps(rows, tokens, ranks)
+    buffer, embeddings = torch.zeros(trained_bytes // 4), torch.zeros(rows, 2, dim)
+    kinds: dict[str, Step] = {
+        "alone": own if ranks.is_first else lambda: None,
+        "beside": own,
+        "together": together,
+        "gather": lambda: joint_rows(embeddings, rows * ranks.count, ranks),
+        "reduce": lambda: dist.all_reduce(buffer),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for repeat in range(-2, repeats):
+        for name, step in kinds.items():
+            taken = _timed(step, ranks)
+            if repeat >= 0:
+                seconds[name].append(taken)
+    if ranks.is_first:
+        found: dict[str, object] = {
+            name: {"fastest": round(min(each), 4), "median": round(statistics.median(each), 4)}
+            for name, each in seconds.items()
+        }
+        found |= {"trained_bytes": trained_bytes, "gathered_bytes": embeddings.numel() * 4 * ranks.count}
+        sys.stdout.write(json.dumps(found) + "\n")
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
