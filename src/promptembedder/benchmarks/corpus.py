@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from promptembedder.batch import MANIFEST_LINES
 from promptembedder.benchmarks.corpus_runs import EmbedRun, check_output, made_corpus, made_model
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import file_sha256, machine_facts, versions
@@ -119,31 +120,29 @@ def _faults(
 ) -> list[dict[str, Any]]:
     corpus = made_corpus(work / "faults.jsonl", settings.fault_rows, seed=settings.seed)
     workers = max(settings.workers)
-    whole = {}
-    for engine in (0, workers):
-        on_part("the undisturbed run that faults are compared with")
-        whole[engine] = _undisturbed(model, corpus, work / f"whole-{engine}", _options(settings, engine))
-    expected = _content(work / "whole-0")
+    on_part("the undisturbed run that faults are compared with")
+    _undisturbed(model, corpus, work / "whole", _options(settings, 0))
+    expected = _content(work / "whole")
     draw = random.Random(settings.seed)
     kinds = [("worker", workers), ("disk", 0), ("driver", workers), ("driver", 0)]
     found = []
     for number in range(settings.faults):
         kind, engine = kinds[number % len(kinds)]
-        share = draw.uniform(0.05, 0.95)
+        share = draw.uniform(0, 0.95)
         on_part(f"fault {number + 1} of {settings.faults}: {kind}, {'ray' if engine else 'local'}")
         output = work / "fault"
         options = _options(settings, engine)
         if kind == "disk":
-            told = _full_disk(model, corpus, output, options, share, expected_bytes=_size(work / "whole-0"))
+            told = _full_disk(model, corpus, output, options, share, expected_bytes=_size(work / "whole"))
         else:
-            told = _killed(kind, model, corpus, output, options, share * whole[engine].seconds)
+            told = _killed(kind, model, corpus, output, options, after=int(share * len(expected)))
         shards_before = len(_content(output))
         again = EmbedRun.of(model, corpus, output, options)
         found.append(
             {
                 "fault": kind,
                 "engine": "ray" if engine else "local",
-                "share_of_the_run": round(share, 3),
+                "share_of_the_shards": round(share, 3),
                 **told,
                 "shard_files_left": shards_before,
                 "skipped_shards": None if again.said is None else again.said["skipped_shards"],
@@ -155,12 +154,14 @@ def _faults(
     return found
 
 
-def _killed(kind: str, model: Path, corpus: Path, output: Path, options: list[str], moment: float) -> dict[str, Any]:
-    """The first run, with a process killed once `moment` seconds have gone by."""
+def _killed(kind: str, model: Path, corpus: Path, output: Path, options: list[str], *, after: int) -> dict[str, Any]:
+    """The first run, with a process killed once so many shards are finished."""
     killed: list[str] = []
+    manifest = output / MANIFEST_LINES
 
-    def during(process: Any, seconds: float) -> None:
-        if killed or seconds < moment:
+    def during(process: Any) -> None:
+        finished = manifest.read_bytes().count(b"\n") if manifest.exists() else 0
+        if killed or finished < after:
             return
         if kind == "driver":
             killed.append("the command")

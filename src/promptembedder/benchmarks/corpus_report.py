@@ -63,8 +63,8 @@ def faults_markdown(content: Mapping[str, Any]) -> str:
         same = sum(bool(fault["same_shards_as_undisturbed"]) for fault in own)
         lines.append([_WORDS[kind], engine, str(tried), *totals, f"{same} of {tried}"])
     words = (
-        "Each at a random moment of embedding a corpus; then the same command again. **Hit**: the run was not over "
-        "before. **Strays**: unfinished files left at the end.\n"
+        "Each once a random share of the shards is finished, or on a disk with room for that share; then the same "
+        "command again. **Hit**: the run was not over before. **Strays**: unfinished files left at the end.\n"
     )
     return "\n".join([markdown_table(header, lines), words, *provenance_markdown(content)])
 

@@ -24,7 +24,7 @@ from promptembedder.storage import file_sha256
 
 __all__ = ["EmbedRun", "check_output", "made_corpus", "made_model"]
 
-_POLL_S = 0.02
+_POLL_S = 0.01
 
 
 def made_model(folder: Path) -> Path:
@@ -76,12 +76,12 @@ class EmbedRun:
         output: Path,
         options: Sequence[str] = (),
         *,
-        during: Callable[[Any, float], None] = lambda process, seconds: None,
+        during: Callable[[Any], None] = lambda process: None,
     ) -> "EmbedRun":
         """Run it.
 
         Args:
-            during: Called every few milliseconds with the process and the seconds since its start.
+            during: Called every few milliseconds with the process.
         """
         psutil = require("psutil", extra="bench")
         command = [sys.executable, "-m", "promptembedder", "embed", str(model), str(corpus), "-o", str(output)]
@@ -92,7 +92,7 @@ class EmbedRun:
             while child.poll() is None:
                 try:
                     peak = max(peak, process.memory_info().rss)
-                    during(process, time.perf_counter() - start)
+                    during(process)
                 except psutil.Error:  # it has ended in between
                     continue
                 time.sleep(_POLL_S)
