@@ -240,3 +240,20 @@ def test_a_file_of_options_does_what_the_options_do(run: Run, saved_model: Path,
     config.write_text("tables: x\n")
     result = run("index", dated, "--table", table, "--config", config)
     assert (result.exit_code, "tables" in result.stderr) == (2, True)
+
+
+def test_shards_of_a_corpus_make_the_table_that_the_corpus_makes(
+    run: Run, saved_model: Path, dated: Path, tmp_path: Path
+) -> None:
+    shards = ("-o", tmp_path / "shards", "--shard-rows", "5", "--keep", "text", "--keep", "year:int")
+    assert run("embed", saved_model, dated, *shards).exit_code == 0
+    made = said(run("index", tmp_path / "shards", "--table", tmp_path / "a", "--json"))
+    said(run("index", dated, "--table", tmp_path / "b", "--model", saved_model, "--metadata", "year:int", "--json"))
+    assert (made["rows"], made["metadata"], made["reader"]) == (12, {"year": "int"}, "random:tiny-qwen3")
+    found = []
+    for table in ("a", "b"):
+        asked = ("search", saved_model, "stones", "--table", tmp_path / table, "--where", "year > 1995")
+        hits = said(run(*asked, "--json"))["hits"]
+        found.append([(hit["id"], hit["text"], hit["metadata"]) for hit in hits])
+    assert found[0] == found[1]
+    assert found[0][0][1].startswith("text")

@@ -1,7 +1,7 @@
 """Measurements of training, side by side with what the method is compared with."""
 
 from promptembedder.benchmarks.corpus import CorpusBenchSettings, run_corpus
-from promptembedder.benchmarks.corpus_report import corpus_markdown, faults_markdown, write_corpus
+from promptembedder.benchmarks.corpus_report import corpus_markdown, write_corpus
 from promptembedder.benchmarks.document import markdown_table, regenerate
 from promptembedder.benchmarks.efficiency import EfficiencyProgress, run_efficiency
 from promptembedder.benchmarks.efficiency_methods import METHODS
@@ -36,7 +36,6 @@ __all__ = [
     "bench_quality",
     "corpus_markdown",
     "efficiency_markdown",
-    "faults_markdown",
     "markdown_table",
     "move_content",
     "move_label",

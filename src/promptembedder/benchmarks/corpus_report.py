@@ -10,7 +10,7 @@ from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.result_content import provenance_markdown
 from promptembedder.storage import write_json, write_text
 
-__all__ = ["corpus_markdown", "faults_markdown", "write_corpus"]
+__all__ = ["corpus_markdown", "write_corpus"]
 
 _NOTES = """\
 A tiny model of random weights, rows of two to five words, so that what is beside the model's own work shows.
@@ -18,10 +18,41 @@ A tiny model of random weights, rows of two to five words, so that what is besid
 the start of Ray are in them. **Driver**: the most memory of the command's own process.
 """
 
+_FAULT_NOTES = """\
+Each once a random share of the shards is finished, or on a disk with room for that share; then the same command again.
+**Hit**: the run was not over before. **Strays**: unfinished files left at the end.
+"""
+_WORDS = {
+    "worker": "a worker killed (-9)",
+    "driver": "the command killed (-9)",
+    "disk": "the disk full",
+}
+
 
 def corpus_markdown(content: Mapping[str, Any]) -> str:
-    """Speed and memory of each engine, by size."""
-    rows = content["rows"]
+    """Tables of all that was measured, and how."""
+    parts = [
+        _speed(content["rows"]) if content["rows"] else "",
+        _faults(content["faults"]) if content["faults"] else "",
+        *provenance_markdown(content),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def write_corpus(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """JSON and page; returns the files.
+
+    What this command did not measure, rows or faults, stays as the file has it.
+    """
+    files = [folder / "corpus.json", folder / "corpus.md"]
+    if files[0].is_file():
+        content = _with_held(json.loads(files[0].read_text(encoding="utf-8")), content)
+    write_json(files[0], dict(content))
+    write_text(files[1], corpus_markdown(content))
+    return files
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
     header = [
         "rows",
         "engine",
@@ -45,12 +76,10 @@ def corpus_markdown(content: Mapping[str, Any]) -> str:
         ]
         for row in rows
     ]
-    return "\n".join([markdown_table(header, lines), _NOTES, *provenance_markdown(content)])
+    return f"{markdown_table(header, lines)}\n{_NOTES}"
 
 
-def faults_markdown(content: Mapping[str, Any]) -> str:
-    """What became of each kind of fault."""
-    faults: Sequence[Mapping[str, Any]] = content["faults"]
+def _faults(faults: Sequence[Mapping[str, Any]]) -> str:
     kinds = Counter((fault["fault"], fault["engine"]) for fault in faults)
     header = ["fault", "engine", "tried", "hit", "lost", "doubled", "broken shards", "strays", "same as undisturbed"]
     lines = []
@@ -62,11 +91,7 @@ def faults_markdown(content: Mapping[str, Any]) -> str:
         ]
         same = sum(bool(fault["same_shards_as_undisturbed"]) for fault in own)
         lines.append([_WORDS[kind], engine, str(tried), *totals, f"{same} of {tried}"])
-    words = (
-        "Each once a random share of the shards is finished, or on a disk with room for that share; then the same "
-        "command again. **Hit**: the run was not over before. **Strays**: unfinished files left at the end.\n"
-    )
-    return "\n".join([markdown_table(header, lines), words, *provenance_markdown(content)])
+    return f"{markdown_table(header, lines)}\n{_FAULT_NOTES}"
 
 
 def _with_held(held: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,25 +99,3 @@ def _with_held(held: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str,
     if not kept or held["machine"] != content["machine"]:
         return dict(content)
     return {**content, **kept, "commands": list(dict.fromkeys([*held["commands"], *content["commands"]]))}
-
-
-_WORDS = {
-    "worker": "a worker killed (-9)",
-    "driver": "the command killed (-9)",
-    "disk": "the disk full",
-}
-
-
-def write_corpus(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """JSON and page; returns the files.
-
-    What this command did not measure, rows or faults, stays as the file has it.
-    """
-    files = [folder / "corpus.json", folder / "corpus.md"]
-    if files[0].is_file():
-        content = _with_held(json.loads(files[0].read_text(encoding="utf-8")), content)
-    write_json(files[0], dict(content))
-    pages = [corpus_markdown(content)] if content["rows"] else []
-    pages += [faults_markdown(content)] if content["faults"] else []
-    write_text(files[1], "\n".join(pages))
-    return files

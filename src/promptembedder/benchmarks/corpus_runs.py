@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from promptembedder.backbones import BackboneConfig
+from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.random_models import random_model, random_tokenizer
 from promptembedder.batch import ShardFolder
 from promptembedder.data import docstring_corpus
@@ -30,7 +31,8 @@ _POLL_S = 0.01
 def made_model(folder: Path) -> Path:
     """A saved model of random weights, small enough that a million short rows take minutes."""
     torch.manual_seed(0)
-    random_model("tiny-qwen3", layers=2, dtype=torch.float32).save_pretrained(folder / "backbone")
+    with quiet_transformers():
+        random_model("tiny-qwen3", layers=2, dtype=torch.float32).save_pretrained(folder / "backbone")
     random_tokenizer().save_pretrained(folder / "backbone")
     backbone = BackboneConfig(source=str(folder / "backbone"), dtype="float32")
     config = ModelConfig(prompter=PrompterConfig(backbone=backbone), reader=backbone)

@@ -36,13 +36,7 @@ def corpus(
     with one_line_errors():
         extras.require("psutil", extra="bench")
         extras.require("ray.data", extra="ray")
-        from promptembedder.benchmarks import (
-            CorpusBenchSettings,
-            corpus_markdown,
-            faults_markdown,
-            run_corpus,
-            write_corpus,
-        )
+        from promptembedder.benchmarks import CorpusBenchSettings, corpus_markdown, run_corpus, write_corpus
 
         settings = CorpusBenchSettings(
             rows=whole_numbers("rows", rows) if rows.strip() else (),
@@ -56,9 +50,6 @@ def corpus(
         with err.status("") as status:
             content = run_corpus(settings, on_part=lambda doing: status.update(escape(doing)))
         files = write_corpus(content, output)
-    if content["rows"]:
-        report.say(Markdown(corpus_markdown(content)))
-    if content["faults"]:
-        report.say(Markdown(faults_markdown(content)))
+    report.say(Markdown(corpus_markdown(content)))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

@@ -22,6 +22,7 @@ def report(
     told = Report(as_json)
     with one_line_errors():
         from promptembedder.benchmarks import (
+            corpus_markdown,
             efficiency_markdown,
             move_markdown,
             quality_markdown,
@@ -31,7 +32,7 @@ def report(
         )
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
-        pages |= {"speed": speed_markdown, "serve": serving_markdown}
+        pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
         done = regenerate(document, results, pages)
     told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})
