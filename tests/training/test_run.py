@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
@@ -176,6 +177,17 @@ def test_checkpoints_of_another_recipe_are_not_continued(recipe_of: Callable[...
         _run(recipe_of(steps=4, save_every=2), callbacks=[_KillAfter(3)])
     with pytest.raises(ConfigError, match="another recipe"):
         prepare_output(recipe_of(steps=5, save_every=2))
+
+
+def test_a_run_that_was_begun_before_a_setting_existed_goes_on(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=4, save_every=2)
+    with pytest.raises(_KilledError):
+        _run(recipe, callbacks=[_KillAfter(3)])
+    path = Path(recipe.run.output) / "recipe.yaml"
+    written = yaml.safe_load(path.read_text())
+    del written["run"]["check_ranks"]
+    path.write_text(yaml.safe_dump(written))
+    assert prepare_output(recipe) is not None
 
 
 def test_a_recipe_survives_its_mapping(recipe_of: Callable[..., Recipe]) -> None:

@@ -1,7 +1,6 @@
 """A training run from recipe to saved model; killed at any moment, it goes on from its last checkpoint."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -29,7 +27,7 @@ from promptembedder.models import (
     TextEncoder,
     TextStateStore,
 )
-from promptembedder.storage import MANIFEST_NAME, owned_folder, to_mapping
+from promptembedder.storage import MANIFEST_NAME, from_mapping, owned_folder, to_mapping
 from promptembedder.training.arguments import training_arguments
 from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.losses import contrastive_loss
@@ -77,14 +75,13 @@ def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
         ConfigError: The folder holds a finished model, or a run of another recipe, and `overwrite` is not set.
     """
     output = Path(recipe.run.output)
-    written = to_mapping(recipe)
     path = output / RECIPE_NAME
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if overwrite:
         checkpoint = None
     elif (output / MANIFEST_NAME).is_file():
         raise ConfigError(f"{output} already holds a trained model. Choose another output, or overwrite it.")
-    elif checkpoint is not None and _read_recipe(path) != json.loads(json.dumps(written)):
+    elif checkpoint is not None and _read_recipe(path) != recipe:
         raise ConfigError(f"{output} holds checkpoints of another recipe. Choose another output, or overwrite it.")
     return Path(checkpoint) if checkpoint else None
 
@@ -278,8 +275,9 @@ def _set_card_example(model: InstructedTransformer, data: TrainingData) -> None:
         model.model_card_data.widget = [{"source_sentence": rows["anchor"][0], "sentences": rows["positive"]}]
 
 
-def _read_recipe(path: Path) -> Any:
+def _read_recipe(path: Path) -> Recipe | None:
+    """The recipe that was written down; settings that are newer than it have their defaults."""
     try:
-        return json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, yaml.YAMLError):
+        return from_mapping(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ConfigError):
         return None
