@@ -1,31 +1,20 @@
 """`promptembedder embed MODEL FILES -o OUT`: the vectors of text files, in a folder of shards or one file."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from promptembedder.cli.console import Report, err, one_line_errors
+from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.row_progress import corpus_progress, row_count
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.batch import CorpusProgress, CorpusReport, EmbedReport
+    from promptembedder.batch import CorpusReport, EmbedReport
 
 __all__ = ["embed"]
 
@@ -117,7 +106,7 @@ def embed(
             model, reader=reader, quantization=quantization, with_prompter=not compiled
         )
         name = str(model) if reader is None else f"{model} on {reader}"
-        with _progress() as on_rows:
+        with row_count() as on_rows:
             done = embed_files(
                 embedder, paths, output, settings=settings, model_name=name, model_sha256=sha256, on_rows=on_rows
             )
@@ -131,40 +120,11 @@ def _embed_corpus(
     from promptembedder.batch import CorpusSettings, KeptColumn, embed_corpus  # seconds to import
 
     settings = CorpusSettings(**options, kept=tuple(KeptColumn.parsed(column) for column in keep))
-    with _corpus_progress() as on_progress:
+    with corpus_progress() as on_progress:
         done = embed_corpus(model, files, output, settings=settings, on_progress=on_progress)
     report.say(_corpus_summary(done))
     content = {**dataclasses.asdict(done), "output": str(done.output)}
     report.result({**content, "model_sha256": file_sha256(model / MANIFEST_NAME)})
-
-
-@contextmanager
-def _corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
-    """Rows of the whole corpus on stderr, with the speed of this run and the time that is left."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows, {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=None, speed="reading the files")
-        first: CorpusProgress | None = None
-        start = 0.0
-
-        def show(at: "CorpusProgress") -> None:
-            nonlocal first, start
-            if first is None:
-                first, start = at, time.perf_counter()
-                progress.reset(task, total=at.of_rows, completed=at.rows, speed="loading the model")
-                return
-            seconds = time.perf_counter() - start
-            speed = f"{(at.rows - first.rows) / seconds:.0f} rows/s, {at.tokens / seconds:.0f} tokens/s"
-            progress.update(task, completed=at.rows, speed=speed)
-
-        yield show
 
 
 def _corpus_summary(done: "CorpusReport") -> str:
@@ -187,20 +147,6 @@ def _corpus_summary(done: "CorpusReport") -> str:
     if done.truncated:
         lines.append(f"{done.truncated} texts were longer than the model reads and lost their end")
     return "\n".join(lines)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """A count of rows on stderr; how many there will be is known only at the end of the last file."""
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed} rows"),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda rows: progress.advance(task, rows)
 
 
 def _summary(done: "EmbedReport") -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from promptembedder.cli.console import Report, err, one_line_errors
+from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.instructions import asked_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.row_progress import row_count
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
@@ -167,7 +167,7 @@ def _rows(asked: _Source, table: "VectorTable | None" = None) -> "Iterator[Vecto
         raise DataError(f"{asked.path} holds vectors already. Leave out --model.")
     facts, load = _encoder(asked, asked.model, table)
     metadata = dict(_name_and_kind(word) for word in asked.metadata or ())
-    with _progress() as on_rows:
+    with row_count() as on_rows:
         yield CorpusRows(
             path=asked.path,
             load_encoder=load,
@@ -205,20 +205,6 @@ def _encoder(
 def _name_and_kind(word: str) -> tuple[str, str]:
     name, _, kind = word.partition(":")
     return name, kind or "str"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """A count of rows on stderr."""
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed} rows"),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda rows: progress.advance(task, rows)
 
 
 def _summary(table: "VectorTable", added: int, deleted: int, seconds: float, measured: "SearchReport | None") -> str:
