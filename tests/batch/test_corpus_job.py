@@ -207,9 +207,12 @@ def test_rows_that_cannot_be_used_are_told_and_counted(
 
 def test_progress_counts_every_row_once(saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     seen: list[CorpusProgress] = []
-    settings = CorpusSettings(shard_rows=10)
+    settings = CorpusSettings(shard_rows=10, max_batch_tokens=80)
     embed_corpus(saved_model, [corpus], tmp_path / "out", settings=settings, on_progress=seen.append)
-    assert [at.rows for at in seen] == [0, 10, 20, 25, 35, 38]
+    rows = [at.rows for at in seen]
+    assert rows == sorted(rows)
+    assert {0, 10, 20, 25, 35, 38} < set(rows)  # within a shard, too
+    assert (rows[0], rows[-1]) == (0, 38)
     assert {at.of_rows for at in seen} == {38}
     assert seen[-1].tokens > 38
 

@@ -109,9 +109,9 @@ class CorpusProgress:
     """How far a job is.
 
     Attributes:
-        rows: Gone through, in all runs.
+        rows: Gone through, in all runs; by the local engine those of the shard at hand, too.
         of_rows: In the corpus.
-        tokens: Embedded by this run.
+        tokens: Of the shards that this run has finished.
     """
 
     rows: int
@@ -159,24 +159,33 @@ def embed_corpus(
         waiting = [task for task in plan.tasks if task.number not in records]
         planned = time.perf_counter()
         rows, tokens = sum(task.rows for task in plan.tasks if task.number in records), 0
-        on_progress(CorpusProgress(rows=rows, of_rows=plan.rows, tokens=tokens))
+        begun = 0  # rows of the shard that this process is at
+
+        def on_rows(count: int) -> None:
+            nonlocal begun
+            begun += count
+            on_progress(CorpusProgress(rows=rows + begun, of_rows=plan.rows, tokens=tokens))
+
+        on_rows(0)
         of_task = {task.number: task.rows for task in waiting}
         made: list[ShardRecord] = []
-        for record in _records(worker, waiting, settings):
+        for record in _records(worker, waiting, settings, on_rows):
             folder.add(record)
             records[record.shard] = record
             made.append(record)
-            rows, tokens = rows + of_task[record.shard], tokens + record.tokens
-            on_progress(CorpusProgress(rows=rows, of_rows=plan.rows, tokens=tokens))
+            rows, tokens, begun = rows + of_task[record.shard], tokens + record.tokens, 0
+            on_rows(0)
         folder.keep_only(records)  # in order, and without what dead workers left behind
     return _report(output, worker, records, made, skipped=skipped, start=start, planned=planned)
 
 
-def _records(worker: WorkerSettings, tasks: list[ShardTask], settings: CorpusSettings) -> Iterator[ShardRecord]:
+def _records(
+    worker: WorkerSettings, tasks: list[ShardTask], settings: CorpusSettings, on_rows: Callable[[int], None]
+) -> Iterator[ShardRecord]:
     if not tasks:
         return iter(())
     if settings.engine == "local":
-        return local_records(worker, tasks)
+        return local_records(worker, tasks, on_rows=on_rows)
     return ray_records(worker, tasks, workers=settings.workers)
 
 
