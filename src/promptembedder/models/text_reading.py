@@ -95,13 +95,14 @@ class TextReading:
         results: list[Result] = []
         while waiting:
             batch = waiting[0]
+            fitted = True
             try:
                 result = read(batch)
             except torch.OutOfMemoryError:
                 if len(batch) == 1 or self.in_one:
                     raise
-                result = None
-            if result is None:  # outside of the except clause, whose traceback holds on to the batch's tensors
+                fitted = False
+            if not fitted:  # outside of the except clause, whose traceback holds on to the batch's tensors
                 self._halve(len(batch) * max(len(texts[place]) for place in batch))
                 waiting = self._batches(texts, [place for each in waiting for place in each], max_texts)
                 continue
