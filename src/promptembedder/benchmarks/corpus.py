@@ -3,7 +3,6 @@
 import random
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -63,13 +62,27 @@ def run_corpus(settings: CorpusBenchSettings, *, on_part: Callable[[str], None] 
         rows = [row for size in settings.rows for row in _measured(model, work, size, settings, on_part)]
         faults = _faults(model, work, settings, on_part) if settings.faults else []
     return {
-        "commands": [shlex.join(["promptembedder", *sys.argv[1:]])],
+        "commands": [_command(settings)],
         "machine": machine_facts(),
         "versions": versions(),
         "settings": {**asdict(settings), "work": None},
         "rows": rows,
         "faults": faults,
     }
+
+
+def _command(settings: CorpusBenchSettings) -> str:
+    """What measures the same again, without the folders of this machine."""
+    options = {
+        "rows": ",".join(map(str, settings.rows)),
+        "workers": ",".join(map(str, settings.workers)),
+        "shard-rows": settings.shard_rows,
+        "faults": settings.faults,
+        "fault-rows": settings.fault_rows,
+        "seed": settings.seed,
+    }
+    words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+    return shlex.join(["promptembedder", "bench", "corpus", *words])
 
 
 def _measured(
