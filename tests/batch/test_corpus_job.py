@@ -170,11 +170,16 @@ def test_ray_writes_the_same_bytes_and_a_killed_actor_loses_nothing(
     command += ["--instruction", TOPIC, "--shard-rows", "1", "--engine", "ray", "--workers", "2", "--json"]
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     actors: list[Any] = []
-    while process.poll() is None and not actors:
-        time.sleep(0.01)
-        actors = [each for each in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in _title(each)]
-    actors[0].kill()
-    said, complaints = process.communicate(timeout=240)
+    begun = time.monotonic()
+    try:
+        while process.poll() is None and not actors and time.monotonic() < begun + 120:
+            time.sleep(0.01)
+            children = psutil.Process(process.pid).children(recursive=True)
+            actors = [each for each in children if "MapWorker" in _title(each)]
+        actors[0].kill()
+        said, complaints = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 0, complaints
     assert json.loads(said.splitlines()[-1])["rows"] == 38, said
     assert content_of(tmp_path / "ray").keys() == content_of(tmp_path / "local").keys()
