@@ -30,6 +30,7 @@ def test_gradients_reach_exactly_what_the_method_trains(method: str, trainee: Ne
     expected = {
         "promptembedder": lambda name: any(part in name for part in (".prompter.", ".alignment.", ".deep.")),
         "promptembedder-moved": lambda name: ".alignment." in name or ".deep." in name,
+        "promptembedder-held": lambda name: any(part in name for part in (".prompter.", ".alignment.", ".deep.")),
         "promptembedder-input": lambda name: ".prompter." in name or ".alignment." in name,
         "static": lambda name: name.endswith(".vectors"),
         "lora": lambda name: ".lora_" in name,
@@ -134,6 +135,22 @@ def test_what_a_step_keeps_grows_with_the_text_several_times_slower_than_for_lor
     for method in ("promptembedder", "promptembedder-input", "static"):
         assert 5 * growth[method] < growth["lora"], growth
     assert growth["lora-checkpointing"] < growth["lora"]
+
+
+def test_held_texts_are_read_once_and_give_the_loss_of_read_ones(trainee: NewTrainee) -> None:
+    held, read = trainee("promptembedder-held"), trainee("promptembedder")
+    columns = held.columns(16, 3)
+    tokens: list[int] = []
+    encoder = held.model.text_encoder
+    encoder.reader.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["position_ids"].numel()), with_kwargs=True
+    )
+    first, first_tokens = held.loss_of(columns), sum(tokens)
+    tokens.clear()
+    second = held.loss_of(columns)
+    assert first_tokens - sum(tokens) >= 2 * 3 * 16  # both columns' texts
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(second, read.loss_of(columns), rtol=1e-5, atol=1e-5)
 
 
 def test_a_meter_measures_memory_and_time(step_model: Callable[..., StepModel]) -> None:

@@ -163,7 +163,10 @@ class StepMeter:
         self._columns: list[dict[str, Any]] = []
 
     def measure(self, length: int, batch: int) -> StepMemory:
-        """Memory of a step; true only in a process that has done nothing else."""
+        """Memory of a step; true only in a process that has done nothing else.
+
+        Where texts' states are kept, it is that of the first epoch's step, which reads the texts and keeps them.
+        """
         trainee = self._ready()
         trainee.step(trainee.columns(min(length, _TINY_LENGTH), _TINY_BATCH))  # AdamW's moments, libraries' buffers
         release_memory(self.model.device)
