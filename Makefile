@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# each loads its own copies of the libraries: 2 GB of memory a process
+TEST_PROCESSES ?= 2
 
 .PHONY: quickstart test check ci format clean
 
@@ -20,7 +22,7 @@ quickstart: $(STAMP)
 	$(BIN)/promptembedder quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
