@@ -6,6 +6,7 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
+os.environ |= {"HAYSTACK_TELEMETRY_ENABLED": "false", "ANONYMIZED_TELEMETRY": "false"}  # likewise: Haystack's, Chroma's
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+
 from promptembedder.extras import foreign_imports
 
 with foreign_imports("chromadb", extra="chroma", at_least="1.5"):
-    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+    from chromadb.api.types import Documents, EmbeddingFunction, Space
     from chromadb.utils.embedding_functions import register_embedding_function
 
 from promptembedder.errors import ConfigError
@@ -55,7 +57,7 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
             )
         )
 
-    def __call__(self, input: Documents) -> Embeddings:
+    def __call__(self, input: list[str]) -> list[np.ndarray]:
         """Unit vectors of documents.
 
         Raises:
@@ -63,7 +65,7 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
         """
         return list(self.view.embed_documents(input))
 
-    def embed_query(self, input: Documents) -> Embeddings:
+    def embed_query(self, input: list[str]) -> list[np.ndarray]:
         """Unit vectors of queries.
 
         Raises:

@@ -5,7 +5,7 @@ from typing import Any
 from promptembedder.extras import foreign_imports
 
 with foreign_imports("llama-index-core", extra="llama-index", at_least="0.14"):
-    from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import Field, PrivateAttr
     from llama_index.core.storage.kvstore.types import BaseKVStore
 
@@ -75,30 +75,30 @@ class PromptEmbedderEmbedding(BaseEmbedding):
         """What it computes with."""
         return self._view
 
-    def get_query_embedding(self, query: str) -> Embedding:
+    def get_query_embedding(self, query: str) -> list[float]:
         """The unit vector of a query, from the queries' part of the cache if there is one."""
         with asking_for_query():
             return super().get_query_embedding(query)
 
-    async def aget_query_embedding(self, query: str) -> Embedding:
+    async def aget_query_embedding(self, query: str) -> list[float]:
         """As `get_query_embedding`, in a thread."""
         with asking_for_query():
             return await super().aget_query_embedding(query)
 
-    def _get_query_embedding(self, query: str) -> Embedding:
+    def _get_query_embedding(self, query: str) -> list[float]:
         return self._view.embed_queries([query])[0].tolist()
 
-    async def _aget_query_embedding(self, query: str) -> Embedding:
+    async def _aget_query_embedding(self, query: str) -> list[float]:
         return (await self._view.aembed_queries([query]))[0].tolist()
 
-    def _get_text_embedding(self, text: str) -> Embedding:
+    def _get_text_embedding(self, text: str) -> list[float]:
         return self._view.embed_documents([text])[0].tolist()
 
-    async def _aget_text_embedding(self, text: str) -> Embedding:
+    async def _aget_text_embedding(self, text: str) -> list[float]:
         return (await self._view.aembed_documents([text]))[0].tolist()
 
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return self._view.embed_documents(texts).tolist()
 
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return (await self._view.aembed_documents(texts)).tolist()
