@@ -10,6 +10,7 @@ from promptembedder.cli.evaluate import evaluate
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
 from promptembedder.cli.move import move
+from promptembedder.cli.mteb import mteb
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.search import search
 from promptembedder.cli.serve import serve
@@ -34,6 +35,9 @@ def _program() -> None:
 for command in (quickstart, train, move, evaluate, embed, index, search, serve, info):
     app.command()(command)
 app.command("compile")(compile_)
+app.command("mteb", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    mteb
+)
 app.add_typer(bench, name="bench")
 
 

@@ -6,7 +6,7 @@ from promptembedder.data.mixture import Task, read_mixture
 from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources
-from promptembedder.data.text import clean_text
+from promptembedder.data.text import clean_instruction, clean_text, text_list
 from promptembedder.data.texts import TextColumns, TextRow, read_texts
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Task",
     "TextColumns",
     "TextRow",
+    "clean_instruction",
     "clean_text",
     "column_value",
     "datasets_of",
@@ -32,5 +33,6 @@ __all__ = [
     "read_texts",
     "scan_rows",
     "search_task",
+    "text_list",
     "training_pairs",
 ]

@@ -13,6 +13,7 @@ from promptembedder.evaluation.task_score import TaskScore
 from promptembedder.extras import require
 
 if TYPE_CHECKING:
+    from promptembedder.evaluation.mteb_model import TaskInstructedEncoder, model_meta, register_model
     from promptembedder.evaluation.official_tasks import HubTask, hub_tasks
     from promptembedder.evaluation.scoring import score_tasks
     from promptembedder.evaluation.steering import InstructionSteering, instruction_steering, steered_pairs
@@ -23,12 +24,15 @@ __all__ = [
     "InstructedSimilarityEvaluator",
     "InstructionSteering",
     "RetrievalScore",
+    "TaskInstructedEncoder",
     "TaskScore",
     "bm25_score",
     "hub_tasks",
     "instruction_steering",
+    "model_meta",
     "paraphrases_of",
     "read_tasks",
+    "register_model",
     "retrieval_score",
     "score_tasks",
     "similarity_evaluator",
@@ -40,8 +44,11 @@ __all__ = [
 _WITH_MTEB = {
     "HubTask": "official_tasks",
     "InstructionSteering": "steering",
+    "TaskInstructedEncoder": "mteb_model",
     "hub_tasks": "official_tasks",
     "instruction_steering": "steering",
+    "model_meta": "mteb_model",
+    "register_model": "mteb_model",
     "score_tasks": "scoring",
     "steered_pairs": "steering",
 }

@@ -6,7 +6,8 @@ from promptembedder.models.config import BaselineConfig, ModelConfig, PrompterCo
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
 from promptembedder.models.encoder import Encoder
-from promptembedder.models.instructed import InstructedTransformer
+from promptembedder.models.instructed import InstructedTransformer, saved_folder
+from promptembedder.models.model_card import PromptEmbedderCardData
 from promptembedder.models.moving import Move, MovedEncoder, moved_config, moved_encoder
 from promptembedder.models.opening import OpenedModel, open_model
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_parts
@@ -35,6 +36,7 @@ __all__ = [
     "Parts",
     "PooledEncoder",
     "PromptEmbedder",
+    "PromptEmbedderCardData",
     "Prompter",
     "PrompterConfig",
     "ReadingCounts",
@@ -59,5 +61,6 @@ __all__ = [
     "read_self_test",
     "restore_parts",
     "save_parts",
+    "saved_folder",
     "trained_state",
 ]

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from promptembedder.backbones import BackboneConfig
-from promptembedder.data import Pair, clean_text
+from promptembedder.data import Pair, clean_text, text_list
 from promptembedder.errors import ConfigError
 from promptembedder.models.checkpoint import load_parts
 from promptembedder.models.config import ModelConfig, PrompterConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.instructed import InstructedTransformer, saved_folder
+from promptembedder.models.model_card import PromptEmbedderCardData
 from promptembedder.models.parts import new_parts
 from promptembedder.shapes import Float, Tensor
 
@@ -32,6 +33,8 @@ class PromptEmbedder(InstructedTransformer):
     `encode_document`, its trainer, losses, evaluators and hub methods. A text without an instruction gets the
     configuration's default one.
     """
+
+    model_card_data_class = PromptEmbedderCardData
 
     @classmethod
     def create(
@@ -117,7 +120,7 @@ class PromptEmbedder(InstructedTransformer):
 
     def compile_instructions(self, instructions: Sequence[str]) -> None:
         """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
-        self.encoder.compile_instructions(list(dict.fromkeys(instructions)))
+        self.encoder.compile_instructions(list(dict.fromkeys(text_list(instructions, name="instructions"))))
 
     def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
         """Take from some texts, without labels, what all texts share, so that embeddings leave it out.
@@ -127,7 +130,7 @@ class PromptEmbedder(InstructedTransformer):
         Raises:
             ConfigError: The model has no text readout (`text_weight` 0), or there are fewer than two texts.
         """
-        self.encoder.fit_texts(texts, batch_size=batch_size)
+        self.encoder.fit_texts(text_list(texts, name="texts"), batch_size=batch_size)
 
     @property
     def max_batch_tokens(self) -> int:
@@ -191,12 +194,14 @@ class PromptEmbedder(InstructedTransformer):
         Raises:
             ConfigError: Texts are not read independently of the instruction (prefix, instruction_and_text), or one is
                 longer than `max_batch_tokens`.
+            DataError: A text or an instruction is no string, or one string stands for a list.
         """
+        texts = [clean_text(text) for text in text_list(texts, name="texts")]
+        instructions = text_list(instructions, name="instructions")
         encoder = self.encoder.eval()
         if not encoder.reads_text_once:
             raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
-        texts = [clean_text(text) for text in texts]
         if not instructions:
             return vectors
         # longest first: what does not fit into memory fails at once, and the time left is never underrated

@@ -49,11 +49,14 @@ class InstructedTransformer(SentenceTransformer):
             super().save(str(scratch), *args, **kwargs)
 
     def restore_settings(self, folder: Path) -> None:
-        """Prompts, similarity and the like, which sentence-transformers keeps beside the module.
+        """Prompts, similarity and the like, which sentence-transformers keeps beside the module, and the model card.
 
         Raises:
             ModelFormatError: Their file is damaged.
         """
+        card = folder / "README.md"
+        if card.is_file():  # saved again it is written as it was: what it says of the training is nowhere else
+            self._model_card_text = card.read_text(encoding="utf-8", errors="replace")
         path = folder / "config_sentence_transformers.json"
         if not path.is_file():
             return

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from promptembedder.backbones import Backbone, decoder_layers, read_tokens
-from promptembedder.data import clean_text
+from promptembedder.data import clean_instruction
 from promptembedder.models.adapters import add_lora
 from promptembedder.models.baseline_checkpoint import load_baseline, restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
@@ -46,7 +46,7 @@ class PooledEncoder(TextEncoder):
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Token ids of the texts within their template; no prompt leaves the instruction out."""
-        instruction = clean_text(prompt).strip() if prompt else ""
+        instruction = clean_instruction(prompt)
         bare, instructed, tail = _TEMPLATES[self.baseline.template]
         head = instructed.replace("{instruction}", instruction) if instruction else bare
         return dict(self.token_features(inputs, heads=[head] * len(inputs), tails=[tail] * len(inputs)))

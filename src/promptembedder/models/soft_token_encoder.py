@@ -18,7 +18,7 @@ from promptembedder.backbones import (
     read_text,
     read_text_and_after,
 )
-from promptembedder.data import clean_text
+from promptembedder.data import clean_instruction, clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
@@ -126,7 +126,7 @@ class SoftTokenEncoder(TextEncoder):
 
     def instruction_of(self, prompt: str | None) -> str:
         """The instruction that `prompt` stands for: without blanks around it, the default one if nothing is left."""
-        return (clean_text(prompt).strip() if prompt else "") or self.settings.default_instruction
+        return clean_instruction(prompt) or self.settings.default_instruction
 
     def soft_tokens(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
         """Soft tokens of each instruction in the reader's space; generated once for each state of the weights.

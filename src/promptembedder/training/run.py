@@ -23,6 +23,7 @@ from promptembedder.models import (
     BaselineEmbedder,
     InstructedTransformer,
     PromptEmbedder,
+    PromptEmbedderCardData,
     SoftTokenEncoder,
     TextEncoder,
     TextStateStore,
@@ -176,7 +177,7 @@ def train_model(
         ConfigError: Another process trains into the output folder.
     """
     disable_progress_bar()
-    _set_card_example(model, data)
+    _set_card(model, data)
     started = time.perf_counter()
     ranks = joined_ranks()
     _check_ranks(recipe, ranks)
@@ -268,8 +269,14 @@ def _trainer(
     return trainer
 
 
-def _set_card_example(model: InstructedTransformer, data: TrainingData) -> None:
-    """One example for the model card; without one, sentence-transformers draws some, with a progress bar of its own."""
+def _set_card(model: InstructedTransformer, data: TrainingData) -> None:
+    """One example for the model card; without one, sentence-transformers draws some, with a progress bar of its own.
+
+    And the instructions, which its trainer does not hear of.
+    """
+    if isinstance(model.model_card_data, PromptEmbedderCardData):
+        for name, task in data.tasks.items():
+            model.model_card_data.note_instructions(name, task.instructions, task.document_instructions)
     if not model.model_card_data.widget:
         rows = next(iter(data.tasks.values())).train[:3]
         model.model_card_data.widget = [{"source_sentence": rows["anchor"][0], "sentences": rows["positive"]}]
