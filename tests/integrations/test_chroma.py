@@ -1,7 +1,5 @@
 """Chroma: collections that find their embedder again."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,32 +34,6 @@ def test_a_collection_embeds_its_documents_and_queries_by_cosine(
     found = collection.query(query_texts=["which house"], n_results=3)
     assert found["ids"][0] == [str(i) for i in np.argsort(-scores)]
     np.testing.assert_allclose(1 - np.array(found["distances"][0]), np.sort(scores)[::-1], atol=1e-4)
-
-
-REOPENED = """
-import chromadb, sys
-import promptembedder.integrations.chroma
-client = chromadb.PersistentClient(sys.argv[1], settings=chromadb.Settings(anonymized_telemetry=False))
-collection = client.get_collection("texts")
-assert "torch" not in sys.modules
-print(collection.query(query_texts=["an old song"], n_results=3)["ids"])
-print(collection.configuration["embedding_function"].get_config()["instruction"])
-"""
-
-
-def test_a_collection_opens_in_another_process_that_was_told_nothing(
-    client: Any, model_folder: str, tmp_path: Path
-) -> None:
-    function = PromptEmbedderEmbeddingFunction(model_folder, instruction=QUERIES)
-    collection = client.create_collection("texts", embedding_function=function)
-    collection.add(ids=["0", "1", "2"], documents=TEXTS)
-    answer = subprocess.run(
-        [sys.executable, "-c", REOPENED, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
-    found, instruction = answer.stdout.splitlines()
-    assert found == str(collection.query(query_texts=["an old song"], n_results=3)["ids"])
-    assert instruction == QUERIES
 
 
 def test_a_function_is_built_from_its_configuration(model_folder: str) -> None:

@@ -1,8 +1,5 @@
 """Haystack: components whose instruction each call may change."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from haystack import Document, Pipeline
@@ -75,32 +72,3 @@ def test_a_document_without_text_is_refused(model_folder: str, document: Documen
 def test_a_blank_instruction_is_refused(model_folder: str) -> None:
     with pytest.raises(ConfigError, match="instruction is blank"):
         PromptEmbedderTextEmbedder(model_folder).run("a", instruction=" ")
-
-
-WRONG_TYPES = """
-from promptembedder.integrations import PromptEmbedderDocumentEmbedder, PromptEmbedderTextEmbedder
-for act in (
-    lambda: PromptEmbedderDocumentEmbedder("a").run("a text"),
-    lambda: PromptEmbedderDocumentEmbedder("a").run(["a text"]),
-    lambda: PromptEmbedderTextEmbedder("a").run(["a text"]),
-    lambda: PromptEmbedderTextEmbedder("a").run("a text", instruction=3),
-):
-    try:
-        act()
-    except (TypeError, ValueError) as error:
-        print(error)
-"""
-
-
-def test_wrong_types_are_one_line() -> None:
-    """In a process of its own: here every hint is checked, and would speak first."""
-    answer = subprocess.run(
-        [sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=True, timeout=120
-    )
-    of_documents = "documents must be a list of haystack.Document. For a text, use PromptEmbedderTextEmbedder."
-    assert answer.stdout.splitlines() == [
-        of_documents,
-        of_documents,
-        "query 0 must be a str, got list. Convert it.",
-        "instruction must be a str, got int. Say in words what is looked for, or leave it out for the model's own.",
-    ]

@@ -4,8 +4,6 @@ import asyncio
 import copy
 import json
 import pickle
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -173,37 +171,3 @@ def test_a_model_that_is_not_there_is_told_at_the_first_text(tmp_path: Path) -> 
     view = view_of(str(tmp_path / "nothing"))
     with pytest.raises(ModelFormatError, match="nothing is no saved model"):
         view.embed_queries(["a"])
-
-
-WRONG_TYPES = """
-from promptembedder.integrations import InstructedView, ViewConfig
-def told(act):
-    try:
-        act()
-    except (TypeError, ValueError) as error:
-        print(type(error).__name__, error)
-view = InstructedView(ViewConfig(model="a"))
-told(lambda: ViewConfig(model=3))
-told(lambda: ViewConfig(model="a", instruction=["b"]))
-told(lambda: ViewConfig(model="a", max_tokens="7"))
-told(lambda: view.embed_queries(["a"], instruction=7))
-told(lambda: view.embed_documents(["a", None]))
-import sys
-print({"torch", "transformers"} & set(sys.modules))
-"""
-
-
-def test_wrong_types_are_told_before_torch_is_imported() -> None:
-    """In a process of its own: here every hint is checked, and would speak first."""
-    answer = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=True, timeout=60)
-    assert answer.stdout.splitlines() == [
-        "TypeError model must be a str, got int. Give the folder or hub id of a saved PromptEmbedder; "
-        "model.save(folder) writes one.",
-        "TypeError instruction must be a str, got list. Say in words what is looked for, or leave it out for the "
-        "model's own.",
-        "TypeError max_tokens must be an int, got str. Try 512.",
-        "TypeError instruction must be a str, got int. Say in words what is looked for, or leave it out for the "
-        "model's own.",
-        "DataError document 1 must be a str, got NoneType. Convert it, or leave it out.",
-        "set()",
-    ]

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import numpy as np
-
 from promptembedder.extras import foreign_imports
 
 with foreign_imports("chromadb", extra="chroma", at_least="1.5"):
     from chromadb.api.types import Documents, EmbeddingFunction, Space
     from chromadb.utils.embedding_functions import register_embedding_function
+
+import numpy as np
 
 from promptembedder.errors import ConfigError
 from promptembedder.integrations.instructed_view import InstructedView, ViewConfig

@@ -119,8 +119,9 @@ class InstructedView:
 
         Raises:
             DataError: A text is no string.
-            TypeError: The instruction is no string.
+            TypeError: The instruction is no string, or the texts are one.
         """
+        _check_list(texts)
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"query {place} must be a str, got {type(text).__name__}. Convert it.")
@@ -136,8 +137,9 @@ class InstructedView:
 
         Raises:
             DataError: A document has no text: its vector would say what the instruction says, and be near to queries.
-            TypeError: The instruction is no string.
+            TypeError: The instruction is no string, or the texts are one.
         """
+        _check_list(texts)
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(
@@ -212,3 +214,8 @@ def _check_string(name: str, value: str) -> None:
         raise TypeError(f"{name} must be a str, got {type(value).__name__}. {mend}")
     if not value.strip():
         raise ConfigError(f"{name} is blank. {mend}")
+
+
+def _check_list(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):  # its letters would be embedded
+        raise TypeError("texts must be a list of str, got one str. Put it into a list.")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from promptembedder.extras import foreign_imports
 
 with foreign_imports("lancedb", extra="search", at_least="0.40"):
     from lancedb.embeddings import TextEmbeddingFunction, register
     from pydantic import PrivateAttr
+
+import numpy as np
 
 from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
 
