@@ -37,10 +37,11 @@ class LinearAlignment(nn.Module):
     def __init__(self, start: LinearMap, *, rank: int | None = None, seed: int = 0) -> None:
         """Start at the closed form `start`; of a low rank, the way down is drawn from `seed`."""
         super().__init__()
-        self.register_buffer("base", start.weight.clone())
+        # laid out in memory as loading lays it out: a product of other strides may differ in its last bits
+        self.register_buffer("base", start.weight.clone(memory_format=torch.contiguous_format))
         self.rank = None if rank is None else min(rank, *start.weight.shape)
         if self.rank is None:
-            self.delta = nn.Parameter(torch.zeros_like(start.weight))
+            self.delta = nn.Parameter(torch.zeros(start.weight.shape, device=start.weight.device))
         else:
             dim_p, dim_r = start.weight.shape
             generator = torch.Generator().manual_seed(seed)
