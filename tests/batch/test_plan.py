@@ -87,7 +87,7 @@ def test_rows_that_cannot_be_used_keep_their_number_and_say_why(tmp_path: Path) 
     assert [number for number, _ in found] == list(range(6))
     assert [row for _, row in found if isinstance(row, TextRow)] == [TextRow("1", "one"), TextRow("5", "last")]
     reasons = " | ".join(str(row) for _, row in found if isinstance(row, DataError))
-    for words in ("line 1: broken JSON", "line 4: a row must be a JSON object", "holds '3' (int)", "no column 'text'"):
+    for words in ("line 1: broken JSON", "line 4: a row must be a JSON object", "holds 3 (int)", "no column 'text'"):
         assert words in reasons
 
 

@@ -166,3 +166,49 @@ def test_what_a_corpus_cannot_be_embedded_with_is_one_line(
     told = refused("embed", saved_model, corpus, "-o", out, "--engine", "ray")
     assert 'pip install "promptembedder[ray]"' in told
     assert not out.exists()
+
+
+def printed(result: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_texts_of_the_command_line_are_printed(run: Run, saved_model: Path) -> None:
+    texts = ["a river", "Grüße 🙂"]
+    words = [word for text in texts for word in ("--text", text)]
+    result = run("embed", saved_model, *words, "--instruction", COMPILED, "--instruction", OTHER)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = printed(result)
+    asked = [(text, words) for text in texts for words in (COMPILED, OTHER)]
+    assert [(line["text"], line["instruction"]) for line in lines] == asked
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    expected = model.encode_instructions(texts, [COMPILED, OTHER])
+    found = np.array([line["embedding"] for line in lines]).reshape(2, 2, -1).swapaxes(0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_lines_of_standard_input_are_texts(saved_model: Path) -> None:
+    from typer.testing import CliRunner
+
+    from promptembedder.cli.app import app
+
+    words = ["embed", str(saved_model), "-", "--instruction", COMPILED]
+    result = CliRunner().invoke(app, words, input="one\r\n\n two\n", catch_exceptions=False)
+    assert [line["text"] for line in printed(result)] == ["one", " two"]
+    empty = CliRunner().invoke(app, words, input="\n\n", catch_exceptions=False)
+    assert (empty.exit_code, empty.stdout) == (2, "")
+    assert "there is no text on standard input. Write one text a line." in empty.stderr
+
+
+def test_a_backbone_is_embedded_with_untrained_and_says_so(run: Run) -> None:
+    result = run("embed", "random:tiny-llama", "--text", "one", "--instruction", COMPILED)
+    assert result.exit_code == 0 and len(printed(result)) == 1
+    assert result.stderr == (
+        "random:tiny-llama is a backbone: its vectors come from a model that nothing has trained yet\n"
+    )
+
+
+def test_texts_are_not_mixed_with_files(refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
+    mend = "texts given by --text or - are printed. Leave out --output and other files."
+    assert mend in refused("embed", saved_model, corpus, "--text", "one")
+    assert mend in refused("embed", saved_model, "--text", "one", "-o", tmp_path / "out.parquet")
+    assert mend in refused("embed", saved_model, "-", "-o", tmp_path / "out.parquet")

@@ -69,8 +69,8 @@ def test_every_pair_is_as_likely_in_a_subsample(tmp_path: Path) -> None:
     [
         ({"positive": "a"}, r"a\.jsonl, row 2 has no 'anchor': found 'positive'\. Rename"),
         ({"anchor": "q", "answer": "a"}, "row 2 has no 'positive': found 'anchor', 'answer'"),
-        ({"anchor": None, "positive": "a"}, r"row 2: 'anchor' is 'None' \(NoneType\), not a string"),
-        ({"anchor": "q", "positive": 3}, r"row 2: 'positive' is '3' \(int\), not a string"),
+        ({"anchor": None, "positive": "a"}, r"row 2: 'anchor' is None \(NoneType\), not a string"),
+        ({"anchor": "q", "positive": 3}, r"row 2: 'positive' is 3 \(int\), not a string"),
         ({"anchor": "q", "positive": " \n"}, "row 2: 'positive' is blank"),
         ({"anchor": "", "positive": "a"}, "row 2: 'anchor' is blank"),
         ({"anchor": "q", "positive": "a", "negative": ["n"]}, r"row 2: 'negative' is .* \(list\)"),

@@ -238,11 +238,11 @@ def test_lone_surrogates_of_a_file_are_replaced(tmp_path: Path) -> None:
         ([{"a": "x", "b": "y"}], r"row 1 has no text column: found 'a', 'b'\. Name one with text_column"),
         ([{}], "row 1 has no text column: found no columns"),
         ([{"text": "x"}, {"txt": "y"}], r"a\.jsonl, row 2 has no column 'text': found 'txt'"),
-        ([{"text": "x"}, {"text": None}], r"row 2: column 'text' holds 'None' \(NoneType\), .*found: 'text'"),
-        ([{"text": 3}], r"row 1: column 'text' holds '3' \(int\), not a string"),
+        ([{"text": "x"}, {"text": None}], r"row 2: column 'text' holds None \(NoneType\), .*found: 'text'"),
+        ([{"text": 3}], r"row 1: column 'text' holds 3 \(int\), not a string"),
         ([{"id": "1", "text": "x"}, {"text": "y"}], "row 2 has no column 'id'"),
-        ([{"id": 1.5, "text": "x"}], r"row 1: id column 'id' holds '1\.5' \(float\).*id_column"),
-        ([{"id": True, "text": "x"}], r"row 1: id column 'id' holds 'True' \(bool\)"),
+        ([{"id": 1.5, "text": "x"}], r"row 1: id column 'id' holds 1\.5 \(float\).*id_column"),
+        ([{"id": True, "text": "x"}], r"row 1: id column 'id' holds True \(bool\)"),
     ],
 )
 def test_a_row_without_a_usable_text_or_id_is_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:

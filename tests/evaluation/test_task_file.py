@@ -90,9 +90,9 @@ def test_a_wrong_task_is_refused_in_one_line(
     ("content", "message"),
     [
         ("[", "is no JSON"),
-        ("{}", "must be a list of tasks, got '{}'"),
+        ("{}", "must be a list of tasks, got {}"),
         ("[]", "must be a list of tasks"),
-        ("[3]", "task 1 must be an object, got '3'"),
+        ("[3]", "task 1 must be an object, got 3"),
     ],
 )
 def test_what_is_no_task_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -138,5 +138,5 @@ def test_a_text_that_is_none_is_refused(task_file: Path, tmp_path: Path) -> None
     tasks = json.loads(task_file.read_text())
     tasks[0] = {**tasks[0], "files": {"pairs": "pairs.jsonl"}, "split": None}
     task_file.write_text(json.dumps(tasks))
-    with pytest.raises(DataError, match="'sentence1' holds '5', not a text"):
+    with pytest.raises(DataError, match="'sentence1' holds 5, not a text"):
         read_tasks(task_file, only=["Alike"])

@@ -205,7 +205,8 @@ def rewritten(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / WEIGHTS)
     path = folder / MANIFEST_NAME
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "files": {}}))
+    del content["sha256"]  # format 1 has no hash of its own
+    path.write_text(json.dumps({**content, "format": 1, "files": {}}))
     write_manifest(folder, replace(read_manifest(folder), files=content["files"]))
 
 

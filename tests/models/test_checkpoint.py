@@ -51,7 +51,8 @@ def rehashed(folder: Path) -> None:
     """Make the manifest fit its files again, as somebody who meant to would."""
     path = folder / MANIFEST_NAME
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "files": {}}))
+    del content["sha256"]  # format 1 has no hash of its own
+    path.write_text(json.dumps({**content, "format": 1, "files": {}}))
     write_manifest(folder, replace(read_manifest(folder), files=content["files"]))
 
 
@@ -377,7 +378,16 @@ def test_a_model_saved_before_today_s_defaults_loads_as_it_was(
         del content["config"][name]
     for backbone in (content["config"]["reader"], content["config"]["prompter"]["backbone"]):
         del backbone["text_start"]
-    del content["kind"]
-    path.write_text(json.dumps(content))
+    del content["kind"], content["sha256"]
+    path.write_text(json.dumps({**content, "format": 1}))
     loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
     np.testing.assert_array_equal(loaded.encode(texts), model.encode(texts))
+
+
+def test_a_model_card_that_is_a_link_out_of_the_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    """No hash holds the card, since it may be edited; saved again, it would have carried the other file along."""
+    (tmp_path / "secret").write_text("mine")
+    (saved / "README.md").unlink()
+    (saved / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelFormatError, match=r"README.md is a link to a file outside its folder"):
+        PromptEmbedder.from_pretrained(saved, device="cpu")

@@ -173,10 +173,11 @@ def test_many_instructions_refuse_a_text_that_is_no_string(
 ) -> None:
     import inspect
 
-    from promptembedder.data import clean_text
+    from promptembedder.data import clean_text, text_list
 
     monkeypatch.setattr(PromptEmbedder, "encode_instructions", inspect.unwrap(PromptEmbedder.encode_instructions))
-    monkeypatch.setattr(embedder, "clean_text", inspect.unwrap(clean_text), raising=False)
+    for checked in (clean_text, text_list):
+        monkeypatch.setattr(embedder, checked.__name__, inspect.unwrap(checked))
     with pytest.raises(DataError, match="a text must be a str, got int"):
         model.encode_instructions(["a", 3], INSTRUCTIONS)
 

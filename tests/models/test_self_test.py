@@ -75,3 +75,12 @@ def test_a_damaged_file_is_told_so(tmp_path: Path, content: str) -> None:
     (tmp_path / "self_test.json").write_text(content)
     with pytest.raises(ModelFormatError, match=r"self_test\.json is damaged"):
         read_self_test(tmp_path)
+
+
+@pytest.mark.parametrize("vector", ["[" * 100_000, f"[{10**400}]", '["1"]', '"abc"', "[{}]", "[true]", "[NaN]"])
+def test_a_damaged_vector_is_refused(tmp_path: Path, vector: str) -> None:
+    """Fuzzing: RecursionError, OverflowError, and a TypeError once it was compared."""
+    content = f'{{"instruction": "a", "reader": "b", "dtype": "float32", "vector": {vector}}}'
+    (tmp_path / "self_test.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelFormatError, match="is damaged"):
+        read_self_test(tmp_path)

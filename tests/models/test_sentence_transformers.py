@@ -30,6 +30,7 @@ from promptembedder import PromptEmbedder
 from promptembedder.data import clean_instruction, clean_text, text_list
 from promptembedder.errors import DataError
 from promptembedder.models import soft_token_encoder
+from promptembedder.storage import seal_folder
 from promptembedder.training import PromptEmbedderTrainer
 
 NewModel = Callable[..., PromptEmbedder]
@@ -277,6 +278,7 @@ def test_no_class_is_loaded_because_a_saved_folder_names_it(model: PromptEmbedde
     model.save(str(tmp_path))
     listed = (tmp_path / "modules.json").read_text()
     (tmp_path / "modules.json").write_text(listed.replace("promptembedder.models.dual_encoder", "evil_module"))
+    seal_folder(tmp_path)  # as somebody would who wants it believed
     opened = PromptEmbedder.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_array_equal(opened.encode(LEFT), model.encode(LEFT))
 

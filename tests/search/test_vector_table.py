@@ -458,9 +458,9 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"said": {"model_sha256": None}}, {}, "does not say which model .*promptembedder.model_sha256"),
         ({"said": {"columns": None}}, {}, "does not say which model .*promptembedder.columns"),
-        ({}, {"column": "embedding_3"}, r"no vectors of 'embedding_3': found embedding \('Find"),
+        ({}, {"column": "embedding_3"}, r"no vectors of 'embedding_3': found 'embedding' \('Find"),
         ({}, {"instruction": "Sort"}, "no vectors of 'Sort'"),
-        ({}, {"keep": ["year"]}, "has no column 'year': found id, embedding"),
+        ({}, {"keep": ["year"]}, r"has no column 'year': found \['id', 'embedding'\]"),
         ({}, {"text_column": "body"}, "has no column 'body'"),
         ({"columns": {"text": [1, 2, 3, 4]}}, {}, "column 'text' holds int64, not strings"),
         ({"columns": {"tags": [["a"], [], [], []]}}, {}, "column 'tags' holds list.* Name the columns to keep"),

@@ -9,8 +9,8 @@ import torch
 
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
+from promptembedder.models import check_self_test
 from promptembedder.server import ServerSettings, load_service
-from promptembedder.server.loading import self_test
 from promptembedder.server.metrics import ServerMetrics
 
 NewModel = Callable[..., PromptEmbedder]
@@ -24,7 +24,7 @@ def load(folder: Path, settings: ServerSettings = SETTINGS) -> None:
 def test_a_saved_model_passes_its_own_test_with_and_without_prompter(saved_model: Path) -> None:
     for with_prompter in (True, False):
         model = PromptEmbedder.from_pretrained(saved_model, with_prompter=with_prompter, device="cpu")
-        assert self_test(model, saved_model) == pytest.approx(1, abs=1e-6)
+        assert check_self_test(model, saved_model) == pytest.approx(1, abs=1e-6)
 
 
 def test_a_model_that_computes_something_else_is_refused(saved_model: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_model_that_computes_something_else_is_refused(saved_model: Path) -> N
         for weight in model.encoder.reader.model.parameters():
             weight.mul_(1.5)
     with pytest.raises(WeightsError, match="does not compute what it did when it was saved: cosine"):
-        self_test(model, saved_model)
+        check_self_test(model, saved_model)
 
 
 def test_vectors_that_are_not_finite_are_refused(saved_model: Path) -> None:
@@ -41,7 +41,7 @@ def test_vectors_that_are_not_finite_are_refused(saved_model: Path) -> None:
     with torch.no_grad():
         next(model.encoder.reader.model.parameters()).fill_(float("nan"))
     with pytest.raises(WeightsError, match="not finite"):
-        self_test(model, saved_model)
+        check_self_test(model, saved_model)
 
 
 def test_a_changed_self_test_is_a_torn_model(new_model: NewModel, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_changed_self_test_is_a_torn_model(new_model: NewModel, tmp_path: Path
 def test_a_model_saved_before_self_tests_is_served(new_model: NewModel, tmp_path: Path) -> None:
     model = new_model()
     model.save(str(tmp_path / "model"))
-    assert self_test(model, tmp_path) is None
+    assert check_self_test(model, tmp_path) is None
 
 
 @pytest.mark.parametrize("warmup", ["none", "min", "full"])

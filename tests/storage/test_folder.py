@@ -1,11 +1,17 @@
 """Laws of folders that appear whole or not at all."""
 
+import errno
+import os
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from promptembedder.storage import MANIFEST_NAME, whole_folder
+from promptembedder.errors import SaveError
+from promptembedder.storage import MANIFEST_NAME, Manifest, whole_folder, write_manifest
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -76,3 +82,39 @@ def test_others_may_read_the_folder(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "model") as scratch:
         (scratch / "a").write_text("1")
     assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o755
+
+
+def test_a_model_is_replaced_in_one_step_with_what_lies_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("old", "new"):
+        with whole_folder(target) as scratch:
+            (scratch / "a").write_text(content)
+            write_manifest(scratch, Manifest(config={}, backbones={}, files={"a": ""}))
+        (target / "logs").mkdir(exist_ok=True)
+        (target / "logs" / "log").write_text("mine")
+    assert contents(target).keys() == {"a", MANIFEST_NAME, "logs/log"}
+    assert (target / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_told_in_one_line_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("old")
+    with (
+        pytest.raises(SaveError, match=r"cannot save .*model \(No space left on device\)"),
+        whole_folder(tmp_path / "model"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert contents(tmp_path) == {"model/a": "old"}
+
+
+def test_scratch_folders_of_dead_processes_go_and_others_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    names = [f".model-{host}-{dead.pid}-x", f".model-{host}-{os.getppid()}-x", f".model-elsewhere-{dead.pid}-x"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with whole_folder(tmp_path / "model"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *names[1:]}

@@ -66,7 +66,7 @@ def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("version", [None, "1", 0, -3])
+@pytest.mark.parametrize("version", [None, "1", 0, -3, True])
 def test_a_format_that_never_was_is_damage(folder: Path, version: object) -> None:
     rewritten(folder, lambda content: content.update(format=version))
     with pytest.raises(ModelFormatError, match="The manifest is damaged"):
@@ -102,6 +102,74 @@ def test_a_manifest_of_another_shape_is_damaged(folder: Path, change: Callable[[
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("change", [{"config": {"num_soft_tokens": 6}}, {"sha256": "0"}, {"sha256": None}])
+def test_an_edited_manifest_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    """A model with another temperature would load, and compute something else."""
+    rewritten(folder, lambda content: content.update(change))
+    with pytest.raises(ModelFormatError, match=f"{MANIFEST_NAME} is damaged: it has changed"):
+        read_manifest(folder)
+
+
+def test_a_manifest_that_is_laid_out_anew_is_the_same(folder: Path) -> None:
+    expected = read_manifest(folder)
+    rewritten(folder, lambda content: dict(reversed(content.items())))
+    assert read_manifest(folder) == expected
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_formats_without_a_hash_of_their_own_are_read(folder: Path, version: int) -> None:
+    expected = read_manifest(folder)
+    rewritten(folder, lambda content: (content.update(format=version), content.pop("sha256"), content)[-1])
+    assert read_manifest(folder) == expected
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_format_that_is_turned_back_does_not_lose_the_hash(folder: Path, version: int) -> None:
+    rewritten(folder, lambda content: content.update(format=version))
+    with pytest.raises(ModelFormatError, match=f"{MANIFEST_NAME} is damaged"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_no_link_out_of_the_folder_is_followed(tmp_path: Path, absolute: bool) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "outside"
+    folder.mkdir()
+    outside.write_bytes(b"first")
+    (folder / "a.bin").symlink_to(outside if absolute else Path("..") / "outside")
+    write_manifest(folder, Manifest(config={}, backbones={}, files={"a.bin": ""}))
+    with pytest.raises(ModelFormatError, match="a.bin is a link to a file outside its folder"):
+        read_manifest(folder)
+
+
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path.with_name(tmp_path.name + "-outside")
+    (folder / MANIFEST_NAME).rename(outside)
+    (folder / MANIFEST_NAME).symlink_to(outside)
+    with pytest.raises(ModelFormatError, match=f"{MANIFEST_NAME} is a link to a file outside its folder"):
+        read_manifest(folder)
+
+
+def test_links_within_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "snapshots" / "commit", tmp_path / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "hash").write_bytes(b"first")
+    (folder / "a.bin").symlink_to(Path("..") / ".." / "blobs" / "hash")
+    write_manifest(folder, Manifest(config={}, backbones={}, files={"a.bin": ""}))
+    assert list(read_manifest(folder).files) == ["a.bin"]
+
+
+def test_a_torn_folder_names_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.bin").write_bytes(b"first")
+        write_manifest(tmp_path / name, Manifest(config={}, backbones={}, files={"a.bin": ""}))
+    for torn in ("checkpoint-11", "model"):
+        (tmp_path / torn / "a.bin").write_bytes(b"other")
+    with pytest.raises(ModelFormatError, match=r"model is torn: a.bin has changed .*checkpoint is .*checkpoint-10\."):
+        read_manifest(tmp_path / "model")
+
+
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "b.bin").unlink()
     with pytest.raises(ModelFormatError, match=r"is torn: b.bin is missing"):
@@ -123,6 +191,18 @@ def test_no_file_outside_the_folder_is_opened(tmp_path: Path, name: str) -> None
     (folder / "sub").mkdir(parents=True)
     write_manifest(folder, Manifest(config={}, backbones={}))
     digest = hashlib.sha256(b"secret").hexdigest()
-    rewritten(folder, lambda content: content.update(files={name: digest}))
+    rewritten(
+        folder, lambda content: (content.update(format=2, files={name: digest}), content.pop("sha256"), content)[-1]
+    )
     with pytest.raises(ModelFormatError, match=r"outside its folder|is missing"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\ud800", "a\nb", "..", "a\0b", "\u202e"])
+def test_a_file_name_that_cannot_be_is_refused_in_a_line_that_can_be_printed(folder: Path, name: str) -> None:
+    """Fuzzing: OSError over a long name; a message that no terminal could take over a lone surrogate."""
+    rewritten(folder, lambda content: content.update(files={name: "x"}))
+    with pytest.raises(ModelFormatError) as refused:
+        read_manifest(folder)
+    assert len(str(refused.value).encode()) < 500
+    assert "\n" not in str(refused.value)

@@ -181,3 +181,16 @@ def test_what_to_mapping_gives_is_plain() -> None:
 
     assert plain(to_mapping(ModelConfig()))
     assert to_mapping(ModelConfig()).keys() == {each.name for each in dataclasses.fields(ModelConfig)}
+
+
+def test_a_number_larger_than_any_float_is_refused_and_no_value_is_told_whole() -> None:
+    """Fuzzing: OverflowError; and messages of thousands of characters."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Rate:
+        rate: float = 0.0
+
+    for value in (10**400, "x" * 5000, [[1] * 500] * 500):
+        with pytest.raises(ConfigError) as refused:
+            from_mapping(Rate, {"rate": value})
+        assert len(str(refused.value)) < 200

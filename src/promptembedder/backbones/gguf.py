@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from promptembedder.backbones.gguf_header import check_gguf
 from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.sources import BackboneSource, sha256_of
 from promptembedder.errors import BackboneError
@@ -56,7 +57,7 @@ def _is_complete(folder: Path) -> bool:
     try:
         sizes: dict[str, int] = json.loads((folder / "sizes.json").read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # also JSON of another shape
         return False
 
 
@@ -64,6 +65,7 @@ def _convert(source: BackboneSource, folder: Path) -> None:
     logger.info("de-quantising %s into %s (once)", source.name, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
         gguf = _single_file(source, Path(scratch))
+        check_gguf(gguf, name=source.name)
         target = Path(scratch) / "model"
         try:
             # the reader's own progress bar heeds no setting

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 
 __all__ = ["DTYPES", "resolved_dtype"]
 
@@ -21,7 +21,7 @@ def resolved_dtype(name: str, *, device: torch.device | str = "cpu") -> torch.dt
     if name == "auto":
         return torch.bfloat16 if _is_fast_in_bfloat16(torch.device(device).type) else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}. Use one of: auto, {', '.join(DTYPES)}.")
+        raise ConfigError(f"unknown dtype {shown(name)}. Use one of: auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 

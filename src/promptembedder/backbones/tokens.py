@@ -1,5 +1,7 @@
 """From texts to token ids: special strings are text, padding is on the left, truncation is counted."""
 
+import logging
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from promptembedder.shapes import Int, Tensor
 
 __all__ = ["TextTokenizer", "TokenBatch"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TextTokenizer:
             text_start: What texts begin with where they begin with no BOS.
         """
         self.foreign, self.text_start = tokenizer, text_start
-        self._one_at_a_time = threading.Lock()
+        self._begin()
         bos = tokenizer.bos_token_id
         own_prefix = tokenizer("", add_special_tokens=True)["input_ids"]
         starts_with_bos = bool(own_prefix) and own_prefix[0] == bos
@@ -88,6 +92,7 @@ class TextTokenizer:
         """Ids of each text alone, whatever its length: nothing before it, nothing after it. For any thread."""
         if not texts:  # the foreign tokenizer stumbles over nothing
             return []
+        self._notice_fork()
         # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model; it is set anew in
         # each call, which the tokenizer refuses while it works for another thread
         with self._one_at_a_time:
@@ -97,12 +102,26 @@ class TextTokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and other processes: without the lock, which belongs to this one."""
-        return {name: value for name, value in self.__dict__.items() if name != "_one_at_a_time"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_one_at_a_time", "_process")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a lock of its own."""
         self.__dict__.update(state)
-        self._one_at_a_time = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._one_at_a_time, self._process = threading.Lock(), os.getpid()
+
+    def _notice_fork(self) -> None:
+        """Make a forked process able to compute; here, since every text and instruction comes by before it is read.
+
+        A fork takes the memory along and no threads: torch would wait for ever for those that its parent computed with,
+        and so would this for a thread that held the lock.
+        """
+        if os.getpid() != self._process:
+            self._begin()
+            torch.set_num_threads(1)
+            logger.info("this process was forked: computing with one thread")
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch seq"]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from promptembedder.errors import DataError
 from promptembedder.storage import file_sha256
@@ -98,8 +98,8 @@ class ShardFolder:
         records = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                record = ShardRecord(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                record = _checked(ShardRecord(**json.loads(line)))
+            except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: not a line of a manifest. Take it out, and its shard is made again."
                 ) from error
@@ -149,7 +149,7 @@ class ShardFolder:
             return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is no job of this library. Name another output.") from error
 
     def _clear(self) -> None:
@@ -184,14 +184,34 @@ def _replace(path: Path, content: str) -> None:
         scratch.unlink(missing_ok=True)
 
 
+def _checked(record: ShardRecord) -> ShardRecord:
+    """The record itself.
+
+    Raises:
+        TypeError: A value is of another type.
+        ValueError: A count is negative, or a file lies outside the folder.
+    """
+    hints = get_type_hints(ShardRecord) | {"versions": dict}
+    for name, hint in hints.items():
+        value = getattr(record, name)
+        if not isinstance(value, hint) or isinstance(value, bool):
+            raise TypeError(f"{name} is of type {type(value).__name__}")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{name} is negative")
+    for file in (record.file, record.rejects):
+        if file is not None and (Path(file).name != file or file in ("", "..") or "\0" in file):
+            raise ValueError("a file outside the folder")
+    return record
+
+
 def _line(record: ShardRecord) -> str:
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
 
 
 def _has_hash(path: Path, sha256: str | None) -> bool:
     try:
-        return file_sha256(path) == sha256
-    except OSError:
+        return not path.is_symlink() and file_sha256(path) == sha256
+    except (OSError, ValueError):
         return False
 
 
@@ -201,7 +221,10 @@ def _difference(known: Any, job: Mapping[str, Any]) -> str:
         return "its job.json says nothing. Name another output"
     key = next(key for key in [*job, *known] if known.get(key) != job.get(key))
     if key == "inputs":
-        before, now = dict(known.get(key) or []), dict(job[key])
+        try:
+            before, now = dict(known.get(key) or []), dict(job[key])
+        except (TypeError, ValueError):
+            return "its job.json is damaged. Name another output, or overwrite it"
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not changed:
             return "its files came in another order. Name them as before, name another output, or overwrite it"

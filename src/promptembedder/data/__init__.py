@@ -3,6 +3,7 @@
 from promptembedder.data.columns import COLUMN_KINDS, column_value
 from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, search_task, training_pairs
 from promptembedder.data.mixture import Task, read_mixture
+from promptembedder.data.pair_columns import PairColumns, pair_columns
 from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources
@@ -14,6 +15,7 @@ __all__ = [
     "DocstringCorpus",
     "FoundRow",
     "Pair",
+    "PairColumns",
     "PairTable",
     "Position",
     "SearchTask",
@@ -27,6 +29,7 @@ __all__ = [
     "datasets_of",
     "docstring_corpus",
     "find_sources",
+    "pair_columns",
     "read_mixture",
     "read_pairs",
     "read_rows",

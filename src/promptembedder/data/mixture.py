@@ -1,12 +1,13 @@
 """Training mixtures: several files of pairs, each with the instructions it is trained under."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, shown, shown_name
 
 __all__ = ["Task", "read_mixture"]
 
@@ -49,7 +50,7 @@ def read_mixture(path: Path) -> list[Task]:
     for number, entry in enumerate(entries, start=1):
         task = _task_of(entry, path.parent, f"{path}, task {number}")
         if task.name in tasks:
-            raise DataError(f"{path}, task {number}: the name {task.name!r} is taken. Give each task its own.")
+            raise DataError(f"{path}, task {number}: the name {shown(task.name)} is taken. Give each task its own.")
         tasks[task.name] = task
     return list(tasks.values())
 
@@ -62,22 +63,25 @@ def _json_list(path: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or not UTF-8
         raise DataError(f"mixture {path} is no JSON ({error}). Mend the file.") from error
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"mixture {path} must be a list of tasks, got {str(entries)[:40]!r}. Write [{{...}}, ...].")
+        raise DataError(f"mixture {path} must be a list of tasks, got {shown(entries)}. Write [{{...}}, ...].")
     return entries
 
 
 def _task_of(entry: Any, folder: Path, place: str) -> Task:
     if not isinstance(entry, dict):
-        raise DataError(f"{place} must be an object, got {str(entry)[:40]!r}. Write {{...}}.")
+        raise DataError(f"{place} must be an object, got {shown(entry)}. Write {{...}}.")
     _check_keys(entry, place)
     name = _wording(entry["name"], "name", place)
     if "+" in name:  # datasets_of appends "+negatives": two tasks must not meet there
-        raise DataError(f"{place}: the name {name!r} holds a '+'. Use a '-' instead.")
+        raise DataError(f"{place}: the name {shown(name)} holds a '+'. Use a '-' instead.")
     file = folder / _wording(entry["file"], "file", place)
-    if not file.is_file():
-        raise DataError(f"{place} ({name}): {file} is no file. Check the path; it is relative to {folder}.")
+    if not os.path.isfile(file):  # where Path.is_file raises: a name too long, or not of this system
+        raise DataError(
+            f"{place} ({shown_name(name)}): {shown_name(str(file))} is no file. "
+            f"Check the path; it is relative to {folder}."
+        )
     if not isinstance(entry["in_batch_negatives"], bool):
-        raise DataError(f"{place}: in_batch_negatives is {entry['in_batch_negatives']!r}. Write true or false.")
+        raise DataError(f"{place}: in_batch_negatives is {shown(entry['in_batch_negatives'])}. Write true or false.")
     instructions = _instructions(entry, place)
     return Task(
         name=name,
@@ -95,14 +99,14 @@ def _check_keys(entry: Mapping[str, Any], place: str) -> None:
     unknown = [key for key in entry if key not in _REQUIRED + _OPTIONAL]
     if unknown:
         raise DataError(
-            f"{place} has the unknown key {unknown[0]!r}. Drop it; known are {', '.join(_REQUIRED + _OPTIONAL)}."
+            f"{place} has the unknown key {shown(unknown[0])}. Drop it; known are {', '.join(_REQUIRED + _OPTIONAL)}."
         )
 
 
 def _instructions(entry: Mapping[str, Any], place: str) -> tuple[str, ...]:
     paraphrases = entry.get("instruction_paraphrases", [])
     if not isinstance(paraphrases, list):
-        raise DataError(f"{place}: instruction_paraphrases is {str(paraphrases)[:40]!r}. Write a list of strings.")
+        raise DataError(f"{place}: instruction_paraphrases is {shown(paraphrases)}. Write a list of strings.")
     first = _wording(entry["instruction"], "instruction", place)
     return (first, *(_wording(item, "instruction_paraphrases", place) for item in paraphrases))
 
@@ -116,5 +120,5 @@ def _document_instructions(found: Any, instructions: tuple[str, ...], place: str
 
 def _wording(value: Any, key: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: {key} is {str(value)[:40]!r} ({type(value).__name__}). Write a string with words.")
+        raise DataError(f"{place}: {key} is {shown(value)} ({type(value).__name__}). Write a string with words.")
     return value

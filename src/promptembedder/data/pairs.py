@@ -1,7 +1,7 @@
 """Training pairs: a query, the text that answers it, and at times one that does not."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -9,11 +9,15 @@ from typing import Any
 
 import datasets
 
+from promptembedder.data.pair_columns import PairColumns, pair_columns
 from promptembedder.data.readers import read_rows
 from promptembedder.data.text import clean_text
-from promptembedder.errors import ConfigError, DataError
+from promptembedder.errors import ConfigError, DataError, shown
 
 __all__ = ["Pair", "PairTable", "datasets_of", "read_pairs"]
+
+
+_MOST_COLUMNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,25 @@ class PairTable:
         return iter(self.pairs)
 
 
-def read_pairs(path: Path, *, limit: int | None = None, seed: int = 0) -> PairTable:
+def read_pairs(path: Path, *, limit: int | None = None, seed: int = 0, columns: Sequence[str] = ()) -> PairTable:
     """The pairs of a file, or a random subsample of them in the order of the file.
 
-    Rows have `anchor`, `positive` and, where there is one, `negative`; a null or blank negative is none, as
-    CSV cannot say it otherwise. Other columns are left alone. A file larger than memory can be subsampled.
+    Rows have `anchor`, `positive` and, where there is one, `negative`, or columns that `pair_columns` takes for them; a
+    null or blank negative is none, as CSV cannot say it otherwise. Other columns are left alone. A file larger than
+    memory can be subsampled.
+
+    Args:
+        columns: Names of the columns, in this order; empty finds them in the first row.
 
     Raises:
-        DataError: As in `read_rows`; or an anchor or positive is missing, blank or no string.
+        DataError: As in `read_rows`; or the columns cannot be told, or an anchor or positive is missing, blank or no
+            string.
         ConfigError: `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"the limit of pairs must be at least 1, got {limit}. Leave it out to read all.")
-    pairs = (_pair_of(row, f"{path}, row {number}") for number, row in enumerate(read_rows(path), start=1))
+    of = pair_columns(path, columns)
+    pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(read_rows(path), start=1))
     return PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
 
 
@@ -80,25 +90,25 @@ def _dataset(rows: list[Pair], columns: tuple[str, ...]) -> datasets.Dataset:
     )
 
 
-def _pair_of(row: dict[str, Any], place: str) -> Pair:
-    negative = row.get("negative")
+def _pair_of(row: dict[str, Any], of: PairColumns, place: str) -> Pair:
+    negative = row.get(of.negative)
     if isinstance(negative, str) and not negative.strip():
         negative = None
     return Pair(
-        anchor=_text_of(row, "anchor", place),
-        positive=_text_of(row, "positive", place),
-        negative=None if negative is None else _text_of(row, "negative", place),
+        anchor=_text_of(row, of.anchor, place),
+        positive=_text_of(row, of.positive, place),
+        negative=None if negative is None else _text_of(row, of.negative, place),
     )
 
 
 def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     if column not in row:
-        found = ", ".join(repr(key) for key in row) or "no columns"
+        found = ", ".join(shown(key) for key in [*row][:_MOST_COLUMNS_SHOWN]) or "no columns"
         raise DataError(f"{place} has no {column!r}: found {found}. Rename the columns to anchor, positive, negative.")
     value = row[column]
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: {column!r} is {str(value)[:40]!r} ({type(value).__name__}), not a string. Mend or drop the row."
+            f"{place}: {column!r} is {shown(value)} ({type(value).__name__}), not a string. Mend or drop the row."
         )
     if not value.strip():
         raise DataError(f"{place}: {column!r} is blank. Fill it or drop the row.")

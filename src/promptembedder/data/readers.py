@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from promptembedder.data.sources import SourceFile
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, brief, shown, shown_name
 
 __all__ = ["FoundRow", "Position", "read_rows", "scan_rows"]
 
@@ -144,7 +144,7 @@ def _csv_rows(source: SourceFile, start: Position, *, delimiter: str) -> Iterato
                 offset,
                 DataError(
                     f"{source}, line {line + 1}: {len(cells)} values for the {len(header)} columns "
-                    f"{', '.join(header)}. Quote values that hold the separator."
+                    f"{shown_name(', '.join(header))}. Quote values that hold the separator."
                 ),
             )
 
@@ -179,7 +179,7 @@ def _cells(source: SourceFile, start: Position, delimiter: str) -> Iterator[tupl
 def _checked_header(cells: list[str], place: str) -> list[str]:
     twice = sorted({cell for cell in cells if cells.count(cell) > 1})
     if twice:
-        raise DataError(f"{place}: the header names {twice[0]!r} twice. Rename one of the columns.")
+        raise DataError(f"{place}: the header names {shown(twice[0])} twice. Rename one of the columns.")
     return cells
 
 
@@ -194,8 +194,9 @@ def _parquet_rows(source: SourceFile, start: Position) -> Iterator[_Placed]:
                 rest = batch.slice(min(skip, batch.num_rows))
                 skip -= batch.num_rows - rest.num_rows
                 yield from ((0, 0, row) for row in rest.to_pylist())
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: also a string that is not UTF-8
-        raise DataError(f"{source}: unreadable Parquet ({error}). Write the file again.") from error
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        # ValueError: also a string that is not UTF-8; the last two: a date after the year 9999, an unknown time zone
+        raise DataError(f"{source}: unreadable Parquet ({brief(error)}). Write the file again.") from error
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 from promptembedder.data.readers import read_rows
 from promptembedder.data.text import clean_text
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, shown
 
 __all__ = ["TextColumns", "TextRow", "read_texts"]
 
 _TEXT_COLUMNS = ("text", "document", "passage", "content", "body", "sentence", "positive", "anchor")
 _ID_COLUMNS = ("id", "_id")
+_MOST_COLUMNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     value = _value_of(row, column, place)
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: column {column!r} holds {_shown(value)}, not a string (columns found: {_columns(row)}). "
+            f"{place}: column {shown(column)} holds {_shown(value)}, not a string (columns found: {_columns(row)}). "
             "Mend or drop the row, or name another column with text_column."
         )
     return value
@@ -110,7 +111,7 @@ def _id_of(row: dict[str, Any], column: str, place: str) -> str:
     value = _value_of(row, column, place)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(
-            f"{place}: id column {column!r} holds {_shown(value)}, not a string or a whole number "
+            f"{place}: id column {shown(column)} holds {_shown(value)}, not a string or a whole number "
             f"(columns found: {_columns(row)}). Mend the row, or name another column with id_column."
         )
     return str(value)
@@ -119,7 +120,7 @@ def _id_of(row: dict[str, Any], column: str, place: str) -> str:
 def _value_of(row: dict[str, Any], column: str, place: str) -> Any:
     if column not in row:
         raise DataError(
-            f"{place} has no column {column!r}: found {_columns(row)}. Mend the row or name another column."
+            f"{place} has no column {shown(column)}: found {_columns(row)}. Mend the row or name another column."
         )
     return row[column]
 
@@ -129,8 +130,8 @@ def _first_of(columns: tuple[str, ...], row: dict[str, Any]) -> str | None:
 
 
 def _columns(row: dict[str, Any]) -> str:
-    return ", ".join(repr(column) for column in row) or "no columns"
+    return ", ".join(shown(column) for column in [*row][:_MOST_COLUMNS_SHOWN]) or "no columns"
 
 
 def _shown(value: Any) -> str:
-    return f"{str(value)[:40]!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"

@@ -3,13 +3,14 @@
 import difflib
 import json
 import math
+import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from promptembedder.data import clean_text, read_rows
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, shown, shown_name
 from promptembedder.evaluation.task_data import (
     METRICS,
     EvaluationTask,
@@ -47,7 +48,7 @@ class _Entry:
     def word(self, key: str) -> str | None:
         value = self.content.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise DataError(f"{self.place}: {key} must be a text, got {value!r}.")
+            raise DataError(f"{self.place}: {key} must be a text, got {shown(value)}.")
         return value
 
 
@@ -68,10 +69,10 @@ def read_tasks(path: Path, *, only: Sequence[str] = ()) -> list[EvaluationTask]:
     names = [entry.content["name"] for entry in entries]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise DataError(f"{path}: the name {min(twice)!r} is taken twice. Give each task its own.")
+        raise DataError(f"{path}: the name {shown(min(twice))} is taken twice. Give each task its own.")
     for name in only:
         if name not in names:
-            raise DataError(f"{path} has no task {name!r}. {_hint(name, names)}It has: {', '.join(names)}.")
+            raise DataError(f"{path} has no task {shown(name)}. {_hint(name, names)}It has: {', '.join(names)}.")
     return [_task(entry) for entry in entries if not only or entry.content["name"] in only]
 
 
@@ -83,40 +84,44 @@ def _json_list(path: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or not UTF-8
         raise DataError(f"task file {path} is no JSON ({error}). Mend the file.") from error
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"task file {path} must be a list of tasks, got {str(entries)[:40]!r}. Write [{{...}}, ...].")
+        raise DataError(f"task file {path} must be a list of tasks, got {shown(entries)}. Write [{{...}}, ...].")
     return entries
 
 
 def _entry(content: Any, folder: Path, place: str) -> _Entry:
     if not isinstance(content, dict):
-        raise DataError(f"{place} must be an object, got {str(content)[:40]!r}. Write {{...}}.")
+        raise DataError(f"{place} must be an object, got {shown(content)}. Write {{...}}.")
     known = _REQUIRED + _OPTIONAL
     for key in content:
         if key not in known:
-            raise DataError(f"{place}: unknown key {key!r}. {_hint(key, known)}Known: {', '.join(known)}.")
+            raise DataError(f"{place}: unknown key {shown(key)}. {_hint(key, known)}Known: {', '.join(known)}.")
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise DataError(f"{place} lacks {', '.join(missing)}. Every task has {', '.join(_REQUIRED)}.")
     if not isinstance(content["name"], str) or not content["name"].strip():
-        raise DataError(f"{place}: name must be a text, got {content['name']!r}.")
-    place = f"{place} ({content['name']})"
+        raise DataError(f"{place}: name must be a text, got {shown(content['name'])}.")
+    place = f"{place} ({shown_name(content['name'])})"
     kinds = get_args(TaskType)
     kind = content["type"]
     if kind not in kinds:
-        raise DataError(f"{place}: unknown type {kind!r}. {_hint(str(kind), kinds)}Known: {', '.join(kinds)}.")
+        raise DataError(f"{place}: unknown type {shown(kind)}. {_hint(str(kind), kinds)}Known: {', '.join(kinds)}.")
     metric, metrics = content["metric"], METRICS[kind]
     if metric not in metrics:
-        raise DataError(f"{place}: {metric!r} is no metric of {kind}. {_hint(str(metric), metrics)}Try {metrics[0]!r}.")
+        raise DataError(
+            f"{place}: {shown(metric)} is no metric of {kind}. {_hint(str(metric), metrics)}Try {metrics[0]!r}."
+        )
     return _Entry(content, _files(content["files"], _FILES[kind], folder, place), place)
 
 
 def _files(files: Any, wanted: tuple[str, ...], folder: Path, place: str) -> dict[str, Path]:
     if not isinstance(files, dict) or set(files) != set(wanted):
-        raise DataError(f"{place}: files must hold {', '.join(wanted)}, got {str(files)[:80]!r}.")
+        raise DataError(f"{place}: files must hold {', '.join(wanted)}, got {shown(files)}.")
     paths = {}
     for key, name in files.items():
-        if not isinstance(name, str) or not (folder / name).is_file():
-            raise DataError(f"{place}: {folder / str(name)} is no file. Check {key}; it is relative to {folder}.")
+        if not isinstance(name, str) or not os.path.isfile(folder / name):  # Path.is_file raises over some names
+            raise DataError(
+                f"{place}: {shown_name(str(folder / str(name)))} is no file. Check {key}; it is relative to {folder}."
+            )
         paths[key] = folder / name
     return paths
 
@@ -125,7 +130,7 @@ def _task(entry: _Entry) -> EvaluationTask:
     kind: TaskType = entry.content["type"]
     paraphrases = entry.content.get("instruction_paraphrases") or []
     if not isinstance(paraphrases, list) or not all(isinstance(text, str) and text.strip() for text in paraphrases):
-        raise DataError(f"{entry.place}: instruction_paraphrases must be a list of texts, got {paraphrases!r}.")
+        raise DataError(f"{entry.place}: instruction_paraphrases must be a list of texts, got {shown(paraphrases)}.")
     data: ScoredPairs | LabelledTexts | SearchData
     if kind in ("sts", "pair_classification"):
         data = _pairs(entry)
@@ -160,9 +165,9 @@ def _pairs(entry: _Entry) -> ScoredPairs:
     rows = _of_split(_rows(entry, path, ("sentence1", "sentence2", column)), entry, path, "split")
     scores = [_number(row[column], column, path) for row in rows]
     if not sts and set(scores) != {0.0, 1.0}:
-        raise DataError(f"{path}: {column!r} must be 1 or 0, and both occur; found {sorted(set(scores))[:5]}.")
+        raise DataError(f"{path}: {shown(column)} must be 1 or 0, and both occur; found {sorted(set(scores))[:5]}.")
     if len(set(scores)) < 2:
-        raise DataError(f"{path}: every {column!r} is {scores[0]}. Nothing can be ranked by that.")
+        raise DataError(f"{path}: every {shown(column)} is {scores[0]}. Nothing can be ranked by that.")
     first, second = (tuple(_text(row[key], key, path) for row in rows) for key in ("sentence1", "sentence2"))
     return ScoredPairs(first, second, tuple(scores))
 
@@ -178,10 +183,10 @@ def _labelled(entry: _Entry, *, with_train: bool) -> LabelledTexts:
                 f"{entry.place} lacks train_split: a classifier learns from other rows than it is tested on."
             )
         train = _of_split(rows, entry, path, "train_split")
-    if len({row[column] for row in train or test}) < 2:
-        raise DataError(f"{path}: every {column!r} is {test[0][column]!r}. Two or more labels are needed.")
-    texts, train_texts = (tuple(_text(row["text"], "text", path) for row in part) for part in (test, train))
     labels, train_labels = (tuple(_label(row[column], column, path) for row in part) for part in (test, train))
+    if len(set(train_labels or labels)) < 2:
+        raise DataError(f"{path}: every {shown(column)} is {shown(labels[0])}. Two or more labels are needed.")
+    texts, train_texts = (tuple(_text(row["text"], "text", path) for row in part) for part in (test, train))
     return LabelledTexts(texts, labels, train_texts, train_labels)
 
 
@@ -197,7 +202,9 @@ def _search(entry: _Entry) -> SearchData:
         query, document = str(row["query_id"]), str(row["doc_id"])
         for name, known, path in ((query, asked, queries), (document, documents, corpus)):
             if name not in known:
-                raise DataError(f"{qrels} names {name!r}, which {path} does not hold. Drop the row, or add it there.")
+                raise DataError(
+                    f"{qrels} names {shown(name)}, which {path} does not hold. Drop the row, or add it there."
+                )
         grade = int(_number(row["relevance"], "relevance", qrels))
         if grade > 0:
             relevant.setdefault(query, {})[document] = grade
@@ -213,12 +220,14 @@ def _rows(entry: _Entry, path: Path, columns: tuple[str, ...]) -> Iterator[dict[
     for number, row in enumerate(read_rows(path), start=1):
         missing = [column for column in columns if row.get(column) is None]
         if missing:
-            raise DataError(f"{path}, row {number} has no {missing[0]!r}: found {', '.join(row)}. Mend or drop it.")
+            raise DataError(
+                f"{path}, row {number} has no {shown(missing[0])}: found {shown_name(', '.join(row))}. Mend or drop it."
+            )
         if subset is None or row.get("subset") == subset:
             found = True
             yield row
     if not found:
-        raise DataError(f"{path} has no row of subset {subset!r}. Check {entry.place}.")
+        raise DataError(f"{path} has no row of subset {shown(subset)}. Check {entry.place}.")
 
 
 def _by_id(entry: _Entry, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -226,7 +235,7 @@ def _by_id(entry: _Entry, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for row in _rows(entry, path, ("id", "text")):
         name = str(row["id"])
         if name in seen:
-            raise DataError(f"{path}: the id {name!r} is taken twice. Give each row its own.")
+            raise DataError(f"{path}: the id {shown(name)} is taken twice. Give each row its own.")
         seen.add(name)
         yield name, row
 
@@ -236,20 +245,22 @@ def _of_split(rows: Iterable[dict[str, Any]], entry: _Entry, path: Path, key: st
     splits = {str(row.get("split")) for row in rows}
     for wanted in (entry.word(key), entry.word("dev_split")):
         if wanted is not None and wanted not in splits:
-            raise DataError(f"{path} has no row of split {wanted!r}; it has {', '.join(sorted(splits))}.")
+            raise DataError(
+                f"{path} has no row of split {shown(wanted)}; it has {shown_name(', '.join(sorted(splits)))}."
+            )
     split = entry.word(key)
     return [row for row in rows if split is None or row.get("split") == split]
 
 
 def _text(value: Any, column: str, path: Path) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{path}: {column!r} holds {str(value)[:40]!r}, not a text. Mend or drop the row.")
+        raise DataError(f"{path}: {shown(column)} holds {shown(value)}, not a text. Mend or drop the row.")
     return clean_text(value)
 
 
 def _label(value: Any, column: str, path: Path) -> Hashable:
     if not isinstance(value, str | int):
-        raise DataError(f"{path}: {column!r} holds {str(value)[:40]!r}, not a text or whole number.")
+        raise DataError(f"{path}: {shown(column)} holds {shown(value)}, not a text or whole number.")
     return value
 
 
@@ -259,7 +270,7 @@ def _number(value: Any, column: str, path: Path) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{path}: {column!r} holds {str(value)[:40]!r}, not a number. Mend or drop the row.")
+        raise DataError(f"{path}: {shown(column)} holds {shown(value)}, not a number. Mend or drop the row.")
     return number
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float  # not from shapes, which needs torch
 
-from promptembedder.errors import ConfigError, DataError
+from promptembedder.errors import ConfigError, DataError, shown
 from promptembedder.integrations.shared_model import ModelSource, SharedModel, shared_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256
 
@@ -65,7 +65,7 @@ class ViewConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r} of a view. Use: {', '.join(sorted(known))}.")
+            raise ConfigError(f"unknown setting {shown(unknown[0])} of a view. Use: {', '.join(sorted(known))}.")
         if "model" not in settings:
             raise ConfigError("a view needs a model. Give the folder or hub id of a saved one.")
         return cls(**settings)
@@ -146,7 +146,7 @@ class InstructedView:
                     f"document {place} must be a str, got {type(text).__name__}. Convert it, or leave it out."
                 )
             if not text.strip():
-                raise DataError(f"document {place} has no text, only {text!r}. Leave it out, or give it some.")
+                raise DataError(f"document {place} has no text, only {shown(text)}. Leave it out, or give it some.")
         return self._vectors(texts, _called_for("document_instruction", instruction, self.config), as_queries=False)
 
     async def aembed_queries(

@@ -6,13 +6,14 @@ from promptembedder.models.config import BaselineConfig, ModelConfig, PrompterCo
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.embedder import PromptEmbedder
 from promptembedder.models.encoder import Encoder
-from promptembedder.models.instructed import InstructedTransformer, saved_folder
+from promptembedder.models.instructed import InstructedTransformer, is_hub_id, saved_folder
 from promptembedder.models.model_card import PromptEmbedderCardData
 from promptembedder.models.moving import Move, MovedEncoder, moved_config, moved_encoder
 from promptembedder.models.opening import OpenedModel, open_model
 from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_parts
 from promptembedder.models.pooled_encoder import PooledEncoder
 from promptembedder.models.prompter import Prompter
+from promptembedder.models.self_check import check_self_test
 from promptembedder.models.self_test import SelfTest, read_self_test
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
@@ -48,8 +49,10 @@ __all__ = [
     "TextStateStore",
     "TextStatesConfig",
     "TokenRow",
+    "check_self_test",
     "fit_alignment",
     "frozen_pooling",
+    "is_hub_id",
     "load_parts",
     "manifest_on",
     "measured_fit",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
-from promptembedder.errors import ModelFormatError
+from promptembedder.errors import ModelFormatError, shown
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.parts import Alignment, Parts, PrompterAway, new_deep_alignment, new_prompter
 from promptembedder.models.prompter import Prompter
@@ -216,15 +216,32 @@ def _new_alignment(found: dict[str, Tensor], config: AlignmentConfig, dim_r: int
 
 
 def model_config(manifest: Manifest) -> ModelConfig:
-    """The configuration in a manifest; settings that did not exist yet are what the model was trained with."""
-    saved = manifest.config.get("model", manifest.config)
+    """The configuration in a manifest; settings that did not exist yet are what the model was trained with.
+
+    Raises:
+        ModelFormatError: A part of it is no mapping, or the reader's depth is missing.
+        ConfigError: A setting is unknown or out of range.
+    """
+    saved = _mapping(manifest.config.get("model", manifest.config), "config")
     config = {"deep_every": 0, "text_weight": 0.0, "text_rank": 0, "reader": {}, "prompter": {}, **saved}
     if "text_rank" not in saved and config["text_weight"] and config.get("text_layers") is None:
-        config["text_layers"] = round(0.6 * manifest.backbones["reader"]["layers"])
-    config["reader"] = {"text_start": "", **config["reader"]}
-    backbone = {"text_start": "", **config["prompter"].get("backbone", {})}
-    config["prompter"] = {**config["prompter"], "backbone": backbone}
+        layers = manifest.backbones.get("reader", {}).get("layers")
+        if not isinstance(layers, int):
+            raise ModelFormatError(f"the manifest gives the reader {shown(layers)} layers. Save the model again.")
+        config["text_layers"] = round(0.6 * layers)
+    config["reader"] = {"text_start": "", **_mapping(config["reader"], "reader")}
+    prompter = _mapping(config["prompter"], "prompter")
+    backbone = {"text_start": "", **_mapping(prompter.get("backbone", {}), "prompter.backbone")}
+    config["prompter"] = {**prompter, "backbone": backbone}
     return from_mapping(ModelConfig, config)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ModelFormatError(
+            f"the manifest's {name} is {shown(value)}, no mapping. Save or download the model again."
+        )
+    return value
 
 
 def backbone_ref(backbone: Backbone) -> dict[str, Any]:

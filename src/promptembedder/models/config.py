@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from promptembedder.backbones import BackboneConfig
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 from promptembedder.nn import POOLINGS, AlignmentConfig, RelaxationConfig
 
 __all__ = ["BaselineConfig", "ModelConfig", "PrompterConfig"]
@@ -43,7 +43,7 @@ class PrompterConfig:
         if self.lora_rank < 1:
             raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
         if "{instruction}" not in self.template:
-            raise ConfigError(f"prompter.template must hold {{instruction}}, got {self.template!r}.")
+            raise ConfigError(f"prompter.template must hold {{instruction}}, got {shown(self.template)}.")
         if self.backbone.quantization is not None:
             raise ConfigError("prompter.backbone.quantization is for weights that nothing trains. Quantise the reader.")
 
@@ -154,4 +154,4 @@ class BaselineConfig:
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"unknown {name} {value!r}. Use one of: {', '.join(known)}.")
+        raise ConfigError(f"unknown {name} {shown(value)}. Use one of: {', '.join(known)}.")

@@ -9,9 +9,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 
-from promptembedder.errors import ModelFormatError
+from promptembedder.backbones import hub_refusal
+from promptembedder.errors import ModelFormatError, brief
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.storage import whole_folder
+from promptembedder.storage import checked_file, seal_folder, whole_folder
 
 __all__ = ["InstructedTransformer", "is_hub_id", "saved_folder"]
 
@@ -47,26 +48,29 @@ class InstructedTransformer(SentenceTransformer):
         """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
         with whole_folder(Path(path)) as scratch:
             super().save(str(scratch), *args, **kwargs)
+            seal_folder(scratch)
 
     def restore_settings(self, folder: Path) -> None:
         """Prompts, similarity and the like, which sentence-transformers keeps beside the module, and the model card.
 
         Raises:
-            ModelFormatError: Their file is damaged.
+            ModelFormatError: Their file is damaged, or a link out of the folder.
         """
         card = folder / "README.md"
         if card.is_file():  # saved again it is written as it was: what it says of the training is nowhere else
+            card = checked_file(folder, card.name)  # nothing has hashed it: a link may lead anywhere
             self._model_card_text = card.read_text(encoding="utf-8", errors="replace")
         path = folder / "config_sentence_transformers.json"
         if not path.is_file():
             return
+        path = checked_file(folder, path.name)
         # the parent keeps what is set already, and its empty prompts count as set; None does not
         for name in self.prompts:
             self.prompts[name] = None
         try:
             self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, AttributeError) as error:
-            raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
+            raise ModelFormatError(f"{path} is damaged: {brief(error)}. Save or download the model again.") from error
         self._validate_prompts()
 
 
@@ -86,5 +90,7 @@ def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(name), revision=revision))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (
+            hub_refusal(str(name), error, instead="the folder of a saved model") or str(error).strip().splitlines()[0]
+        )
         raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error

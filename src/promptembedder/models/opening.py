@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 
-from promptembedder.backbones import BackboneConfig, load_backbone
+from promptembedder.backbones import BackboneConfig, hub_refusal, load_backbone
 from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.models.baselines import BaselineEmbedder, frozen_pooling
 from promptembedder.models.checkpoint import KIND
@@ -124,7 +124,8 @@ def _foreign(name: str, device: str | None) -> OpenedModel:
     try:
         model = SentenceTransformer(str(folder or name), device=device)
     except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        refusal = hub_refusal(name, error, instead="a local folder") if is_hub_id(name) else None
+        reason = refusal or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFormatError(f"cannot open {name!r} as a sentence-transformers model: {reason}") from error
     return OpenedModel(name=name, model=model, takes_instructions=False, provenance=provenance)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from promptembedder.errors import ModelFormatError
+from promptembedder.errors import ModelFormatError, brief, shown
 from promptembedder.models.config import ModelConfig
 from promptembedder.shapes import Float, Tensor
 from promptembedder.storage import Manifest, to_mapping
@@ -65,7 +65,9 @@ def entries_of(manifest: Manifest) -> list[ReaderEntry]:
     entries = [first, *(_entry(one) for one in manifest.readers)]
     unknown = [name for entry in entries for name in entry.files if name not in manifest.files]
     if unknown:
-        raise ModelFormatError(f"the manifest names {unknown[0]!r} without its hash. Save or download the model again.")
+        raise ModelFormatError(
+            f"the manifest names {shown(unknown[0])} without its hash. Save or download the model again."
+        )
     return entries
 
 
@@ -73,7 +75,9 @@ def _entry(saved: Any) -> ReaderEntry:
     try:
         entry = ReaderEntry(**saved)
     except TypeError as error:
-        raise ModelFormatError(f"the manifest's list of readers is damaged: {error}. Save the model again.") from error
+        raise ModelFormatError(
+            f"the manifest's list of readers is damaged: {brief(error)}. Save the model again."
+        ) from error
     texts = entry.instructions
     fits = {
         "config": isinstance(entry.config, dict),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptembedder.errors import ModelFormatError, WeightsError
+from promptembedder.errors import ModelFormatError, WeightsError, brief
 from promptembedder.shapes import Float
 
 __all__ = ["SELF_TEST_NAME", "SELF_TEST_TEXT", "SelfTest", "read_self_test"]
@@ -71,9 +71,10 @@ def read_self_test(folder: Path) -> SelfTest | None:
     try:
         found = SelfTest(**json.loads(path.read_text(encoding="utf-8")))
         words = isinstance(found.instruction, str) and isinstance(found.reader, str) and isinstance(found.dtype, str)
-        fits = words and all(math.isfinite(number) for number in found.vector)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelFormatError(f"{path} is damaged: {error}. Save or download the model again.") from error
+        numbers = isinstance(found.vector, list) and all(type(number) in (int, float) for number in found.vector)
+        fits = words and numbers and all(math.isfinite(number) for number in found.vector)
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ModelFormatError(f"{path} is damaged: {brief(error)}. Save or download the model again.") from error
     if not fits:
         raise ModelFormatError(f"{path} is damaged: it holds other values than a self-test. Save the model again.")
     return found

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from promptembedder.backbones import BackboneRef, TextStates
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, brief, shown
 from promptembedder.models.packed_states import KINDS, PackedText, StatesLayout, packed_texts, unpacked_states
 from promptembedder.models.text_reading import TokenRow
 from promptembedder.storage import write_json
@@ -58,7 +58,7 @@ class TextStatesConfig:
         if (self.disk_gib > 0) != (self.folder is not None):
             raise ConfigError("text_states.disk_gib and text_states.folder go together. Give both or neither.")
         if self.kind not in KINDS:
-            raise ConfigError(f"unknown text_states.kind {self.kind!r}. Use one of: {', '.join(KINDS)}.")
+            raise ConfigError(f"unknown text_states.kind {shown(self.kind)}. Use one of: {', '.join(KINDS)}.")
 
     @property
     def keeps_any(self) -> bool:
@@ -260,11 +260,11 @@ def _check_owner(folder: Path, header: Mapping[str, Any]) -> None:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}). Delete the folder, or name another.") from error
+        raise ConfigError(f"{path} is damaged ({brief(error)}). Delete the folder, or name another.") from error
     for name, own in header.items():
         if held.get(name) != own:
             raise ConfigError(
-                f"{folder} holds states with {name} {held.get(name)!r}, this run has {own!r}. Name another folder."
+                f"{folder} holds states with {name} {shown(held.get(name))}, this run has {own!r}. Name another folder."
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from promptembedder.errors import ModelFormatError
 from promptembedder.shapes import Tensor
 from promptembedder.storage.tensors import load_tensors
 
@@ -34,4 +35,6 @@ def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """
     saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
     for name, tensor in state.items():
+        if saved[name].is_floating_point() != tensor.is_floating_point():
+            raise ModelFormatError(f"{path}: tensor {name!r} is {saved[name].dtype}, expected {tensor.dtype}.")
         tensor.copy_(saved[name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 from promptembedder.shapes import Float, Tensor
 
 __all__ = [
@@ -43,9 +43,9 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"unknown alignment {self.kind!r}. Use one of: {', '.join(KINDS)}.")
+            raise ConfigError(f"unknown alignment {shown(self.kind)}. Use one of: {', '.join(KINDS)}.")
         if self.start not in STARTS:
-            raise ConfigError(f"unknown alignment start {self.start!r}. Use one of: {', '.join(STARTS)}.")
+            raise ConfigError(f"unknown alignment start {shown(self.start)}. Use one of: {', '.join(STARTS)}.")
         if not self.ridge > 0:
             raise ConfigError(f"alignment.ridge must be > 0, got {self.ridge}. Try 1e-4.")
         if self.rank is not None and self.rank < 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 from promptembedder.shapes import Float, Tensor
 
 __all__ = [
@@ -40,7 +40,7 @@ class RelaxationConfig:
     def __post_init__(self) -> None:
         known = [*RELAXATIONS, "hidden"]
         if self.kind not in known:
-            raise ConfigError(f"unknown relaxation {self.kind!r}. Use one of: {', '.join(known)}.")
+            raise ConfigError(f"unknown relaxation {shown(self.kind)}. Use one of: {', '.join(known)}.")
         if not self.temperature > 0:
             raise ConfigError(f"logit temperature must be > 0, got {self.temperature}. Try 1.0.")
         if self.top_k < 1:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from promptembedder.data import COLUMN_KINDS, clean_text
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, brief, shown
 from promptembedder.search.table_schema import TableFacts, facts_of, row_batch
 
 __all__ = ["EmbeddingRows", "holds_embeddings", "open_embeddings"]
@@ -46,7 +46,7 @@ class EmbeddingRows:
             for batch in _batches(path, ["id"]):
                 if batch["id"].null_count:
                     raise DataError(f"{path} has a row without an id. Give each row one.")
-                yield batch["id"].to_pylist()
+                yield _strings(batch["id"], path)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows as a table takes them.
@@ -62,10 +62,12 @@ class EmbeddingRows:
                 if vectors.null_count or vectors.flatten().null_count:
                     raise DataError(f"{path} has a row without a vector in {self.column!r}. Embed the rows again.")
                 flat = vectors.flatten().to_numpy(zero_copy_only=False)
-                metadata = {name: _cast(batch[name], kind, f"{path}: {name!r}") for name, kind in self.metadata.items()}
+                metadata = {
+                    name: _cast(batch[name], kind, f"{path}: {shown(name)}") for name, kind in self.metadata.items()
+                }
                 absent = pa.nulls(len(batch), pa.string())
                 read = absent if self.text_column is None else batch[self.text_column].cast(pa.string())
-                yield row_batch(batch["id"].to_pylist(), flat.reshape(len(batch), -1), read, metadata)
+                yield row_batch(_strings(batch["id"], path), flat.reshape(len(batch), -1), read, metadata)
 
 
 def holds_embeddings(path: Path) -> bool:
@@ -103,12 +105,16 @@ def open_embeddings(
     others = [name for name in schema.names if name not in ("id", texts, *columns)] if keep is None else list(keep)
     for name in ("id", chosen, *([] if texts is None else [texts]), *others):
         if name not in schema.names:
-            raise DataError(f"{files[0]} has no column {name!r}: found {', '.join(schema.names)}. Name one of these.")
+            raise DataError(f"{files[0]} has no column {shown(name)}: found {shown(schema.names)}. Name one of these.")
     for name in ("id", *([] if texts is None else [texts])):
         if _kind(schema.field(name).type) != "str":
-            raise DataError(f"{files[0]}: column {name!r} holds {schema.field(name).type}, not strings. Convert it.")
+            raise DataError(
+                f"{files[0]}: column {shown(name)} holds {schema.field(name).type}, not strings. Convert it."
+            )
     if not pa.types.is_fixed_size_list(schema.field(chosen).type):
-        raise DataError(f"{files[0]}: column {chosen!r} holds {schema.field(chosen).type}, no vectors. Embed again.")
+        raise DataError(
+            f"{files[0]}: column {shown(chosen)} holds {schema.field(chosen).type}, no vectors. Embed again."
+        )
     taken = schema.empty_table().select(["id", chosen, *([] if texts is None else [texts]), *others]).schema
     for other in files[1:]:
         _check_shard(other, taken, facts_of(schema))
@@ -137,7 +143,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         try:
             shard = json.loads(line)
             names[int(shard["shard"])] = str(shard["file"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{manifest}, line {number}: no shard and file in {line[:60]!r}. Let the embedding job finish."
             ) from error
@@ -152,10 +158,12 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 
 def _schema(path: Path) -> pa.Schema:
     try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+        schema = pq.read_schema(path)
+        _ = schema.names, facts_of(schema)  # what is not UTF-8 in them is told here
+        return schema
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no Parquet file that can be read ({str(error).splitlines()[0]}). "
+            f"{path} is no Parquet file that can be read ({brief(error)}). "
             "Give vectors that `promptembedder embed` wrote, or a text file with --model."
         ) from error
 
@@ -169,7 +177,12 @@ def _vector_columns(schema: pa.Schema, path: Path) -> dict[str, str]:
             f"{path} does not say which model made its vectors (no promptembedder.{missing} in the schema). "
             "Write it with `promptembedder embed`."
         )
-    columns: dict[str, str] = json.loads(known["columns"])
+    try:
+        columns = json.loads(known["columns"])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: its columns are no JSON ({brief(error)}). Embed again.") from error
+    if not isinstance(columns, dict) or not all(isinstance(text, str) for text in columns.values()):
+        raise DataError(f"{path} is damaged: its columns are {shown(columns)}. Embed again.")
     return columns
 
 
@@ -180,7 +193,7 @@ def _chosen_column(columns: Mapping[str, str], path: Path, *, column: str | None
     ]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(f"{name} ({text!r})" for name, text in columns.items())
+    found = ", ".join(f"{shown(name)} ({shown(text)})" for name, text in columns.items())
     if not fitting:
         raise DataError(f"{path} has no vectors of {column or instruction!r}: found {found}. Name one of these.")
     raise DataError(f"{path} has several columns of vectors: {found}. Choose with --column or --instruction.")
@@ -209,7 +222,7 @@ def _known_kind(field: pa.Field, path: Path) -> str:
     kind = _kind(field.type)
     if kind is None:
         raise DataError(
-            f"{path}: column {field.name!r} holds {field.type}, metadata holds {', '.join(COLUMN_KINDS)}. "
+            f"{path}: column {shown(field.name)} holds {field.type}, metadata holds {', '.join(COLUMN_KINDS)}. "
             "Name the columns to keep with --metadata."
         )
     return kind
@@ -229,8 +242,15 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: unreadable Parquet ({error}). Write the file again.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: unreadable Parquet ({brief(error)}). Write the file again.") from error
+
+
+def _strings(values: pa.Array, path: Path) -> list[str]:
+    try:
+        return values.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds an id that is not UTF-8 ({brief(error)}). Embed again.") from error
 
 
 def _cast(values: pa.Array, kind: str, place: str) -> pa.Array:
@@ -238,5 +258,5 @@ def _cast(values: pa.Array, kind: str, place: str) -> pa.Array:
         return values.cast(COLUMN_KINDS[kind])
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{place} cannot be stored as {kind} ({error}). Mend the row, or leave the column out."
+            f"{place} cannot be stored as {kind} ({brief(error)}). Mend the row, or leave the column out."
         ) from error

@@ -3,15 +3,12 @@
 import logging
 from pathlib import Path
 
-import torch
-
-from promptembedder.errors import WeightsError
-from promptembedder.models import PromptEmbedder, read_self_test
+from promptembedder.models import PromptEmbedder, check_self_test
 from promptembedder.server.metrics import ServerMetrics
 from promptembedder.server.service import EmbeddingService
 from promptembedder.server.settings import ServerSettings
 
-__all__ = ["load_service", "self_test"]
+__all__ = ["load_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +37,8 @@ def load_service(
         with_prompter=settings.instructions == "free",
         device=device,
     )
-    self_test(model, folder)
+    check_self_test(model, folder)
     service = EmbeddingService(model, settings, metrics)
     metrics.max_batch_tokens = service.max_batch_tokens
     service.warm_up()
     return service
-
-
-def self_test(model: PromptEmbedder, folder: Path) -> float | None:
-    """The cosine between the vector that was saved with the model and the one it computes now; None without one.
-
-    Raises:
-        WeightsError: They differ by more than another machine explains, or the vector is not finite.
-        ModelFormatError: The saved one cannot be read.
-    """
-    saved, ref = read_self_test(folder), model.encoder.reader.ref
-    if saved is None or saved.reader != ref.fingerprint:
-        logger.info("the model brings no self-test for this reader")
-        return None
-    if model.encoder.prompter is None and saved.instruction not in model.encoder.store.compiled:
-        return None
-    now = model.encoder.self_test(saved.instruction)
-    if now is None:
-        raise WeightsError("the model's vectors are not finite. Load an earlier checkpoint, or use dtype float32.")
-    cosine = saved.check(torch.tensor(now.vector).numpy(), dtype=now.dtype)
-    logger.info("self-test passed, cosine %.6f to the vector that was saved", cosine)
-    return cosine

@@ -2,20 +2,32 @@
 
 from promptembedder.storage.folder import whole_folder
 from promptembedder.storage.lock import owned_folder
-from promptembedder.storage.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from promptembedder.storage.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    Manifest,
+    checked_file,
+    read_manifest,
+    seal_folder,
+    write_manifest,
+)
 from promptembedder.storage.provenance import file_sha256, machine_facts, versions
 from promptembedder.storage.result_files import write_csv, write_json, write_text
 from promptembedder.storage.settings import from_mapping, to_mapping
+from promptembedder.storage.yaml_file import read_yaml, yaml_value
 
 __all__ = [
     "FORMAT",
     "MANIFEST_NAME",
     "Manifest",
+    "checked_file",
     "file_sha256",
     "from_mapping",
     "machine_facts",
     "owned_folder",
     "read_manifest",
+    "read_yaml",
+    "seal_folder",
     "to_mapping",
     "versions",
     "whole_folder",
@@ -23,4 +35,5 @@ __all__ = [
     "write_json",
     "write_manifest",
     "write_text",
+    "yaml_value",
 ]

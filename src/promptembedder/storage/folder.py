@@ -1,34 +1,114 @@
 """Folders that appear whole or not at all."""
 
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from promptembedder.storage.manifest import MANIFEST_NAME
+from promptembedder.errors import SaveError
+from promptembedder.storage.exchange import exchange, sync_tree
+from promptembedder.storage.manifest import MANIFEST_NAME, named_files
 
 __all__ = ["whole_folder"]
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `target` when the block ends well; nothing changes when it fails.
+    """A scratch folder whose files are in `target`, on the disk, when the block ends well; else nothing changes.
 
-    Other files already in `target` (logs, checkpoints) stay. Where `target` does not exist yet, it appears in one step.
+    Where `target` does not exist yet, it appears in one step. Where it holds a saved model, that one is there, whole,
+    until the new one is: both change places in one step, as far as the system can do that (Linux can), and the files
+    of the old model go. Other files (logs, checkpoints) stay.
+
+    Raises:
+        SaveError: The block or this cannot write; what was there before is as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    if target.is_symlink():
+        target = target.resolve()  # the link stays, and what it leads to changes
+    scratch: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_strays(target)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=_scratch_prefix(target, os.getpid())))
         yield scratch
         scratch.chmod(0o755)  # mkdtemp makes it private
-        if not target.exists():
-            scratch.rename(target)
-            return
-        # the manifest last: cut off before it, the hashes tell that the folder is torn
-        for made in sorted(scratch.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
-            if made.is_dir():
-                shutil.rmtree(target / made.name, ignore_errors=True)
-            made.replace(target / made.name)
+        sync_tree(scratch)
+        _put_in_place(scratch, target)
+        sync_tree(target.parent, below=False)
+    except SaveError:
+        raise
+    except OSError as error:
+        raise SaveError(
+            f"cannot save {target} ({error.strerror or error}). What was there before is as it was. Free space on the "
+            "disk, or name another folder."
+        ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)  # after an exchange, that is the old content
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        scratch.rename(target)
+        return
+    made = list(scratch.iterdir())
+    if (target / MANIFEST_NAME).is_file() and _exchanged(scratch, target):
+        return
+    # the manifest last: without one there was no model before it; with one, the hashes tell that the folder is torn
+    for path in sorted(made, key=lambda path: path.name == MANIFEST_NAME):
+        if path.is_dir():
+            shutil.rmtree(target / path.name, ignore_errors=True)
+        path.replace(target / path.name)
+    sync_tree(target, below=False)
+
+
+def _exchanged(scratch: Path, target: Path) -> bool:
+    """Whether both have changed places, what is not of the old model's linked into the new one."""
+    if Path.cwd().is_relative_to(target.resolve()):  # a process must not lose the folder it stands in
+        return False
+    own = {MANIFEST_NAME, *named_files(target)}
+    others = [path for path in target.iterdir() if path.name not in own and not (scratch / path.name).exists()]
+    linked: list[Path] = []
+    try:
+        for path in others:
+            linked.append(scratch / path.name)
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, linked[-1], symlinks=True, copy_function=os.link)
+            else:
+                os.link(path, linked[-1], follow_symlinks=False)
+        done = exchange(scratch, target)
+    except (OSError, shutil.Error):  # a file system without links, a mount
+        done = False
+    if not done:
+        for path in linked:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return done
+
+
+def _scratch_prefix(target: Path, process: int) -> str:
+    return f".{target.name}-{socket.gethostname()}-{process}-"
+
+
+def _clear_strays(target: Path) -> None:
+    """Remove scratch folders of `target` whose process on this machine is gone: killed while it saved."""
+    begin = f".{target.name}-{socket.gethostname()}-"
+    for path in target.parent.glob(f"{begin.replace('[', '[[]')}*"):
+        process = path.name.removeprefix(begin).partition("-")[0]
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True

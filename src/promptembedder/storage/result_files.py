@@ -13,12 +13,14 @@ __all__ = ["write_csv", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8; a reader sees the old file or the new one. The folder is made if it is missing."""
+    """Write `text` as UTF-8, to the disk; a reader sees the old file or the new one. A missing folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         Path(scratch).chmod(0o644)  # mkstemp makes it private
         Path(scratch).replace(path)
     finally:

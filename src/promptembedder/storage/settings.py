@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 
 __all__ = ["from_mapping", "to_mapping"]
 
@@ -53,7 +53,7 @@ def from_mapping(cls: type[Settings], mapping: Any, *, where: str = "") -> Setti
 def _unknown_key(path: str, key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"unknown setting {path!r}. {hint}Known here: {', '.join(known)}."
+    return f"unknown setting {shown(path)}. {hint}Known here: {', '.join(known)}."
 
 
 def _converted(hint: Any, value: Any, path: str) -> Any:
@@ -66,11 +66,11 @@ def _converted(hint: Any, value: Any, path: str) -> Any:
         return from_mapping(hint, value, where=path)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{path} must be a list, got {value!r}.")
+            raise ConfigError(f"{path} must be a list, got {shown(value)}.")
         return tuple(_converted(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} must be a mapping, got {value!r}.")
+            raise ConfigError(f"{path} must be a mapping, got {shown(value)}.")
         return {str(key): _converted(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     return _scalar(hint, value, path)
 
@@ -79,9 +79,9 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-4 as a string
-        except ValueError:
+        except (ValueError, OverflowError):  # a whole number larger than any float
             pass
     exact = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not exact:
-        raise ConfigError(f"{path} must be of type {kind.__name__}, got {value!r}.")
+        raise ConfigError(f"{path} must be of type {kind.__name__}, got {shown(value)}.")
     return value

@@ -1,0 +1,52 @@
+"""Which columns of a table hold queries and the texts that answer them."""
+
+from pathlib import Path
+
+import pytest
+
+from promptembedder.data import pair_columns, read_pairs
+from promptembedder.errors import ConfigError, DataError
+
+
+def written(folder: Path, header: str, *rows: str) -> Path:
+    path = folder / "pairs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "anchor", "positive"),
+    [
+        ("anchor,positive", "anchor", "positive"),
+        ("positive,anchor", "anchor", "positive"),
+        ("id,Question,Answer", "Question", "Answer"),
+        ("sentence1,sentence2,score", "sentence1", "sentence2"),
+        ("Frage,Antwort", "Frage", "Antwort"),
+        ("Frage,Antwort,negative", "Frage", "Antwort"),
+    ],
+)
+def test_columns_are_found_by_name_or_because_there_are_two(
+    header: str, anchor: str, positive: str, tmp_path: Path
+) -> None:
+    names = header.split(",")
+    path = written(tmp_path, header, ",".join(f"of {name}" for name in names))
+    found = pair_columns(path)
+    assert (found.anchor, found.positive) == (anchor, positive)
+    pair = read_pairs(path).pairs[0]
+    assert (pair.anchor, pair.positive) == (f"of {anchor}", f"of {positive}")
+    assert pair.negative == ("of negative" if "negative" in names else None)
+
+
+@pytest.mark.parametrize("header", ["a,b,c", "text,label", "anchor,other", "text"])
+def test_columns_that_could_be_anything_are_asked_for(header: str, tmp_path: Path) -> None:
+    path = written(tmp_path, header, ",".join(header.split(",")))
+    with pytest.raises(DataError, match=r"row 1 has no '(anchor|positive)': found .*columns=\[QUERY, TEXT\]"):
+        pair_columns(path)
+
+
+def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b,c", "1,2,3")
+    found = pair_columns(path, ["c", "a", "b"])
+    assert (found.anchor, found.positive, found.negative) == ("c", "a", "b")
+    with pytest.raises(ConfigError, match="must name anchor, positive and maybe negative, got \\['a'\\]"):
+        pair_columns(path, ["a"])
