@@ -1,17 +1,28 @@
 """A tiny model and a tiny mixture: training laws in seconds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from promptembedder.backbones import BackboneConfig
+from promptembedder.backbones import RANDOM_MODELS, BackboneConfig
 from promptembedder.models import ModelConfig, PrompterConfig
 from promptembedder.training import DataConfig, OptimConfig, Recipe, RunConfig
 
 WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old", "new", "round", "flat", "loud")
 THINGS = ("house", "river", "car", "stone", "song", "road", "lamp", "door")
+
+USUAL_MODELS = dict(RANDOM_MODELS)
+
+
+@pytest.fixture(scope="module")
+def usual_backbones() -> Iterator[None]:
+    """Random weights as other processes have them: `lively_backbones` may have changed those of this one."""
+    changed = dict(RANDOM_MODELS)
+    RANDOM_MODELS.update(USUAL_MODELS)
+    yield
+    RANDOM_MODELS.update(changed)
 
 
 @pytest.fixture

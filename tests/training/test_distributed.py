@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,6 @@ import torch
 import yaml
 
 from promptembedder import PromptEmbedder
-from promptembedder.backbones import RANDOM_MODELS
 from promptembedder.errors import ConfigError
 from promptembedder.storage import to_mapping
 from promptembedder.training import (
@@ -33,8 +32,9 @@ from promptembedder.training import (
 )
 from promptembedder.training.ranks import Ranks
 
+pytestmark = pytest.mark.usefixtures("usual_backbones")
+
 Outcome = Mapping[str, Any]
-USUAL_MODELS = dict(RANDOM_MODELS)
 SCRIPT = Path(__file__).with_name("joint_runs.py")
 ONE_STEP = (
     *("pairs", "negatives", "labels", "symmetric", "stepwise", "stepwise_labels", "uneven"),
@@ -64,15 +64,6 @@ def _launch(*words: object) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
-
-
-@pytest.fixture(scope="module", autouse=True)
-def usual_backbones() -> Iterator[None]:
-    """Random weights as other processes have them: `lively_backbones` may have changed those of this one."""
-    changed = dict(RANDOM_MODELS)
-    RANDOM_MODELS.update(USUAL_MODELS)
-    yield
-    RANDOM_MODELS.update(changed)
 
 
 @pytest.fixture(scope="module")

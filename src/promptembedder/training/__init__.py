@@ -1,18 +1,29 @@
 """Training through sentence-transformers' trainer and losses."""
 
 from promptembedder.training.collator import InstructionCollator, Wordings
+from promptembedder.training.health import HealthConfig
 from promptembedder.training.losses import OwnNegativesLoss, StepwiseLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
 from promptembedder.training.moving import chosen_exit_layer, move_embedder, moved_model
 from promptembedder.training.ranks import Ranks, joined_ranks, leave_ranks
-from promptembedder.training.recipe import DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
+from promptembedder.training.recipe import (
+    ANY_COLUMNS,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+)
 from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
 from promptembedder.training.tasks import TaskData, TrainingData, load_training_data, task_data
 from promptembedder.training.trainer import PromptEmbedderTrainer
 
 __all__ = [
+    "ANY_COLUMNS",
     "DataConfig",
     "EvaluationConfig",
+    "HealthConfig",
     "InstructionCollator",
     "JsonlMetrics",
     "LossConfig",

@@ -1,5 +1,6 @@
 """A recipe in the words of sentence-transformers' trainer."""
 
+import importlib.util
 import re
 
 import torch
@@ -7,10 +8,11 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchSamplers
 
+from promptembedder.extras import require
 from promptembedder.models import InstructedTransformer, trained_state
 from promptembedder.training.recipe import Recipe
 
-__all__ = ["training_arguments"]
+__all__ = ["check_trackers", "training_arguments"]
 
 
 def training_arguments(
@@ -50,7 +52,7 @@ def training_arguments(
         seed=run.seed,
         data_seed=run.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        report_to=list(run.report_to) or "none",
         disable_tqdm=True,
         use_cpu=PartialState().device.type == "cpu",  # as `joined_ranks` found it
         # all weights have a gradient in every step; where a whole LLM is trained, its head may have none
@@ -59,3 +61,16 @@ def training_arguments(
     )
     arguments.dataloader_drop_last = False  # ours share out a batch of any size
     return arguments
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Whether these can be reported to.
+
+    Raises:
+        ImportError: One is not installed; the message holds the install line.
+    """
+    for name in names:
+        if name == "tensorboard":
+            require("tensorboard", extra="track")
+        elif importlib.util.find_spec(name) is None:
+            raise ImportError(f"{name} is not installed. Run: pip install {name}")

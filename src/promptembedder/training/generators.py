@@ -1,31 +1,29 @@
 """States of the random generators in a checkpoint: one for all processes, since all draw the same numbers."""
 
 import random
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_pt_utils import safe_globals
 
-__all__ = ["restore_generators", "save_generators"]
-
-_NAME = "rng_state.pth"  # what transformers' trainer reads and writes where there is one process
+__all__ = ["generator_states", "restore_generators"]
 
 
-def save_generators(folder: Path) -> None:
-    """Write the states of this process's generators."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+def generator_states() -> dict[str, Any]:
+    """The states of this process's generators, as plain values and tensors."""
+    kind, keys, position, has_normal, normal = np.random.get_state()
+    numpy_state = (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_normal, normal)
+    states = {"python": random.getstate(), "numpy": numpy_state, "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    torch.save(states, folder / _NAME)
+    return states
 
 
-def restore_generators(folder: Path) -> None:
+def restore_generators(states: dict[str, Any]) -> None:
     """Go on from the states of a checkpoint, whichever number of processes wrote it."""
-    with safe_globals():
-        states = torch.load(folder / _NAME, weights_only=True)
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    kind, keys, position, has_normal, normal = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_normal, normal))
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

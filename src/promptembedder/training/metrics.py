@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from promptembedder.storage import write_text
+
 __all__ = ["JsonlMetrics"]
 
 
@@ -24,8 +26,10 @@ class JsonlMetrics(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if line.get("step", 0) <= state.global_step and state.global_step > 0]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        # the checkpoint knows all lines before it: those after it come again, even where they tell of the same step
+        kept = self._lines()[: len(state.log_history)]
+        kept += state.log_history[len(kept) :]  # lost with the power, or a file of its own that somebody deleted
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))  # killed here, none is lost
 
     def on_log(
         self,

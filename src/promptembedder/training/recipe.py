@@ -2,10 +2,23 @@
 
 from dataclasses import dataclass, field
 
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, shown
 from promptembedder.models import BaselineConfig, ModelConfig, TextStatesConfig
+from promptembedder.training.health import HealthConfig
 
-__all__ = ["DataConfig", "EvaluationConfig", "LossConfig", "OptimConfig", "Recipe", "RunConfig"]
+ANY_COLUMNS = ("anchor", "positive")
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+__all__ = [
+    "ANY_COLUMNS",
+    "DataConfig",
+    "EvaluationConfig",
+    "HealthConfig",
+    "LossConfig",
+    "OptimConfig",
+    "Recipe",
+    "RunConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +28,12 @@ class DataConfig:
     Attributes:
         mixture: JSON file that lists tasks with their files and instructions.
         tasks: Names of the mixture's tasks to use; empty uses all.
-        pairs: File of rows with `anchor`, `positive` and sometimes `negative`.
+        pairs: File of rows with `anchor`, `positive` and sometimes `negative`, or with other columns that hold pairs.
         hub: Data set of the hub, or a local folder in its shape.
         hub_subset: Configuration name of the hub's data set.
         hub_split: Split of the hub's data set.
-        columns: Its columns that serve as anchor, positive and, if there is a third, negative.
+        columns: Columns that serve as anchor, positive and, if there is a third, negative. For `pairs` the default
+            finds them: these, or other usual names, or the only two columns.
         instructions: Wordings for `pairs` and `hub`; one is drawn for each batch.
         document_instructions: Wordings for the documents; empty gives them the default instruction.
         in_batch_negatives: False for label data of `pairs` and `hub`, where another row may be as right.
@@ -35,7 +49,7 @@ class DataConfig:
     hub: str | None = None
     hub_subset: str | None = None
     hub_split: str = "train"
-    columns: tuple[str, ...] = ("anchor", "positive")
+    columns: tuple[str, ...] = ANY_COLUMNS
     instructions: tuple[str, ...] = ()
     document_instructions: tuple[str, ...] = ()
     in_batch_negatives: bool = True
@@ -49,7 +63,9 @@ class DataConfig:
         if len(given) > 1:
             raise ConfigError(f"data names several sources: {', '.join(given)}. Give exactly one.")
         if len(self.columns) not in (2, 3):
-            raise ConfigError(f"data.columns must name anchor, positive and maybe negative, got {list(self.columns)}.")
+            raise ConfigError(
+                f"data.columns must name anchor, positive and maybe negative, got {shown(list(self.columns))}."
+            )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")
         for name in ("held_out", "held_out_wordings"):
@@ -113,7 +129,7 @@ class OptimConfig:
         if self.batch_size < 2:
             raise ConfigError("optim.batch_size must be at least 2: the other rows are the negatives.")
         if self.schedule not in ("linear", "constant"):
-            raise ConfigError(f"unknown optim.schedule {self.schedule!r}. Use linear or constant.")
+            raise ConfigError(f"unknown optim.schedule {shown(self.schedule)}. Use linear or constant.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,7 @@ class RunConfig:
             differ.
         shard_reader: Of several processes: each keeps a part of every layer of the reader, which then need not fit one
             device.
+        report_to: Trackers that get what `metrics.jsonl` gets: tensorboard, trackio, wandb.
     """
 
     output: str = "runs/model"
@@ -157,11 +174,15 @@ class RunConfig:
     log_every: int = 5
     check_ranks: bool = False
     shard_reader: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"run.{name} must be at least 1, got {getattr(self, name)}.")
+        unknown = [name for name in self.report_to if name not in TRACKERS]
+        if unknown:
+            raise ConfigError(f"unknown run.report_to {unknown[0]!r}. Use one of: {', '.join(TRACKERS)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +202,7 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
     text_states: TextStatesConfig = field(default_factory=TextStatesConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         reads_before = self.baseline is None or self.baseline.kind == "static"

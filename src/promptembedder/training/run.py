@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,6 @@ from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from promptembedder.backbones import shard_layers
 from promptembedder.errors import ConfigError
@@ -28,9 +26,11 @@ from promptembedder.models import (
     TextEncoder,
     TextStateStore,
 )
-from promptembedder.storage import MANIFEST_NAME, from_mapping, owned_folder, to_mapping
-from promptembedder.training.arguments import training_arguments
+from promptembedder.storage import MANIFEST_NAME, from_mapping, owned_folder, read_yaml, to_mapping, write_text
+from promptembedder.training.arguments import check_trackers, training_arguments
+from promptembedder.training.checkpoints import checkpoint_step, checkpoints_in, clear_after, last_whole_checkpoint
 from promptembedder.training.collator import InstructionCollator, Wordings
+from promptembedder.training.health import Health
 from promptembedder.training.losses import contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
 from promptembedder.training.ranks import Ranks, joined_ranks
@@ -53,7 +53,7 @@ class TrainingResult:
 
     Attributes:
         resumed_from: Step of the checkpoint that the run went on from; 0 for a new run.
-        train_loss: Mean loss of the steps of this process.
+        train_loss: Mean loss of all steps, those before a kill too.
         metrics: The last evaluation; empty without one.
     """
 
@@ -73,29 +73,34 @@ def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
     Writes nothing: a run that fails over its data or backbone leaves no trace.
 
     Raises:
-        ConfigError: The folder holds a finished model, or a run of another recipe, and `overwrite` is not set.
+        ConfigError: The folder holds a finished model, a run of another recipe, or checkpoints none of which is whole,
+            and `overwrite` is not set.
+        ImportError: A tracker of `run.report_to` is not installed.
     """
+    check_trackers(recipe.run.report_to)
     output = Path(recipe.run.output)
     path = output / RECIPE_NAME
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = None if overwrite else last_whole_checkpoint(output)
     if overwrite:
-        checkpoint = None
-    elif (output / MANIFEST_NAME).is_file():
+        return None
+    if (output / MANIFEST_NAME).is_file():
         raise ConfigError(f"{output} already holds a trained model. Choose another output, or overwrite it.")
-    elif checkpoint is not None and _read_recipe(path) != recipe:
+    if checkpoint is not None and _read_recipe(path) != recipe:
         raise ConfigError(f"{output} holds checkpoints of another recipe. Choose another output, or overwrite it.")
-    return Path(checkpoint) if checkpoint else None
+    if checkpoint is None and checkpoints_in(output):
+        raise ConfigError(
+            f"{output} holds checkpoints, and none that is whole. Choose another output, or overwrite it."
+        )
+    return checkpoint
 
 
 def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
     """Write the recipe down; a run that starts anew must not be resumed from an older run's checkpoints."""
     output = Path(recipe.run.output)
     output.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        for stale in output.glob("checkpoint-*"):
-            shutil.rmtree(stale)
+    clear_after(output, checkpoint)
     text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
-    (output / RECIPE_NAME).write_text(text, encoding="utf-8")
+    write_text(output / RECIPE_NAME, text)
 
 
 def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> InstructedTransformer:
@@ -175,6 +180,8 @@ def train_model(
 
     Raises:
         ConfigError: Another process trains into the output folder.
+        TrainingStoppedError: The run went out of the bounds of `recipe.health`; what is saved is good.
+        SaveError: The disk is full; the earlier checkpoints are as they were.
     """
     disable_progress_bar()
     _set_card(model, data)
@@ -190,19 +197,20 @@ def train_model(
             ranks.wait()
             trainer = _trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_weights()
         metrics = trainer.evaluate() if evaluator is not None or data.held_out is not None else {}
         model.eval()
         if ranks.is_first:  # a card's examples are embedded: not by one process alone, of a reader that all share
             model.save(recipe.run.output, create_model_card=not recipe.run.shard_reader)
         ranks.wait()
-    resumed = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    resumed = checkpoint_step(checkpoint) if checkpoint else 0
     return TrainingResult(
         output=Path(recipe.run.output),
         steps=trained.global_step,
         resumed_from=resumed,
         train_pairs=data.pair_count,
         trained_parameters=sum(weight.numel() for weight in model.text_encoder.trained_weights()),
-        train_loss=float(trained.training_loss),
+        train_loss=trainer.mean_loss,
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
     )
@@ -264,6 +272,11 @@ def _trainer(
         callbacks=[JsonlMetrics(Path(recipe.run.output) / METRICS_NAME), *callbacks],
     )
     trainer.checks_ranks = recipe.run.check_ranks
+    trainer.health = Health(
+        recipe.health,
+        soft_max=recipe.model.relaxation.kind == "softmax",
+        last_good=lambda: last_whole_checkpoint(Path(recipe.run.output)),
+    )
     trainer.remove_callback(ProgressCallback)  # it writes to stdout, which is for results
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -285,6 +298,6 @@ def _set_card(model: InstructedTransformer, data: TrainingData) -> None:
 def _read_recipe(path: Path) -> Recipe | None:
     """The recipe that was written down; settings that are newer than it have their defaults."""
     try:
-        return from_mapping(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ConfigError):
+        return from_mapping(Recipe, read_yaml(path))
+    except ConfigError:
         return None

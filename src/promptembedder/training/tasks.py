@@ -8,9 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
 
+from promptembedder.backbones import hub_refusal
 from promptembedder.data import Pair, datasets_of, read_mixture, read_pairs
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.training.recipe import DataConfig
+from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
 
 __all__ = ["TaskData", "TrainingData", "load_training_data", "task_data"]
 
@@ -167,9 +168,10 @@ def _without_last_wordings(task: TaskData, count: int, name: str) -> TaskData:
 
 def _file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
     """The rows of one file, subsampled after those without a negative are out."""
+    columns = () if config.columns == ANY_COLUMNS or config.pairs is None else config.columns
     if not config.require_negative:
-        return read_pairs(path, limit=config.limit, seed=seed).pairs
-    pairs = [pair for pair in read_pairs(path).pairs if pair.negative]
+        return read_pairs(path, limit=config.limit, seed=seed, columns=columns).pairs
+    pairs = [pair for pair in read_pairs(path, columns=columns).pairs if pair.negative]
     if not pairs:
         raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
     if config.limit is not None and config.limit < len(pairs):
@@ -195,7 +197,9 @@ def _hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
     try:
         rows = load_dataset(config.hub, config.hub_subset, split=config.hub_split)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot load data set {config.hub!r}: {str(error).splitlines()[0]}") from error
+        refusal = hub_refusal(config.hub, error, instead="a file of pairs (data.pairs)")
+        reason = refusal or str(error).splitlines()[0]
+        raise DataError(f"cannot load data set {config.hub!r}: {reason}") from error
     missing = [column for column in config.columns if column not in rows.column_names]
     if missing:
         raise DataError(

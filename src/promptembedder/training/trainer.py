@@ -11,15 +11,26 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from transformers.trainer import TRAINER_STATE_NAME
 
 from promptembedder.models import InstructedTransformer, SoftTokenEncoder, TextEncoder, trained_state
 from promptembedder.shapes import Tensor
-from promptembedder.training.generators import restore_generators, save_generators
+from promptembedder.training.checkpoints import (
+    keep_newest,
+    new_checkpoint,
+    read_training_state,
+    write_training_state,
+)
+from promptembedder.training.generators import generator_states, restore_generators
+from promptembedder.training.health import Health
 from promptembedder.training.rank_check import check_alike
 from promptembedder.training.ranks import Ranks, joint_rows
 from promptembedder.training.traffic import Traffic
 
 __all__ = ["PromptEmbedderTrainer"]
+
+# what the parent adds up between two lines of its log, and in all
+_LOSSES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 
 
 class PromptEmbedderTrainer(SentenceTransformerTrainer):
@@ -30,9 +41,11 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
 
     Attributes:
         checks_ranks: Compare soft tokens and trained weights between the processes in every step.
+        health: Stops the run where something is out of all bounds; None never does.
     """
 
     checks_ranks = False
+    health: Health | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """All arguments are those of sentence-transformers' trainer."""
@@ -40,6 +53,30 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
         self.ranks = Ranks(self.args.process_index, self.args.world_size)
         self.traffic = Traffic()
         self._embeds_with: Any = None
+        self._resumed: dict[str, Any] | None = None
+        self._losses_missing = True
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The parent's, stopped where the loss or the soft tokens are out of bounds.
+
+        Raises:
+            TrainingStoppedError: They are; the weights are those before the step.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.health is not None:
+            step = self.state.global_step + 1
+            self.health.check_loss(float(loss), step=step, task=inputs.get("dataset_name"))
+            self.health.check_soft_tokens(self._encoder().diagnostics, step=step)
+        return loss
+
+    def check_weights(self) -> None:
+        """Refuse to save what is not finite.
+
+        Raises:
+            TrainingStoppedError: A trained weight is not.
+        """
+        if self.health is not None:
+            self.health.check_weights(trained_state(self._encoder()).items(), step=self.state.global_step)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -71,8 +108,15 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
             return loss
         return super().override_model_in_loss(loss, model)
 
+    @property
+    def mean_loss(self) -> float:
+        """Of all steps of the run, those before a kill too, which the parent divides by the steps since then."""
+        return float(self._total_loss_scalar) / max(self.state.global_step, 1)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the soft tokens' diagnostics, and the bytes of the last step, beside each training loss."""
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self.mean_loss}
         if "loss" in logs:
             logs = {**logs, **{name: round(value, 4) for name, value in self._encoder().diagnostics.items()}}
             if self.ranks.count > 1:
@@ -133,17 +177,69 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
         # without the parent's pickled arguments: the recipe says the same, and nothing here needs a pickle
         self.model.save(folder, create_model_card=False)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        if self.args.should_save:
-            save_generators(Path(output_dir))
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # before clipping; no weight has changed yet
+        if self.health is not None:
+            self.health.check_gradient(float(norm), step=self.state.global_step + 1)
+        return norm
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_generators(Path(checkpoint))
+    # -- checkpoints: whole or not there, and no pickle, in which the parent keeps all but the weights ----------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        self.check_weights()
+        self.store_flos()
+        if not self.args.should_save:
+            return
+        output = Path(str(self.args.output_dir))
+        with new_checkpoint(output, self.state.global_step) as folder:
+            self._save(str(folder))
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            write_training_state(
+                folder,
+                {
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.lr_scheduler.state_dict(),
+                    "generators": generator_states(),
+                    "losses": {name: getattr(self, name) for name in _LOSSES},
+                },
+            )
+        if self.args.save_total_limit:
+            keep_newest(output, self.args.save_total_limit)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         # in place: the parent would load a second copy of the frozen backbones
         self._encoder().restore(Path(checkpoint_path))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        self._resumed = read_training_state(Path(checkpoint))
+        self.optimizer.load_state_dict(self._resumed["optimizer"])
+        self.lr_scheduler.load_state_dict(self._resumed["schedule"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: there is no scaler, since nothing trains in float16."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._resumed is not None:
+            restore_generators(self._resumed["generators"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._restore_losses()
+        if self.state.global_step < self.state.max_steps:  # the parent would go one step beyond its end
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._restore_losses()  # a checkpoint at the end of the last epoch leaves no epoch to run
+        return super()._finalize_training(*args, **kwargs)
+
+    def _restore_losses(self) -> None:
+        if self._resumed is None or not self._losses_missing:
+            return
+        self._losses_missing = False
+        for name, value in self._resumed["losses"].items():  # the parent has set them to zero after it loaded the rest
+            if name in _LOSSES:
+                setattr(self, name, value.to(self.args.device) if isinstance(value, Tensor) else value)
 
     def _encoder(self) -> TextEncoder:
         model = self.accelerator.unwrap_model(self.model) if hasattr(self, "accelerator") else self.model
