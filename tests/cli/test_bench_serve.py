@@ -25,6 +25,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return json.loads(result.stdout.splitlines()[-1]), folder
 
 
+@pytest.mark.minutes
 def test_every_server_is_measured_in_every_way(measured: tuple[dict[str, Any], Path]) -> None:
     content, _ = measured
     ours, plain = "promptembedder", "FastAPI + sentence-transformers"
@@ -45,6 +46,7 @@ def test_every_server_is_measured_in_every_way(measured: tuple[dict[str, Any], P
             assert row["requests_per_second"] > 0
 
 
+@pytest.mark.minutes
 def test_under_overload_nothing_is_wrong_and_nothing_lost(measured: tuple[dict[str, Any], Path]) -> None:
     row = measured[0]["rows"][-1]
     assert set(row["statuses"]) == {"200", "429"}
@@ -53,6 +55,7 @@ def test_under_overload_nothing_is_wrong_and_nothing_lost(measured: tuple[dict[s
     assert row["lowest_cosine"] > 0.9999
 
 
+@pytest.mark.minutes
 def test_the_page_is_written_from_the_numbers(measured: tuple[dict[str, Any], Path]) -> None:
     content, folder = measured
     saved = json.loads((folder / "serve.json").read_text(encoding="utf-8"))

@@ -13,6 +13,8 @@ from promptembedder.benchmarks.quality import QualityConfig, bench_quality
 from promptembedder.benchmarks.quality_methods import METHODS as QUALITY_METHODS
 from promptembedder.benchmarks.quality_report import quality_content, quality_markdown, quality_with_held, write_quality
 from promptembedder.benchmarks.quality_run import QualityRun
+from promptembedder.benchmarks.reliability import CAMPAIGNS, ReliabilitySettings, run_reliability
+from promptembedder.benchmarks.reliability_report import reliability_markdown, write_reliability
 from promptembedder.benchmarks.result_content import provenance
 from promptembedder.benchmarks.serving import ServingSettings, run_serving
 from promptembedder.benchmarks.serving_report import serving_markdown, write_serving
@@ -20,6 +22,7 @@ from promptembedder.benchmarks.speed import SpeedSettings, run_speed, slowest_pr
 from promptembedder.benchmarks.speed_report import speed_markdown, write_speed
 
 __all__ = [
+    "CAMPAIGNS",
     "METHODS",
     "QUALITY_METHODS",
     "CorpusBenchSettings",
@@ -30,6 +33,7 @@ __all__ = [
     "MoveRun",
     "QualityConfig",
     "QualityRun",
+    "ReliabilitySettings",
     "ServingSettings",
     "SpeedSettings",
     "bench_move",
@@ -46,8 +50,10 @@ __all__ = [
     "quality_markdown",
     "quality_with_held",
     "regenerate",
+    "reliability_markdown",
     "run_corpus",
     "run_efficiency",
+    "run_reliability",
     "run_serving",
     "run_speed",
     "serving_markdown",
@@ -57,6 +63,7 @@ __all__ = [
     "write_efficiency",
     "write_move",
     "write_quality",
+    "write_reliability",
     "write_serving",
     "write_speed",
 ]

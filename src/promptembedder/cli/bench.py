@@ -14,6 +14,7 @@ from promptembedder import extras
 from promptembedder.cli.bench_corpus import corpus
 from promptembedder.cli.bench_move import move
 from promptembedder.cli.bench_quality import quality
+from promptembedder.cli.bench_reliability import reliability
 from promptembedder.cli.bench_report import report as rewrite_tables
 from promptembedder.cli.bench_serve import serve
 from promptembedder.cli.bench_speed import speed
@@ -27,12 +28,16 @@ __all__ = ["bench"]
 
 _GIB = 1 << 30
 
-bench = typer.Typer(help="Measure, side by side with what the method is compared with.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure, side by side with what the method is compared with.\n\nExample: promptembedder bench speed",
+    no_args_is_help=True,
+)
 bench.command()(quality)
 bench.command()(move)
 bench.command()(speed)
 bench.command()(serve)
 bench.command()(corpus)
+bench.command()(reliability)
 bench.command("report")(rewrite_tables)
 
 
@@ -62,6 +67,8 @@ def efficiency(
     """Time and memory of a training step against LoRA, checkpointing, full training and static soft tokens.
 
     Stopped at any moment, the same command goes on where it was.
+
+    Example: promptembedder bench efficiency --lengths 32,128 --batches 8,16
     """
     report = Report(as_json)
     with one_line_errors():

@@ -30,7 +30,7 @@ def corpus(
 ) -> None:
     """Speed, memory and faults of `embed` with a tiny model, here and through Ray.
 
-    For instance: promptembedder bench corpus --rows 10000 --faults 4
+    Example: promptembedder bench corpus --rows 10000 --faults 4
     """
     report = Report(as_json)
     with one_line_errors():

@@ -29,7 +29,7 @@ from promptembedder.errors import ConfigError
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from promptembedder.benchmarks import MoveBenchConfig
 
-__all__ = ["move"]
+__all__ = ["draw_moves", "move"]
 
 
 def move(
@@ -63,6 +63,8 @@ def move(
     """Scores over steps of moved models, random alignments, the method from scratch and LoRA from scratch.
 
     Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
+
+    Example: promptembedder bench move --mixture mixture.json --tasks tasks.json --limit 50
     """
     report = Report(as_json)
     with one_line_errors():
@@ -108,10 +110,10 @@ def _measure(settings: "MoveBenchConfig", folder: Path, report: Report) -> tuple
 
     runs = bench_move(settings, tell=report.say, callbacks=[TrainingBar()])
     content = move_with_held(folder, move_content(runs, provenance(settings)))
-    return content, [*write_move(folder, content), *_draw(content, folder)]
+    return content, [*write_move(folder, content), *draw_moves(content, folder)]
 
 
-def _draw(content: dict[str, Any], folder: Path) -> list[Path]:
+def draw_moves(content: dict[str, Any], folder: Path) -> list[Path]:
     """The mean of the tasks over steps, one pair of pictures for each new reader."""
     from promptembedder.benchmarks import move_label
     from promptembedder.plots import QualityCurve, QualityPoint, plot_quality_over_time

@@ -61,6 +61,8 @@ def quality(
     """Scores of the method, its variants, LoRA, static soft tokens and frozen pooling: same data, batches and steps.
 
     Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
+
+    Example: promptembedder bench quality --mixture mixture.json --tasks tasks.json --limit 50
     """
     report = Report(as_json)
     with one_line_errors():

@@ -18,7 +18,10 @@ def report(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the results into a document, between its markers; the rest stays as it is."""
+    """Put the results into a document, between its markers; the rest stays as it is.
+
+    Example: promptembedder bench report docs/results.md
+    """
     told = Report(as_json)
     with one_line_errors():
         from promptembedder.benchmarks import (
@@ -27,12 +30,14 @@ def report(
             move_markdown,
             quality_markdown,
             regenerate,
+            reliability_markdown,
             serving_markdown,
             speed_markdown,
         )
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
         pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
+        pages["reliability"] = reliability_markdown
         done = regenerate(document, results, pages)
     told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

@@ -38,6 +38,8 @@ def serve(
     """Serving speed against a plain server and infinity, what a request costs, and an overload that is checked.
 
     Load is sent to servers that this command starts on this machine, and to no other.
+
+    Example: promptembedder bench serve --seconds 5 --clients 8
     """
     report = Report(as_json)
     with one_line_errors():

@@ -37,6 +37,8 @@ def speed(
     """Encoding speed against the bare frozen LLM and sentence-transformers, by length, texts and instructions.
 
     Stopped at any moment, the same command goes on where it was.
+
+    Example: promptembedder bench speed --lengths 32,128
     """
     report = Report(as_json)
     with one_line_errors():
