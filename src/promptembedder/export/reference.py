@@ -1,0 +1,249 @@
+"""Vectors from an export folder: all arithmetic around the engine, in plain torch; promptembedder is not needed.
+
+    python reference.py texts.txt --instruction "..." --output vectors.npy
+    python reference.py texts.txt --instruction "..." --output vectors.npy --engine vllm
+
+Reads `export.json` and what lies beside it; `texts.txt` has a text a line. Needs numpy and transformers, and by engine
+torch and safetensors (`transformers`, `vllm`) or onnxruntime (`onnx`: a folder written with --format onnx). The vllm
+engine shares everything with the others but `_vllm_states`, which follows vLLM's documentation and has not been run by
+this project's tests. Every engine also computes the self-test of `export.json`: where its vector is another one,
+nothing is written.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Export", "assembled", "embed", "finished", "read_export", "token_rows"]
+
+_LEAST_COSINE = 0.99  # to the self-test's vector: other kernels and half precision turn it by thousandths at most
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export folder: its settings, and the tokenizer's and backbone's place."""
+
+    folder: Path
+    settings: dict[str, Any]
+    backbone: str
+
+    def entry(self, instruction: str) -> dict[str, Any]:
+        """What the export holds for an instruction; SystemExit names those that it has."""
+        known = {entry["instruction"]: entry for entry in self.settings["instructions"]}
+        if instruction not in known:
+            raise SystemExit(f"error: {instruction!r} is not in this export. It has: {', '.join(map(repr, known))}")
+        found: dict[str, Any] = known[instruction]
+        return found
+
+
+def read_export(folder: Path, backbone: str | None = None) -> Export:
+    """The export in `folder`; `backbone` is a folder or hub id that replaces the one it names."""
+    settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    if settings["format"] != 1:
+        raise SystemExit(f"error: export.json has format {settings['format']}, this script reads 1.")
+    named = settings["backbone"]
+    own = folder / named["folder"] if named["folder"] else named["source"]
+    return Export(folder, settings, str(backbone or own))
+
+
+def token_rows(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text: what all begin with, then the text, cut at the limit; special strings are plain text."""
+    rules = export.settings["text"]
+    begin: list[int] = rules["begins_with"]
+    # half an emoji, as JSON's escapes and cut strings leave it, becomes U+FFFD
+    clean = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
+    rows = tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [(begin + row[: max(rules["max_tokens"] - len(begin), 0)])[: rules["max_tokens"]] for row in rows]
+
+
+def assembled(export: Export, table: "torch.Tensor", soft: "torch.Tensor", ids: Sequence[int]) -> "torch.Tensor":
+    """The engine's input vectors of one text, [tokens, dim]: [text ; soft tokens], or [begin ; soft tokens ; text].
+
+    Args:
+        table: The backbone's input embeddings, unscaled, in the dtype that the engine computes in.
+        soft: Of the instruction, [prompt, dim].
+    """
+    import torch
+
+    scale = torch.tensor(export.settings["input"]["scale"], dtype=table.dtype)  # as the backbone's own module rounds it
+    text = table[torch.tensor(ids, dtype=torch.long)] * scale
+    soft = soft.to(table.dtype)
+    if export.settings["placement"] == "suffix":
+        return torch.cat([text, soft])
+    begin = len(export.settings["text"]["begins_with"])
+    return torch.cat([text[:begin], soft, text[begin:]])
+
+
+def finished(export: Export, states: "torch.Tensor", head: dict[str, "torch.Tensor"]) -> np.ndarray:
+    """The vector, float32 at length 1, from the final states of `assembled`; for pooling `last` its last row is enough.
+
+    Args:
+        states: [tokens, dim], not normalised.
+        head: Weight and bias of the map on the pooled state; empty where the export has none.
+    """
+    states, settings = states.float(), export.settings
+    if settings["pooling"] == "last":
+        pooled = states[-1]
+    elif settings["placement"] == "suffix":
+        pooled = states[-settings["soft_tokens"] :].mean(dim=0)
+    else:
+        begin = len(settings["text"]["begins_with"])
+        text = states[begin + settings["soft_tokens"] :]
+        # an empty text is represented by the soft tokens alone
+        pooled = (text if len(text) else states[begin:]).mean(dim=0)
+    if head:
+        eps = float(np.finfo(np.float32).eps)
+        unit = pooled * (pooled.square().mean() + eps).rsqrt()
+        pooled = unit + unit @ head["weight"] + head["bias"]
+    return (pooled / pooled.norm().clamp_min(1e-12)).numpy()
+
+
+def embed(
+    export: Export, texts: Sequence[str], instruction: str, *, engine: str = "transformers", dtype: str | None = None
+) -> np.ndarray:
+    """Vectors of the texts under an instruction, float32 [texts, dim]; SystemExit where the self-test fails.
+
+    Args:
+        engine: `transformers`, `vllm` or `onnx`.
+        dtype: That the backbone computes in; by default the one it was exported from.
+    """
+    from transformers import AutoTokenizer
+
+    test = export.entry(instruction)["self_test"]
+    tokenizer = AutoTokenizer.from_pretrained(str(export.folder) if engine == "onnx" else export.backbone)
+    rows = token_rows(export, tokenizer, [test["text"], *texts])
+    if engine == "onnx":
+        vectors = _onnx_vectors(export, rows)
+    else:
+        vectors = _engine_vectors(export, rows, instruction, engine, dtype or export.settings["backbone"]["dtype"])
+    cosine = float(vectors[0] @ np.asarray(test["vector"], dtype=np.float32))
+    if not cosine >= _LEAST_COSINE:
+        raise SystemExit(
+            f"error: the engine gives the self-test another vector: cosine {cosine:.4f}, expected {_LEAST_COSINE}. "
+            "Check that the backbone is the one export.json names, that its input vectors are scaled as there, and "
+            "that the engine returns final states that are not normalised."
+        )
+    return vectors[1:]
+
+
+def _engine_vectors(
+    export: Export, rows: Sequence[Sequence[int]], instruction: str, engine: str, dtype: str
+) -> np.ndarray:
+    import torch
+    from safetensors.torch import load_file
+
+    if export.settings["kind"] != "soft-tokens":
+        raise SystemExit(f"error: this is an export of kind {export.settings['kind']!r}. Use --engine onnx.")
+    tensors = load_file(export.folder / "soft_tokens.safetensors")
+    soft = tensors[export.entry(instruction)["tensor"]]
+    head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    table = _input_table(export).to(getattr(torch, dtype))
+    sequences = [assembled(export, table, soft, row) for row in rows]
+    engine_states = {"transformers": _transformers_states, "vllm": _vllm_states}[engine]
+    return np.stack([finished(export, states, head) for states in engine_states(export, sequences, dtype)])
+
+
+def _input_table(export: Export) -> "torch.Tensor":
+    """The backbone's input embeddings, read without its other weights."""
+    from safetensors import safe_open
+
+    folder, name = Path(export.backbone), export.settings["input"]["table"]
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(export.backbone, revision=export.settings["backbone"]["revision"]))
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # the file is no mapping
+                if key == name or key.endswith(f".{name}"):
+                    table: torch.Tensor = file.get_tensor(key)
+                    return table
+    raise SystemExit(f"error: {folder} holds no input embeddings named {name}. Give another --backbone.")
+
+
+def _transformers_states(
+    export: Export, sequences: Sequence["torch.Tensor"], dtype: str, *, batch_size: int = 16
+) -> Iterator["torch.Tensor"]:
+    """Final states of each sequence, in batches padded on the left."""
+    import torch
+    from transformers import AutoModel
+
+    revision = export.settings["backbone"]["revision"]
+    backbone = AutoModel.from_pretrained(export.backbone, revision=revision, dtype=getattr(torch, dtype)).eval()
+    for start in range(0, len(sequences), batch_size):
+        batch = sequences[start : start + batch_size]
+        width = max(map(len, batch))
+        inputs = torch.stack([torch.nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in batch])
+        mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in batch])
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        with torch.inference_mode():
+            output = backbone(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
+        for row, states in zip(batch, output.last_hidden_state, strict=True):
+            yield states[width - len(row) :]
+
+
+def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str) -> Iterator["torch.Tensor"]:
+    """Final states from vLLM's pooling runner: the last position's, or those of all where several are pooled.
+
+    Not run by this project's tests; all else in this file is.
+    """
+    import torch
+    from vllm import LLM, PoolingParams  # type: ignore[import-not-found, unused-ignore]
+
+    engine = LLM(model=export.backbone, runner="pooling", dtype=dtype, enable_prompt_embeds=True)
+    outputs = engine.encode(
+        [{"prompt_embeds": sequence} for sequence in sequences],
+        pooling_params=PoolingParams(use_activation=False),  # states as they are: `finished` normalises
+        pooling_task="embed" if export.settings["pooling"] == "last" else "token_embed",
+    )
+    for output in outputs:
+        yield torch.as_tensor(output.outputs.data).cpu().reshape(-1, export.settings["dim"])
+
+
+def _onnx_vectors(export: Export, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> np.ndarray:
+    """The graph's vectors; it takes ids and mask, whatever the side of the padding."""
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+    session = onnxruntime.InferenceSession(str(export.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    vectors = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        width = max([1, *map(len, batch)])  # a batch of nothing but empty texts is one column of padding
+        ids = np.array([[0] * (width - len(row)) + list(row) for row in batch], dtype=np.int64)
+        mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in batch], dtype=np.int64)
+        vectors.append(session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
+    return np.concatenate(vectors)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Embed the lines of a file."""
+    parser = argparse.ArgumentParser(description="Vectors from a PromptEmbedder export.")
+    parser.add_argument("texts", type=Path, help="file with a text a line")
+    parser.add_argument("--instruction", help="one of the export's; needed where it has several")
+    parser.add_argument("--output", type=Path, required=True, help=".npy file of the vectors, float32 [texts, dim]")
+    parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of export.json")
+    parser.add_argument("--backbone", help="folder or hub id of the reader, if not the one in export.json")
+    parser.add_argument("--engine", choices=("transformers", "vllm", "onnx"), default="transformers")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    asked = parser.parse_args(words)
+    export = read_export(asked.export, asked.backbone)
+    known = [entry["instruction"] for entry in export.settings["instructions"]]
+    if asked.instruction is None and len(known) > 1:
+        raise SystemExit(f"error: the export has several instructions. Give --instruction, one of: {known}")
+    texts = asked.texts.read_text(encoding="utf-8").splitlines()
+    vectors = embed(export, texts, asked.instruction or known[0], engine=asked.engine, dtype=asked.dtype)
+    np.save(asked.output, vectors)
+    sys.stdout.write(f"{asked.output}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each\n")
+
+
+if __name__ == "__main__":
+    main()
