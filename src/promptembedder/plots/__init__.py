@@ -1,16 +1,28 @@
 """Pictures of measurements, from plain data: PNG and SVG, readable in black and white."""
 
+from promptembedder.plots.cost import CostPoint, plot_score_against_cost
 from promptembedder.plots.efficiency import StepPoint, plot_memory, plot_step_time
 from promptembedder.plots.quality import QualityCurve, QualityPoint, TaskScorePoint, plot_quality_over_time
 from promptembedder.plots.quality import plot_task_scores as plot_task_scores
+from promptembedder.plots.training import RunLog, plot_training, read_run_log
+from promptembedder.plots.vectors import PlaneView, plane_view, plot_map, plot_similarity
 
 __all__ = [
+    "CostPoint",
+    "PlaneView",
     "QualityCurve",
     "QualityPoint",
+    "RunLog",
     "StepPoint",
     "TaskScorePoint",
+    "plane_view",
+    "plot_map",
     "plot_memory",
     "plot_quality_over_time",
+    "plot_score_against_cost",
+    "plot_similarity",
     "plot_step_time",
     "plot_task_scores",
+    "plot_training",
+    "read_run_log",
 ]

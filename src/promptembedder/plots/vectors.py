@@ -1,0 +1,148 @@
+"""The same texts under several instructions: how alike they are, and where they lie."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from promptembedder import extras
+from promptembedder.plots.style import legend_below, method_styles, new_figure, pictures, write_pictures
+from promptembedder.shapes import Float
+from promptembedder.storage import write_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["PlaneView", "plane_view", "plot_map", "plot_similarity"]
+
+_LETTERS = 34  # of a text beside the heat map
+_TITLE_LETTERS = 40
+_MOST_NUMBERS = 14  # texts up to which cells have their number in them
+
+
+@dataclass(frozen=True)
+class PlaneView:
+    """Vectors seen along the two directions in which they vary most.
+
+    Attributes:
+        shares: Of the whole variance, along each of the two.
+    """
+
+    points: Float[np.ndarray, "texts 2"]
+    shares: tuple[float, float]
+
+
+def plane_view(vectors: Float[np.ndarray, "texts dim"]) -> PlaneView:
+    """Principal components; of each the sign is such that its largest entry is positive, so pictures do not flip."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0)
+    left, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    first = directions[:2]
+    signs = np.sign(first[np.arange(len(first)), np.abs(first).argmax(axis=1)])
+    points = np.zeros((len(vectors), 2))
+    points[:, : len(first)] = left[:, :2] * lengths[:2] * signs
+    shares = np.zeros(2)
+    shares[: len(first)] = lengths[:2] ** 2 / max(float((lengths**2).sum()), 1e-30)
+    return PlaneView(points.astype(np.float32), (float(shares[0]), float(shares[1])))
+
+
+def plot_similarity(
+    vectors: Float[np.ndarray, "instructions texts dim"],
+    texts: Sequence[str],
+    instructions: Sequence[str],
+    path_stem: Path,
+) -> list[Path]:
+    """Cosines between all texts, a heat map for each instruction on one scale; returns PNG, SVG and CSV.
+
+    Args:
+        vectors: Of length 1.
+        path_stem: Path of the files without their endings.
+    """
+    cosines = np.einsum("itd,iud->itu", vectors, vectors)
+    count = len(texts)
+    names = [f"{row + 1}  {textwrap.shorten(text, _LETTERS, placeholder=' …')}" for row, text in enumerate(texts)]
+    apart = cosines[:, ~np.eye(count, dtype=bool)]
+    low, high = (float(apart.min()), float(apart.max())) if apart.size else (0.0, 1.0)
+    side = max(0.36 * count, 2.2)
+    with pictures():
+        figure = new_figure(2.9 + (side + 0.3) * len(instructions), 1.3 + side)
+        grid = figure.subplots(1, len(instructions), sharey=True, squeeze=False)[0]
+        for axes, own, instruction in zip(grid, cosines, instructions, strict=True):
+            # light to dark in even steps: the same picture in grey
+            image = axes.imshow(own, cmap="Greys", vmin=low, vmax=max(high, low + 1e-6))
+            axes.grid(False)
+            axes.set_title("\n".join(textwrap.wrap(instruction, max(int(side * 9), 16))), fontsize=10)
+            axes.set_xticks(range(count), [str(row + 1) for row in range(count)])
+            axes.set_yticks(range(count), names)
+            axes.tick_params(length=0, labelsize=9)
+            if count <= _MOST_NUMBERS:
+                _write_numbers(axes, own, low, high)
+        figure.colorbar(image, ax=list(grid), label="cosine", shrink=0.8, extend="max")
+        files = write_pictures(figure, path_stem)
+    table = path_stem.with_name(f"{path_stem.name}.csv")
+    rows = [
+        {"instruction": instruction, "text": row + 1, "other": other + 1, "cosine": f"{cosines[place, row, other]:.6f}"}
+        for place, instruction in enumerate(instructions)
+        for row in range(count)
+        for other in range(count)
+    ]
+    write_csv(table, rows, ["instruction", "text", "other", "cosine"])
+    return [*files, table]
+
+
+def plot_map(
+    vectors: Float[np.ndarray, "instructions texts dim"],
+    labels: Sequence[str],
+    instructions: Sequence[str],
+    path_stem: Path,
+    *,
+    title: str = "",
+) -> list[Path]:
+    """The texts along the two main directions under each instruction, marked by label; returns PNG, SVG and CSV.
+
+    Args:
+        path_stem: Path of the files without their endings.
+    """
+    kinds = sorted(set(labels))
+    styles = method_styles(kinds)
+    of_label = np.array(labels)
+    views = [plane_view(own) for own in vectors]
+    with pictures():
+        figure = new_figure(5.0 * len(instructions), 5.4)
+        grid = figure.subplots(1, len(instructions), squeeze=False)[0]
+        for axes, view, instruction in zip(grid, views, instructions, strict=True):
+            for kind in kinds:
+                style, own = styles[kind], view.points[of_label == kind]
+                look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "fillstyle": style.fill}
+                axes.plot(own[:, 0], own[:, 1], linestyle="none", markersize=5.5, alpha=0.85, **look)
+            axes.set_title("\n".join(textwrap.wrap(instruction, _TITLE_LETTERS)), fontsize=10)
+            axes.set(
+                xlabel=f"first direction ({100 * view.shares[0]:.0f} % of the variance)",
+                ylabel=f"second direction ({100 * view.shares[1]:.0f} %)",
+            )
+        if title:
+            figure.suptitle(title)
+        line = extras.require("matplotlib.lines", extra="plots").Line2D
+        handles = [
+            line([], [], label=kind, color=s.colour, marker=s.marker, fillstyle=s.fill, linestyle="none")
+            for kind, s in styles.items()
+        ]
+        legend_below(figure, handles, columns=min(len(kinds), 2 * len(instructions)), line_length=1.2)
+        files = write_pictures(figure, path_stem)
+    table = path_stem.with_name(f"{path_stem.name}.csv")
+    rows = [
+        {"instruction": instruction, "row": row, "label": label, "x": f"{x:.6f}", "y": f"{y:.6f}"}
+        for instruction, view in zip(instructions, views, strict=True)
+        for row, (label, (x, y)) in enumerate(zip(labels, view.points, strict=True))
+    ]
+    write_csv(table, rows, ["instruction", "row", "label", "x", "y"])
+    return [*files, table]
+
+
+def _write_numbers(axes: "Axes", cosines: Float[np.ndarray, "texts texts"], low: float, high: float) -> None:
+    for (row, other), cosine in np.ndenumerate(cosines):
+        dark = cosine > low + 0.55 * (high - low)
+        words = f"{cosine:.2f}".replace("0.", ".", 1)
+        axes.text(other, row, words, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
