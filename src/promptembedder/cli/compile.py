@@ -12,7 +12,7 @@ from rich.markup import escape
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.storage import MANIFEST_NAME, Manifest, read_manifest, whole_folder, write_manifest
+from promptembedder.storage import Manifest, read_manifest, seal_folder, whole_folder, write_manifest
 
 if TYPE_CHECKING:
     from promptembedder.models import Parts, SelfTest
@@ -31,7 +31,10 @@ def compile_(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store the soft tokens of instructions in a saved model: those are then served without the prompter."""
+    """Store the soft tokens of instructions in a saved model: those are then served without the prompter.
+
+    Example: promptembedder compile runs/mine --instruction "Represent the topic"
+    """
     report = Report(as_json)
     with one_line_errors():
         manifest = read_manifest(model)
@@ -61,13 +64,12 @@ def _save(parts: "Parts", self_test: "SelfTest | None", model: Path, target: Pat
     """Write the parts to `target`, with what else lies beside them in `model`: settings, model card, provenance."""
     from promptembedder.models import save_parts
 
-    own = {MANIFEST_NAME, *manifest.files}
     with whole_folder(target) as scratch:
-        if not target.exists():
-            for path in model.iterdir():
-                if path.is_file() and path.name not in own:
-                    shutil.copy(path, scratch / path.name)
         save_parts(scratch, parts, self_test=self_test)
+        for path in model.iterdir():
+            if path.is_file() and path.suffix != ".safetensors" and not (scratch / path.name).exists():
+                shutil.copy(path, scratch / path.name)
+        seal_folder(scratch)
         made = read_manifest(scratch)
         # the versions that trained the weights, not those that compiled
         write_manifest(scratch, dataclasses.replace(made, provenance=manifest.provenance))

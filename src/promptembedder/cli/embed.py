@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.cli.row_progress import corpus_progress, row_count
 from promptembedder.errors import ConfigError
@@ -20,13 +21,23 @@ __all__ = ["embed"]
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a saved model; to print vectors, a hub id or backbone, too.")
+    ],
     files: Annotated[
-        list[str], typer.Argument(help="JSONL, CSV, TSV, Parquet or text files; folders, globs and URLs, too.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="JSONL, CSV, TSV, Parquet or text files; folders, globs and URLs, too; - prints stdin's lines."
+        ),
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of shards, resumed by the same command; or one .parquet.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of shards, resumed by the same command; or one .parquet."),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text itself: its vector is printed as a JSON line.", allow_from_autoenv=False),
+    ] = None,
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
@@ -56,11 +67,30 @@ def embed(
 ) -> None:
     """Embed text files; several instructions cost one pass over the texts.
 
-    Into a folder of shards, which the same command goes on with after whatever ended it: promptembedder embed MODEL
-    corpus/ -o vectors/. Or into one file: promptembedder embed MODEL texts.jsonl -o vectors.parquet
+    A few texts are printed; files go into a folder of shards, which the same command goes on with after whatever ended
+    it, or into one .parquet file.
+
+    Example: promptembedder embed runs/mine --text "one" --text "two" --instruction "Represent the topic"
+
+    Example: promptembedder embed runs/mine corpus/ -o vectors/ --instruction "Represent the topic"
     """
     report = Report(as_json)
     with one_line_errors():
+        if text or files == [STANDARD_INPUT]:
+            if output is not None or (text and files):
+                raise ConfigError("texts given by --text or - are printed. Leave out --output and other files.")
+            print_vectors(
+                report,
+                str(model),
+                text or [],
+                instructions=instruction or [],
+                reader=reader,
+                quantization=quantization,
+                max_batch_tokens=max_batch_tokens,
+            )
+            return
+        if not files or output is None:
+            raise ConfigError("name the files and where the vectors go: FILES -o OUT. Or give texts with --text, or -.")
         if output.suffix != ".parquet":
             _embed_corpus(
                 report,

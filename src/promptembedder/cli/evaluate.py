@@ -77,7 +77,10 @@ def evaluate(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model with mteb: similarity, classification, clustering, retrieval."""
+    """Score a model with mteb: similarity, classification, clustering, retrieval.
+
+    Example: promptembedder evaluate runs/mine --tasks tasks.json --limit 200
+    """
     report = Report(as_json)
     options = _Options(
         model=model,

@@ -79,7 +79,10 @@ def index(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a table of vectors that `search --table` looks in; add rows to it, delete some, measure its search."""
+    """Make a table of vectors that `search --table` looks in; add rows to it, delete some, measure its search.
+
+    Example: promptembedder index corpus.jsonl --table corpus-table --model runs/mine --metadata year:int
+    """
     report = Report(as_json)
     with one_line_errors():
         _check_options(source, add=add, overwrite=overwrite, delete=delete, verify=verify, exact_below=exact_below)

@@ -19,7 +19,10 @@ def info(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a saved model is made of: backbones, sizes, compiled instructions, provenance. Loads no weights."""
+    """What a saved model is made of: backbones, sizes, compiled instructions, provenance. Loads no weights.
+
+    Example: promptembedder info runs/mine
+    """
     report = Report(as_json)
     with one_line_errors():
         manifest = read_manifest(model)

@@ -43,7 +43,10 @@ def move(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a trained model to another LLM. The result opens on either; stopped, the same command goes on."""
+    """Move a trained model to another LLM. The result opens on either; stopped, the same command goes on.
+
+    Example: promptembedder move runs/mine --to gemma3-270m --data pairs.csv --instruction "Find it" -o on-gemma
+    """
     report = Report(as_json)
     with one_line_errors():
         from promptembedder.backbones import BackboneConfig

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -13,13 +14,15 @@ __all__ = ["mteb"]
 _NAMES = ("-m", "--model")
 
 
-def mteb(context: typer.Context) -> None:
-    """Run mteb's own program: promptembedder mteb run -m MODEL -t STSBenchmark --output-folder results.
+def mteb(words: Annotated[list[str] | None, typer.Argument(help="All of it goes to mteb.")] = None) -> None:
+    """Run the program of mteb on a saved model.
+
+    Example: promptembedder mteb run -m runs/mine -t STSBenchmark --output-folder results
 
     All words go to mteb; a saved model's folder after -m is put into its registry first, since it looks there and on
     the hub alone.
     """
-    words = list(context.args)
+    words = list(words or [])
     with one_line_errors():
         from promptembedder import evaluation  # seconds to import
         from promptembedder.models import saved_folder

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from promptembedder.errors import ConfigError
+from promptembedder.storage import read_yaml
 
 __all__ = ["ConfigOption", "JsonOption", "QuantizationOption", "ReaderOption", "whole_numbers", "words"]
 
@@ -17,9 +17,9 @@ def _read_config(context: Any, value: Path | None) -> Path | None:
     if value is None:
         return None
     try:
-        content = yaml.safe_load(value.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"cannot read {value}: {str(error).splitlines()[0]}") from error
+        content = read_yaml(value) or {}
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{value} must hold a mapping of option names to values")
     known = {_long_name(parameter) for parameter in context.command.params} - {"config", "help"}

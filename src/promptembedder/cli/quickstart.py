@@ -29,7 +29,10 @@ def quickstart(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on the docstrings of the Python installed here, score before and after, save, reload and search."""
+    """Train on the docstrings of the Python installed here, score before and after, save, reload and search.
+
+    Example: promptembedder quickstart --steps 60 --output runs/quickstart
+    """
     report = Report(as_json)
     with one_line_errors():
         from promptembedder.backbones import BackboneConfig  # seconds to import

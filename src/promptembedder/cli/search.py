@@ -51,7 +51,10 @@ def search(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a file, in memory and exactly, or a table on disk that `index` made."""
+    """Search a file, in memory and exactly, or a table on disk that `index` made.
+
+    Example: promptembedder search runs/mine "a question" --corpus corpus.jsonl
+    """
     report = Report(as_json)
     with one_line_errors():
         read_manifest(model)

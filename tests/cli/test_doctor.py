@@ -1,0 +1,67 @@
+"""What `promptembedder doctor` finds, and what it calls broken."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from promptembedder.cli import doctor_checks
+
+Run = Callable[..., Result]
+
+
+def findings(result: Result) -> dict[tuple[str, str], dict[str, Any]]:
+    listed = json.loads(result.stdout)["findings"]
+    return {(one["part"], one["name"]): one for one in listed}
+
+
+def test_a_machine_on_which_the_suite_runs_is_well(run: Run, saved_model: Path) -> None:
+    result = run("doctor", saved_model, "--json")
+    assert result.exit_code == 0
+    found = findings(result)
+    assert [one for one in found.values() if one["state"] == "broken"] == []
+    assert found["package", "torch"]["state"] == found["extra", "serve"]["state"] == "ok"
+    assert "float32" in found["device", "cpu"]["says"]
+    assert found["backbone", "smollm2-135m"]["state"] == "ok"
+    assert found["self-test", "random:tiny-llama"]["state"] == "ok"
+    assert "cosine 1.000000" in found["self-test", str(saved_model)]["says"]
+
+
+def test_a_model_that_computes_other_vectors_is_broken(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(saved_model, folder)
+    weights = next(folder.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4])
+    result = run("doctor", folder)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-2].startswith(f"broken self-test {folder}: ")
+    assert result.stdout.splitlines()[-1] == "1 broken"
+
+
+def test_what_is_absent_comes_with_the_line_that_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = doctor_checks.version
+
+    def without(name: str) -> str:
+        if name in ("lancedb", "safetensors"):
+            raise doctor_checks.PackageNotFoundError(name)
+        return "5.0" if name == "uvicorn" else "0.0.1" if name == "numpy" else known(name)
+
+    monkeypatch.setattr(doctor_checks, "version", without)
+    extras = {one.name: one for one in doctor_checks.extras()}
+    assert (extras["search"].state, extras["search"].says) == ("absent", "no lancedb")
+    assert extras["search"].mend == 'pip install "promptembedder[search]"'
+    packages = {one.name: one for one in doctor_checks.packages()}
+    assert (packages["safetensors"].state, packages["safetensors"].mend) == ("broken", 'pip install "safetensors>=0.5"')
+    assert packages["numpy"].says == "numpy 0.0.1 is not >=1.26"
+
+
+def test_a_hub_out_of_reach_is_told_with_its_mend(run: Run) -> None:
+    """The suite forbids the network, and so the hub's client refuses to ask."""
+    result = run("doctor", "--online", "--json")
+    assert result.exit_code == 1
+    hub = next(one for (part, _), one in findings(result).items() if part == "hub")
+    assert hub["state"] == "broken" and "HF_HUB_OFFLINE" in hub["mend"]
