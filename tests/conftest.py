@@ -8,6 +8,8 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the hub's library is imported
 os.environ |= {"HAYSTACK_TELEMETRY_ENABLED": "false", "ANONYMIZED_TELEMETRY": "false"}  # likewise: Haystack's, Chroma's
 
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: with other numbers of threads sums differ in a bit
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,17 @@ for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernel
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests of minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        for item in items:
+            if item.get_closest_marker("minutes"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes of two cores: make test-all runs it"))
 
 
 @pytest.fixture(autouse=True)
@@ -183,3 +196,23 @@ def benchmark_files(tmp_path: Path) -> Path:
     ]
     (tmp_path / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def reads() -> Callable[[str], None]:
+    """Parses a line as the program would, down to its last option, and runs nothing."""
+    import shlex
+
+    import typer.main
+
+    from promptembedder.cli.app import app
+
+    def parsed(line: str) -> None:
+        name, *words = shlex.split(line, comments=True)
+        assert name == "promptembedder"
+        command: Any = typer.main.get_command(app)
+        while hasattr(command, "commands") and words and words[0] in command.commands:
+            name, command = words[0], command.commands[words.pop(0)]
+        command.make_context(name, words)
+
+    return parsed
