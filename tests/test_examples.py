@@ -1,0 +1,55 @@
+"""The examples run, and find what must be found."""
+
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from promptembedder import PromptEmbedder
+
+FOLDER = Path(__file__).parent.parent / "examples"
+SHARED = {"notes.py", "smollm2.py"}  # that others import
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name not in SHARED)
+EXPECTED = {
+    "embed.py": ("(3, 32)", "1.0000"),
+    "search.py": ("Why is the sky blue?\n", "How do I boil an egg?\n"),
+    "cluster.py": ("Group reviews by the product\n  0  ", "  1  "),
+    "duplicates.py": ("How can I reset my password?  =  How can I reset my  password ?", "group: "),
+    "train_matryoshka.py": ("spearman_cosine",),
+    "evaluate_with_mteb.py": ("  Mock",),
+    "rag_langchain_lancedb.py": ("Which function copies a directory tree?\n", "found:    ", "answer:   "),
+    "rag_llama_index.py": ("Which function gives the middle value of numbers?\n", "found:    ", "answer:   "),
+}
+
+
+def test_each_example_is_tested() -> None:
+    assert EXPECTED.keys() == {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_on_a_backbone(
+    path: Path,
+    new_model: "Callable[..., PromptEmbedder]",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(path), "random:tiny-llama"] + ([str(tmp_path)] if "train" in path.stem else [])
+    if path.stem.startswith("rag"):  # frameworks know saved models alone
+        words[1] = str(tmp_path / "model")
+        new_model().save(words[1])
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.syspath_prepend(path.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foreign ones about tiny data; an example is not run as strictly as a test
+        runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    for said in EXPECTED[path.name]:
+        assert said in printed
+    if "train" in path.stem:
+        assert (tmp_path / "final" / "promptembedder.json").is_file()
