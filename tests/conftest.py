@@ -1,5 +1,6 @@
 """Tiny random models for every test: float32, no network, no GPU."""
 
+import gc
 import json
 import logging
 import os
@@ -31,6 +32,9 @@ for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernel
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
 hypothesis.settings.load_profile("tests")
 
+# minutes each: begun first, so that no process is left alone with one at the end
+LONG = {"test_quickstart.py", "test_distributed.py", "test_process.py", "test_bench_move.py", "test_reliability.py"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the tests of minutes, too")
@@ -41,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("minutes"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes of two cores: make test-all runs it"))
+    items.sort(key=lambda item: item.path.name not in LONG)  # stable: the rest stays as it was
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the collector pass over what was imported: each training ends with a full collection, half a second of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

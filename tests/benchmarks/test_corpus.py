@@ -13,7 +13,6 @@ from promptembedder.benchmarks.corpus_runs import EmbedRun, check_output, made_c
 from promptembedder.errors import ConfigError, DataError
 
 
-@pytest.mark.minutes
 def test_a_size_is_measured_and_its_output_checked(tmp_path: Path) -> None:
     settings = CorpusBenchSettings(rows=(60,), workers=(), shard_rows=25, faults=0, work=tmp_path)
     content = run_corpus(settings)

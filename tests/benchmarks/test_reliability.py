@@ -37,7 +37,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in found}
 
 
-@pytest.mark.minutes
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_short_campaign_survives_whole(rows: dict[str, dict[str, Any]], name: str) -> None:
