@@ -74,8 +74,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _MOST_SHOWN_CHARS else f"{text[: _MOST_SHOWN_CHARS - 3]}..."
 
 
-def brief(error: BaseException) -> str:
-    """The first line of what a foreign error says, cut short: it may repeat what a stranger wrote."""
+def brief(error: BaseException | str) -> str:
+    """The first line of what a foreign error says, or of its words, cut short: it may repeat what a stranger wrote."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     text = text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate could not be printed
     return text if len(text) <= _MOST_BRIEF_CHARS else f"{text[: _MOST_BRIEF_CHARS - 3]}..."

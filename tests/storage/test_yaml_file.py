@@ -22,6 +22,7 @@ def test_plain_values_are_read(text: str, tmp_path: Path) -> None:
     [
         *("a: 2001-99-99", "a: !!int x", "a: !!float x", "a: !!bool z", "a: !!timestamp x"),
         *("a: " + "9" * 5000, "[" * 3_000, "a: !!python/object/apply:os.system ['true']", "a: *none", "{", "\x00"),
+        *("a: *" + "x" * 5000, "a: !" + "x" * 5000, "a: !<" + "x" * 5000 + "> b"),
         *("a: &a [*a]", "&a {b: *a}", "? [a]\n: b", "a: 1\n--- \nb: 2", LAUGHS, LAUGHS + "z: {<<: [*l9]}"),
     ],
     ids=lambda text: repr(text[:40]),

@@ -54,7 +54,7 @@ def yaml_value(text: str) -> Any:
     except yaml.YAMLError as error:
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"broken YAML{place}: {problem or brief(error)}. Mend it.") from error
+        raise ConfigError(f"broken YAML{place}: {brief(problem or error)}. Mend it.") from error
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         # what PyYAML stumbles over in dates, numbers and tags that are none
         raise ConfigError(
