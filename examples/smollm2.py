@@ -17,9 +17,11 @@ def answer(question: str, found: Sequence[str], *, max_new_tokens: int = 40) -> 
     """What SmolLM2 says to the question when it is shown the texts. 135M parameters: it is often wrong."""
     backbone = _smollm2()
     tokenizer = backbone.tokenizer.foreign
-    context = "\n\n".join(found)
-    prompt = f"Read this:\n\n{context}\n\nAnswer in one sentence: {question}\nAnswer:"
-    tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=1024)
+    notes = "\n".join(found)
+    asked = f"Answer the question from these notes, in one sentence.\n\nNotes:\n{notes}\n\nQuestion: {question}"
+    tokens = tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     written = backbone.model.generate(**tokens, max_new_tokens=max_new_tokens, do_sample=False)
     text = tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
     return (text.strip().splitlines() or [""])[0]

@@ -51,5 +51,7 @@ def test_an_example_runs_on_a_backbone(
     printed = capsys.readouterr().out
     for said in EXPECTED[path.name]:
         assert said in printed
+    if path.stem.startswith("rag"):  # SmolLM2 once said nothing, asked without its chat template
+        assert len(printed.split("answer:   ")[1].split()) > 3
     if "train" in path.stem:
         assert (tmp_path / "final" / "promptembedder.json").is_file()
