@@ -11,7 +11,7 @@ from promptembedder import PromptEmbedder
 TEXTS = [
     "How can I reset my password?",
     "What are your opening hours?",
-    "How can I reset my  password ?",
+    "How can I reset my password ?",
     "When are you open?",
     "Do you ship to Norway?",
 ]

@@ -19,7 +19,7 @@ EXPECTED = {
     "embed.py": ("(3, 32)", "1.0000"),
     "search.py": ("Why is the sky blue?\n", "How do I boil an egg?\n"),
     "cluster.py": ("Group reviews by the product\n  0  ", "  1  "),
-    "duplicates.py": ("How can I reset my password?  =  How can I reset my  password ?", "group: "),
+    "duplicates.py": ("How can I reset my password?  =  How can I reset my password ?", "group: "),
     "train_matryoshka.py": ("spearman_cosine",),
     "evaluate_with_mteb.py": ("  Mock",),
     "rag_langchain_lancedb.py": ("Which function copies a directory tree?\n", "found:    ", "answer:   "),

@@ -44,6 +44,15 @@ def test_columns_that_could_be_anything_are_asked_for(header: str, tmp_path: Pat
         pair_columns(path)
 
 
+@pytest.mark.parametrize("header", ["a,b," + "x" * 5000, ",".join(f"c{n}" for n in range(9000))], ids=["long", "many"])
+def test_columns_of_a_stranger_do_not_fill_the_message(header: str, tmp_path: Path) -> None:
+    """A name of five thousand letters was repeated whole."""
+    path = written(tmp_path, header, header)
+    with pytest.raises(DataError) as refused:
+        pair_columns(path)
+    assert len(str(refused.value)) < 2500
+
+
 def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
     path = written(tmp_path, "a,b,c", "1,2,3")
     found = pair_columns(path, ["c", "a", "b"])

@@ -1,13 +1,14 @@
 """Which columns of a file hold the pairs: by name, or the only two there are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from promptembedder.data.readers import read_rows
-from promptembedder.errors import ConfigError, DataError
+from promptembedder.errors import ConfigError, DataError, shown
 
-__all__ = ["PairColumns", "pair_columns"]
+__all__ = ["PairColumns", "listed_columns", "pair_columns"]
 
 _KNOWN = (
     ("anchor", "positive"),
@@ -29,6 +30,7 @@ _KNOWN = (
 )
 _NEGATIVES = ("negative", "hard_negative", "negative_1")
 _NO_TEXTS = ("id", "_id", "idx", "index", "label", "class", "category", "score", "similarity", "split")
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,15 @@ class PairColumns:
             if len(others) == 2:
                 return cls(others[0], others[1], negative)
         missing = "positive" if "anchor" in plain else "anchor"
-        listed = ", ".join(repr(name) for name in names) or "no columns"
         raise DataError(
-            f"{place} has no {missing!r}: found {listed}. Rename the columns to anchor, positive, negative; or name "
-            "them: data.columns=[QUERY, TEXT]."
+            f"{place} has no {missing!r}: found {listed_columns(names)}. Rename the columns to anchor, positive, "
+            "negative; or name them: data.columns=[QUERY, TEXT]."
         )
+
+
+def listed_columns(names: Iterable[str]) -> str:
+    """The names as a message may hold them, whatever a file calls its columns, and however many it has."""
+    return ", ".join(shown(name) for name in islice(names, _MOST_SHOWN)) or "no columns"
 
 
 def pair_columns(path: Path, columns: Sequence[str] = ()) -> PairColumns:

@@ -9,15 +9,12 @@ from typing import Any
 
 import datasets
 
-from promptembedder.data.pair_columns import PairColumns, pair_columns
+from promptembedder.data.pair_columns import PairColumns, listed_columns, pair_columns
 from promptembedder.data.readers import read_rows
 from promptembedder.data.text import clean_text
 from promptembedder.errors import ConfigError, DataError, shown
 
 __all__ = ["Pair", "PairTable", "datasets_of", "read_pairs"]
-
-
-_MOST_COLUMNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -103,15 +100,17 @@ def _pair_of(row: dict[str, Any], of: PairColumns, place: str) -> Pair:
 
 def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     if column not in row:
-        found = ", ".join(shown(key) for key in [*row][:_MOST_COLUMNS_SHOWN]) or "no columns"
-        raise DataError(f"{place} has no {column!r}: found {found}. Rename the columns to anchor, positive, negative.")
+        raise DataError(
+            f"{place} has no {shown(column)}: found {listed_columns(row)}. Rename the columns to anchor, positive, "
+            "negative."
+        )
     value = row[column]
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: {column!r} is {shown(value)} ({type(value).__name__}), not a string. Mend or drop the row."
+            f"{place}: {shown(column)} is {shown(value)} ({type(value).__name__}), not a string. Mend or drop the row."
         )
     if not value.strip():
-        raise DataError(f"{place}: {column!r} is blank. Fill it or drop the row.")
+        raise DataError(f"{place}: {shown(column)} is blank. Fill it or drop the row.")
     return clean_text(value)
 
 
