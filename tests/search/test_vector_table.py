@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from promptembedder.errors import ConfigError, DataError
@@ -478,6 +479,11 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     write_vectors(path, vectors, ids=["a", "b", "c", "b"])
     with pytest.raises(DataError, match="the id 'b' is there twice"):
         create_table(tmp_path / "table", open_embeddings(path))
+    write_vectors(path, vectors)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("id", table["id"]), path)
+    with pytest.raises(DataError, match="has two columns called 'id'. Rename one of them"):
+        open_embeddings(path)
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="is no Parquet file that can be read"):
         open_embeddings(path)

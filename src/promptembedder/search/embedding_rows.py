@@ -1,8 +1,10 @@
 """Rows for a table from the Parquet files that an embedding job wrote."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ __all__ = ["EmbeddingRows", "holds_embeddings", "open_embeddings"]
 
 _SHARDS = "manifest.jsonl"
 _BATCH_ROWS = 2048
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +114,10 @@ def open_embeddings(
             raise DataError(
                 f"{files[0]}: column {shown(name)} holds {schema.field(name).type}, not strings. Convert it."
             )
-    if not pa.types.is_fixed_size_list(schema.field(chosen).type):
-        raise DataError(
-            f"{files[0]}: column {shown(chosen)} holds {schema.field(chosen).type}, no vectors. Embed again."
-        )
-    taken = schema.empty_table().select(["id", chosen, *([] if texts is None else [texts]), *others]).schema
+    vectors = schema.field(chosen).type
+    if not pa.types.is_fixed_size_list(vectors) or vectors.list_size < 1:
+        raise DataError(f"{files[0]}: column {shown(chosen)} holds {vectors}, no vectors. Embed again.")
+    taken = pa.schema([schema.field(name) for name in ("id", chosen, *([] if texts is None else [texts]), *others)])
     for other in files[1:]:
         _check_shard(other, taken, facts_of(schema))
     return EmbeddingRows(
@@ -159,13 +161,16 @@ def _shards(folder: Path) -> tuple[Path, ...]:
 def _schema(path: Path) -> pa.Schema:
     try:
         schema = pq.read_schema(path)
-        _ = schema.names, facts_of(schema)  # what is not UTF-8 in them is told here
-        return schema
+        names, _ = schema.names, facts_of(schema)  # what is not UTF-8 in them is told here
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path} is no Parquet file that can be read ({brief(error)}). "
             "Give vectors that `promptembedder embed` wrote, or a text file with --model."
         ) from error
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns called {shown(twice)}. Rename one of them.")
+    return schema
 
 
 def _vector_columns(schema: pa.Schema, path: Path) -> dict[str, str]:
@@ -193,7 +198,7 @@ def _chosen_column(columns: Mapping[str, str], path: Path, *, column: str | None
     ]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(f"{shown(name)} ({shown(text)})" for name, text in columns.items())
+    found = ", ".join(f"{shown(name)} ({shown(text)})" for name, text in islice(columns.items(), _MOST_SHOWN))
     if not fitting:
         raise DataError(f"{path} has no vectors of {column or instruction!r}: found {found}. Name one of these.")
     raise DataError(f"{path} has several columns of vectors: {found}. Choose with --column or --instruction.")
