@@ -45,7 +45,7 @@ def plain_rows(folder: Path) -> FuzzedReader:
 
 def gzip_rows(folder: Path) -> FuzzedReader:
     """Compressed JSON lines."""
-    seeds = tuple(gzip.compress(content, mtime=0) for content in (_LINES, b'{"text": "a"}\n' * 3000))
+    seeds = tuple(gzip.compress(content, mtime=0) for content in (_LINES, b'{"text": "a"}\n' * 300))
     return _rows(folder / "rows.jsonl.gz", seeds, mutated_bytes)
 
 
