@@ -39,7 +39,7 @@ def print_vectors(
         DataError: There is no text.
         BackboneError: There is neither such a model nor such a backbone.
     """
-    embedder = _opened(report, model, reader=reader, quantization=quantization)
+    embedder = _opened(model, reader=reader, quantization=quantization)
     embedder.max_batch_tokens = max_batch_tokens
     asked = [embedder.encoder.instruction_of(words) for words in instructions or ("",)]
     count = 0
@@ -55,7 +55,7 @@ def print_vectors(
     report.result({"texts": count, "instructions": asked, "dim": embedder.encoder.reader.dim})
 
 
-def _opened(report: Report, model: str, *, reader: str | None, quantization: str | None) -> "PromptEmbedder":
+def _opened(model: str, *, reader: str | None, quantization: str | None) -> "PromptEmbedder":
     from promptembedder import PromptEmbedder  # seconds to import
     from promptembedder.models import is_hub_id
 
