@@ -1,5 +1,7 @@
 """Reading a text once and going on from there is the same as reading everything at once."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -159,6 +161,97 @@ def test_a_text_and_what_follows_it_in_one_pass_are_as_in_two(backbone: Backbone
     )
     present = mask.bool()
     torch.testing.assert_close(hidden[present], states.hidden[present], atol=1e-5, rtol=1e-5)
+
+
+@contextmanager
+def texts_left_at(backbone: Backbone, exit_layer: int) -> Iterator[None]:
+    """In a full pass over a text and PROMPT soft tokens no layer from `exit_layer` on changes the text. By no cache."""
+    layers = decoder_layers(backbone.decoder)
+
+    def keep_text(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        left = torch.cat([inputs[0][:, :-PROMPT], states[:, -PROMPT:]], dim=1)
+        return (left, *output[1:]) if isinstance(output, tuple) else left
+
+    handles = [layer.register_forward_hook(keep_text) for layer in list(layers)[exit_layer:]]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2, 3])
+def test_texts_that_leave_at_a_layer_are_seen_by_deeper_ones_as_they_were_there(
+    exit_layer: int, backbone: Backbone
+) -> None:
+    ids, mask = texts_of(LENGTHS)
+    weights = torch.randn(len(ids), PROMPT, backbone.dim, generator=torch.Generator().manual_seed(2))
+    fast, slow = (soft_tokens(backbone, len(ids)).requires_grad_() for _ in range(2))
+    additions = additions_of(backbone, len(ids), (2,))
+    states = read_text(backbone.decoder, ids, mask, exit_layer=exit_layer)
+    after = read_after(backbone.decoder, states, fast, additions)
+    with texts_left_at(backbone, exit_layer):
+        full = read_slowly(backbone, ids, mask, slow, additions)
+    torch.testing.assert_close(after, full, atol=2e-5, rtol=0)
+    (weights * after).sum().backward()
+    (weights * full).sum().backward()
+    assert slow.grad is not None
+    torch.testing.assert_close(fast.grad, slow.grad, atol=1e-5 * float(slow.grad.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2, 3])
+@pytest.mark.parametrize("lengths", [LENGTHS, [6, 6], [4, 2, 0, 1, 3]])  # padded and not: without padding no mask
+def test_texts_that_leave_at_a_layer_and_what_follows_in_one_pass_are_as_in_two(
+    lengths: list[int], exit_layer: int, backbone: Backbone
+) -> None:
+    ids, mask = texts_of(lengths)
+    soft, additions = soft_tokens(backbone, len(lengths)), additions_of(backbone, len(lengths))
+    states = read_text(backbone.decoder, ids, mask, hidden_layers=1, exit_layer=exit_layer)
+    after, hidden = read_text_and_after(
+        backbone.decoder, ids, mask, soft, additions, hidden_layers=1, exit_layer=exit_layer
+    )
+    torch.testing.assert_close(
+        after, read_after(backbone.decoder, states, soft, additions).detach(), atol=1e-5, rtol=1e-5
+    )
+    present = mask.bool()
+    torch.testing.assert_close(hidden[present], states.hidden[present], atol=1e-5, rtol=1e-5)
+
+
+def test_leaving_before_the_last_layer_changes_nothing_and_before_an_earlier_one_does(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    soft = soft_tokens(backbone, len(ids))
+    plain, last, early = (
+        read_after(backbone.decoder, read_text(backbone.decoder, ids, mask, exit_layer=layer), soft)
+        for layer in (None, 2, 1)
+    )
+    torch.testing.assert_close(last, plain, atol=1e-6, rtol=0)
+    assert float((early - plain).abs().max()) > 0.01
+
+
+def test_a_layer_does_no_more_than_keys_and_values_of_a_text_that_has_left(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    read_text(backbone.decoder, ids, mask, exit_layer=2)  # from here on its layers can be ended
+    multiplied: list[int] = []
+    for layer in decoder_layers(backbone.decoder):
+        layer.mlp.register_forward_hook(lambda *call: multiplied.append(call[2].shape[1]))
+    read_text(backbone.decoder, ids, mask, exit_layer=1)
+    assert multiplied == [ids.shape[1]]
+    multiplied.clear()
+    read_text_and_after(backbone.decoder, ids, mask, soft_tokens(backbone, len(ids)), exit_layer=1)
+    assert multiplied == [ids.shape[1] + PROMPT, PROMPT, PROMPT]
+
+
+def test_a_copy_of_a_decoder_that_was_left_early_computes_with_its_own_weights(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    before = read_text(backbone.decoder, ids, mask, exit_layer=1).keys
+    for copied in (copy.deepcopy(backbone.decoder), pickle.loads(pickle.dumps(backbone.decoder))):
+        with torch.no_grad():
+            for weight in backbone.decoder.parameters():
+                weight.mul_(2)
+        after = read_text(copied, ids, mask, exit_layer=1).keys
+        assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+        with torch.no_grad():
+            for weight in backbone.decoder.parameters():
+                weight.div_(2)
 
 
 def test_what_stands_in_padded_places_changes_nothing(backbone: Backbone) -> None:

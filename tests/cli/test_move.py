@@ -103,21 +103,23 @@ def test_no_steps_need_no_data(start: str, saved_model: Path, tmp_path: Path, ru
 
 def test_an_exit_is_chosen_by_loss_or_named(saved_model: Path, pairs: Path, tmp_path: Path, run: Run) -> None:
     words = ("move", saved_model, "--to", READER, "--data", pairs, "--instruction", "Find it", "--steps", 0, "--json")
-    auto = last(run(*words, "--exit-layer", "auto", "-o", tmp_path / "auto"))
+    auto = last(run(*words, "--exit-depth", "auto", "-o", tmp_path / "auto"))
     losses = auto["exit_losses"]
     assert isinstance(losses, dict)
-    assert losses[str(auto["layers"])] == min(losses.values())
-    named = last(run(*words, "--exit-layer", 2, "-o", tmp_path / "named"))
-    assert named["layers"] == 2
-    assert len(PromptEmbedder.from_pretrained(tmp_path / "named").encoder.reader.decoder.layers) == 2
+    assert losses[str(auto["exit_depth"])] <= 1.02 * losses["1.0"] + 1e-3
+    assert PromptEmbedder.from_pretrained(tmp_path / "auto", device="cpu").exit_depth == auto["exit_depth"]
+    named = last(run(*words, "--exit-depth", 0.5, "-o", tmp_path / "named"))
+    assert (named["exit_depth"], named["exit_losses"]) == (0.5, {})
+    assert PromptEmbedder.from_pretrained(tmp_path / "named", device="cpu").exit_depth == 0.5
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--steps", 5), "5 steps need data"),
-        (("--steps", 0, "--exit-layer", "auto"), "--exit-layer auto compares losses and needs --data"),
-        (("--steps", 0, "--exit-layer", "last"), "must be a number of layers or auto, got 'last'"),
+        (("--steps", 0, "--exit-depth", "auto"), "--exit-depth auto compares losses and needs --data"),
+        (("--steps", 0, "--exit-depth", "last"), "must be a number in (0, 1] or auto, got 'last'"),
+        (("--steps", 0, "--exit-depth", "0"), "exit_depth must be above 0 and at most 1, got 0.0"),
         (("--steps", 0, "--start", "magic"), "unknown alignment start 'magic'"),
         (("--steps", 5, "--data", "m.json", "--instruction", "x"), "a mixture brings its own instructions"),
         (("--steps", 5, "--data", "nowhere.jsonl", "--instruction", "x"), "nowhere.jsonl"),

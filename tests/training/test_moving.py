@@ -15,7 +15,7 @@ from promptembedder.data import Pair
 from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
 from promptembedder.models import Move, moved_encoder, trained_state
 from promptembedder.nn import AlignmentConfig, LinearAlignment
-from promptembedder.training import OptimConfig, chosen_exit_layer, moved_model, task_data
+from promptembedder.training import OptimConfig, chosen_exit_depth, moved_model, task_data
 from promptembedder.training.tasks import TrainingData
 
 NewModel = Callable[..., PromptEmbedder]
@@ -227,12 +227,23 @@ def test_the_saved_prompter_is_the_same_file(new_model: NewModel, data: Training
     assert old == new
 
 
-def test_the_exit_of_least_loss_is_chosen(new_model: NewModel, data: TrainingData) -> None:
-    model = new_model("tiny-qwen3", "tiny-llama")
-    layers, losses = chosen_exit_layer(model, Move(reader=reader("tiny-gemma3")), data)
-    assert list(losses) == [2, 3]  # of 3 layers
-    assert losses[layers] == min(losses.values())
-    assert losses[2] != losses[3]
+def test_the_earliest_exit_that_costs_no_loss_is_chosen(
+    new_model: NewModel, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = moved_model(new_model("tiny-qwen3", "tiny-llama"), Move(reader=reader("tiny-gemma3")), data)
+    depth, losses = chosen_exit_depth(model, data)
+    assert model.exit_depth == depth == min(one for one, loss in losses.items() if loss <= 1.02 * losses[1.0])
+    assert losses[0.4] != losses[1.0]  # the first of 3 layers
+    assert losses[0.7] == pytest.approx(losses[1.0], abs=1e-6)  # two: of the last one keys and values are enough
+    monkeypatch.setattr("promptembedder.training.moving._MOST_LOSS", 1 + 2 * abs(losses[0.4] / losses[1.0] - 1))
+    assert chosen_exit_depth(model, data)[0] == 0.4
+
+
+def test_an_exit_goes_along_with_a_move_or_is_named(new_model: NewModel, data: TrainingData) -> None:
+    model = new_model("tiny-qwen3", "tiny-llama", exit_depth=0.4)
+    for named, depth in ((None, 0.4), (0.9, 0.9)):
+        moved, _ = moved_model(model, Move(reader=reader("tiny-gemma3"), exit_depth=named), data)
+        assert moved.exit_depth == depth
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

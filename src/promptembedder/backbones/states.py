@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from promptembedder.backbones.layers import EnoughError, added_states, handed_on
+from promptembedder.backbones.layers import EnoughError, added_states, cache_with_exit, handed_on
 from promptembedder.nn import text_positions
 from promptembedder.shapes import Float, Int, Tensor
 
@@ -54,18 +54,21 @@ def read_text(
     mask: Int[Tensor, "batch seq"],
     *,
     hidden_layers: int | None = None,
+    exit_layer: int | None = None,
 ) -> TextStates:
     """The states of left-padded texts; no gradient, whatever the caller's mode.
 
     Args:
         hidden_layers: `TextStates.hidden` is what so many layers make of the texts; None: the final states.
+        exit_layer: Layers that the texts go through; the keys and values of deeper ones are made of the states there.
+            None: all.
     """
     if ids.shape[1] == 0:  # nothing but empty texts
         width = decoder.config.hidden_size
         return TextStates((), (), mask, torch.zeros(ids.shape[0], 0, width, device=ids.device))
     # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
     # per-layer window caches drop positions by column, padding included.
-    cache = DynamicCache()
+    cache = DynamicCache() if exit_layer is None else cache_with_exit(decoder, exit_layer)
     with handed_on(decoder, hidden_layers) as kept:
         output = decoder(
             input_ids=ids,
@@ -163,12 +166,14 @@ def read_text_and_after(
     additions: Mapping[int, Float[Tensor, "batch prompt dim"]] | None = None,
     *,
     hidden_layers: int | None = None,
+    exit_layer: int | None = None,
 ) -> tuple[Float[Tensor, "batch prompt dim"], Float[Tensor, "batch seq dim"]]:
     """`read_text` and `read_after` in one pass that keeps nothing: final states of `embeddings`, hidden of the texts.
 
     For one continuation, without gradient. A single short text takes half the time of two passes, each of which goes
     through all weights.
     """
+    cache = None if exit_layer is None else cache_with_exit(decoder, exit_layer, after=embeddings.shape[1])
     prompt = embeddings.shape[1]
     text = decoder.get_input_embeddings()(ids)
     own = torch.ones(len(ids), prompt, dtype=mask.dtype, device=mask.device)
@@ -178,7 +183,8 @@ def read_text_and_after(
             inputs_embeds=torch.cat([text, embeddings.to(text.dtype)], dim=1),
             attention_mask=present,
             position_ids=text_positions(present),
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
     hidden = kept[0] if kept else output.last_hidden_state
     return output.last_hidden_state[:, -prompt:], hidden[:, :-prompt]

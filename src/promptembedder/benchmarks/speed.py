@@ -23,7 +23,6 @@ from promptembedder.training import OptimConfig
 __all__ = ["SpeedSettings", "run_speed", "slowest_profile"]
 
 JOURNAL_NAME = "speed.journal.jsonl"
-_EXIT = 0.7  # of the layers
 _PROFILED_ROWS = 25
 
 Row = dict[str, Any]
@@ -91,8 +90,8 @@ class SpeedSettings:
         ]
         return " ".join([*words, f"--dtype {self.number_format}", f"--repeats {self.repeats}"])
 
-    def cases(self, layers: int) -> list[Case]:
-        """Everything that is timed, on a reader of so many layers."""
+    def cases(self) -> list[Case]:
+        """Everything that is timed."""
         length, some = self.length, max(self.tokens // self.length, 1)
         top = max((each for each in self.lengths if each <= 512), default=length)
         found = [Case(kind="length", length=each, texts=max(self.tokens // each, 1)) for each in self.lengths]
@@ -100,8 +99,7 @@ class SpeedSettings:
         found += [Case(kind="texts", length=length, texts=each) for each in self.texts]
         found += [Case(kind="instructions", length=length, texts=some, instructions=each) for each in self.instructions]
         found += [Case(kind="soft_tokens", length=length, texts=some, soft_tokens=each) for each in self.soft_tokens]
-        exits = dict.fromkeys((layers, max(round(_EXIT * layers), 1)))
-        found += [Case(kind="exit_layer", length=length, texts=some, layers=each) for each in exits]
+        found += [Case(kind="exit_depth", length=length, texts=some)]
         return [*found, Case(kind="epoch", length=length, texts=2 * self.batch)]
 
 
@@ -131,7 +129,7 @@ def run_speed(
     machine, made_with = machine_facts(), versions()
     run = _Run(settings, prompter, Journal(path, machine=machine, versions=made_with))
     rates = run.rates()
-    rows = [row for case in settings.cases(rates["layers"]) for row in _told(run, case, on_case)]
+    rows = [row for case in settings.cases() for row in _told(run, case, on_case)]
     return {
         "command": settings.command(),
         "machine": machine,
@@ -173,7 +171,6 @@ class _Run:
             decoder = self.model(Case(kind="length", length=settings.length, texts=1)).encoder.reader.decoder
             device = torch.device(settings.device)
             found = {
-                "layers": decoder.config.num_hidden_layers,
                 "matmul_flops_per_second": matmul_rate(decoder, rows=rows, repeats=settings.repeats),
                 "copied_bytes_per_second": copy_rate(device, repeats=settings.repeats),
                 "forward_flops": {
@@ -222,7 +219,6 @@ class _Run:
                 "texts": case.texts,
                 "instructions": case.instructions,
                 "soft_tokens": case.soft_tokens,
-                "layers": case.layers or model.encoder.reader.ref.layers,
                 "tokens": int(rows.mask.sum()),
                 "seconds": statistics.median(seconds for seconds, _ in times[name]),
                 "cpu_seconds": statistics.median(cpu for _, cpu in times[name]),

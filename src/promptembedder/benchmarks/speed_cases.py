@@ -25,10 +25,21 @@ from promptembedder.models import (
 from promptembedder.nn import left_padded_rows, text_positions
 from promptembedder.shapes import Tensor
 
-__all__ = ["BARE", "OURS", "SENTENCE_TRANSFORMERS", "Case", "bare_forward", "calls_of", "new_embedder", "texts_of"]
+__all__ = [
+    "BARE",
+    "EXITS",
+    "OURS",
+    "SENTENCE_TRANSFORMERS",
+    "Case",
+    "bare_forward",
+    "calls_of",
+    "new_embedder",
+    "texts_of",
+]
 
 OURS, BARE, SENTENCE_TRANSFORMERS = "promptembedder", "bare forward", "sentence-transformers"
 ONE_BY_ONE, READ, HELD = "one by one", "texts read", "texts held"
+EXITS = {"all layers": 1.0, "exit at 0.7": 0.7, "exit at 0.5": 0.5}
 
 Call = Callable[[], object]
 
@@ -45,9 +56,8 @@ class Case:
     """One thing that is timed.
 
     Attributes:
-        kind: `length`, `mixed`, `texts`, `instructions`, `soft_tokens`, `exit_layer` or `epoch`.
+        kind: `length`, `mixed`, `texts`, `instructions`, `soft_tokens`, `exit_depth` or `epoch`.
         length: Tokens of a text; of the longest, where they are mixed (the shortest has 16).
-        layers: Of the reader; 0 for all.
     """
 
     kind: str
@@ -55,14 +65,13 @@ class Case:
     texts: int
     instructions: int = 1
     soft_tokens: int = ModelConfig.num_soft_tokens
-    layers: int = 0
 
 
 def new_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
     """An untrained model for the case; how long it takes does not depend on its weights."""
     config = ModelConfig(
         prompter=PrompterConfig(backbone=BackboneConfig(source=prompter, dtype="float32")),
-        reader=BackboneConfig(source=reader, dtype=dtype, layers=case.layers or None),
+        reader=BackboneConfig(source=reader, dtype=dtype),
         num_soft_tokens=case.soft_tokens,
         max_seq_length=case.length,
     )
@@ -98,7 +107,9 @@ def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
     elif case.kind == "instructions":
         alone: Call = lambda: [model.encode_instructions(texts, [each]) for each in instructions]  # noqa: E731
         yield {OURS: many, **({ONE_BY_ONE: alone} if case.instructions == 2 else {})}
-    elif case.kind in ("soft_tokens", "exit_layer"):
+    elif case.kind == "exit_depth":
+        yield {name: _encoding_at(depth, model, texts) for name, depth in EXITS.items()}
+    elif case.kind == "soft_tokens":
         yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION)}
     else:
         with _last_token_model(model.encoder.reader, case) as other:
@@ -107,6 +118,17 @@ def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
                 BARE: bare_forward(model, texts),
                 SENTENCE_TRANSFORMERS: lambda: other.encode(texts),
             }
+
+
+def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> Call:
+    def encode() -> None:
+        model.exit_depth = depth
+        try:
+            model.encode(list(texts), prompt=INSTRUCTION)
+        finally:
+            model.exit_depth = 1.0
+
+    return encode
 
 
 def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:

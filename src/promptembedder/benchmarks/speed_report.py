@@ -7,14 +7,14 @@ from typing import Any
 
 from promptembedder.benchmarks.document import markdown_table
 from promptembedder.benchmarks.result_content import provenance_markdown
-from promptembedder.benchmarks.speed_cases import BARE, HELD, ONE_BY_ONE, OURS, READ, SENTENCE_TRANSFORMERS
+from promptembedder.benchmarks.speed_cases import BARE, EXITS, HELD, ONE_BY_ONE, OURS, READ, SENTENCE_TRANSFORMERS
 from promptembedder.storage import write_csv, write_json, write_text
 
 __all__ = ["speed_markdown", "speed_ratio", "write_speed"]
 
 Row = Mapping[str, Any]
 
-_COLUMNS = ("kind", "method", "length", "texts", "instructions", "soft_tokens", "layers", "tokens", "seconds")
+_COLUMNS = ("kind", "method", "length", "texts", "instructions", "soft_tokens", "tokens", "seconds")
 
 _NOTES = """\
 Encoding texts of common nouns to vectors, tokenising included, with an untrained model; seconds are the median over
@@ -44,7 +44,7 @@ def speed_markdown(content: Mapping[str, Any]) -> str:
         _against_others(rows, rates),
         _growth(rows, "instructions", "instructions"),
         _growth(rows, "soft_tokens", "soft tokens"),
-        _growth(rows, "exit_layer", "layers"),
+        _exits(rows),
         _epochs(rows),
         _NOTES,
         f"Best rates: {rates['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s (product of the largest matrix of a layer), "
@@ -87,19 +87,30 @@ def _share(floor: float, row: Row) -> str:
 
 def _growth(rows: Sequence[Row], kind: str, label: str) -> str:
     """How the time grows over that of the first row."""
-    name = "layers" if kind == "exit_layer" else kind
     own = [row for row in rows if row["kind"] == kind and row["method"] == OURS]
     if not own:
         return ""
     lines = [
-        [str(row[name]), str(row["texts"]), f"{row['seconds']:.3g}", f"{speed_ratio(own[0], row):.2f}"] for row in own
+        [str(row[kind]), str(row["texts"]), f"{row['seconds']:.3g}", f"{speed_ratio(own[0], row):.2f}"] for row in own
     ]
-    table = markdown_table([label, "texts", "s", f"x {own[0][name]}"], lines)
+    table = markdown_table([label, "texts", "s", f"x {own[0][kind]}"], lines)
     alone = next((row for row in rows if row["kind"] == kind and row["method"] == ONE_BY_ONE), None)
     if alone is not None:
         base = next(row for row in own if row["instructions"] == alone["instructions"])
         table += f"\n{alone['instructions']} one by one: {speed_ratio(base, alone):.2f} times as long as together.\n"
     return table
+
+
+def _exits(rows: Sequence[Row]) -> str:
+    ways = {row["method"]: row for row in rows if row["kind"] == "exit_depth"}
+    if not ways:
+        return ""
+    full = ways[next(iter(EXITS))]
+    lines = [
+        [name, str(row["texts"]), f"{row['seconds']:.3g}", f"{speed_ratio(row, full):.2f}"]
+        for name, row in ways.items()
+    ]
+    return markdown_table(["texts go through", "texts", "s", "x faster"], lines)
 
 
 def _epochs(rows: Sequence[Row]) -> str:

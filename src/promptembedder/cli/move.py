@@ -34,7 +34,9 @@ def move(
     start: Annotated[str, typer.Option(help="ridge, procrustes, vocabulary (no parameters) or random.")] = "ridge",
     carried: Annotated[bool, typer.Option(help="Take along what the trained alignment learned.")] = True,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the trained difference; none: full.")] = None,
-    exit_layer: Annotated[str | None, typer.Option(help="Layers of the reader to keep: a number or auto.")] = None,
+    exit_depth: Annotated[
+        str | None, typer.Option(help="Share of the new reader's layers that texts go through, in (0, 1], or auto.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the reader: auto, float32, bfloat16 or float16.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task, drawn with the seed.")] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows of a step.")] = 24,
@@ -55,8 +57,8 @@ def move(
 
         kind = "vocabulary" if start == "vocabulary" else "linear"
         alignment = AlignmentConfig(kind=kind, start="ridge" if kind == "vocabulary" else start, rank=rank)
-        reader = BackboneConfig(source=to, dtype=dtype, layers=_layers(exit_layer))
-        target = Move(reader=reader, alignment=alignment, carried=carried)
+        reader = BackboneConfig(source=to, dtype=dtype)
+        target = Move(reader=reader, alignment=alignment, carried=carried, exit_depth=_depth(exit_depth))
         settings = {
             "data": {**_source(data, instruction or []), "limit": limit},
             "optim": {"steps": max(steps, 1), "batch_size": batch_size},
@@ -65,7 +67,7 @@ def move(
         if steps and data is None:
             raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed form alone.")
         moving = _Moving(model, target, settings, report, overwrite=overwrite)
-        result = moving.run(steps=steps, choose_exit=exit_layer == "auto")
+        result = moving.run(steps=steps, choose_exit=exit_depth == "auto")
     report.say(_table(result))
     report.say(f"Next: promptembedder evaluate {escape(str(output))} --tasks FILE")
     report.result(result)
@@ -91,14 +93,16 @@ class _Moving:
         named = self.settings["data"].keys() & {"mixture", "pairs"}
         data = load_training_data(recipe.data, seed=recipe.run.seed) if named else None
         model = PromptEmbedder.from_pretrained(self.source)
-        losses: dict[int, float] = {}
-        if choose_exit:
-            losses = self._choose_exit(model, data, recipe.run.seed)
-            recipe = self._recipe()
-            checkpoint = prepare_output(recipe, overwrite=self.overwrite)
+        if choose_exit and data is None:
+            raise ConfigError("--exit-depth auto compares losses and needs --data. Give it, or a number.")
         moved, fit = moved_model(model, self.target, data, seed=recipe.run.seed)
         model = None  # type: ignore[assignment]  # prompter and old reader leave the memory before training begins
         gc.collect()
+        losses: dict[float, float] = {}
+        if choose_exit and data is not None:
+            losses = self._choose_exit(moved, data, recipe.run.seed)
+            recipe = self._recipe()
+            checkpoint = prepare_output(recipe, overwrite=self.overwrite)
         self.report.say(
             f"{fit.shared_strings} shared strings; the map explains {fit.held_out_r2:.2f} of the variance of held-out "
             f"ones, and mapped lengths are {fit.norm_ratio:.2f} of the target's before they are matched"
@@ -112,7 +116,7 @@ class _Moving:
             "model": recipe.run.output,
             "from": self.source.name,
             "readers": list(moved.readers),
-            "layers": moved.encoder.reader.ref.layers,
+            "exit_depth": moved.exit_depth,
             "exit_losses": {str(depth): round(loss, 4) for depth, loss in losses.items()},
             "fit": dataclasses.asdict(fit),
             "steps": steps,
@@ -129,14 +133,13 @@ class _Moving:
         config = moved_config(model_config(read_manifest(self.source)), self.target)
         return from_mapping(Recipe, {"model": to_mapping(config), **self.settings})
 
-    def _choose_exit(self, model: "PromptEmbedder", data: "TrainingData | None", seed: int) -> dict[int, float]:
-        from promptembedder.training import chosen_exit_layer
+    def _choose_exit(self, moved: "PromptEmbedder", data: "TrainingData", seed: int) -> dict[float, float]:
+        from promptembedder.training import chosen_exit_depth
 
-        if data is None:
-            raise ConfigError("--exit-layer auto compares losses and needs --data. Give it, or a number of layers.")
-        layers, losses = chosen_exit_layer(model, self.target, data, seed=seed)
-        self.report.say(f"exit after {layers} layers; losses tried: {losses}")
-        self.target = dataclasses.replace(self.target, reader=dataclasses.replace(self.target.reader, layers=layers))
+        depth, losses = chosen_exit_depth(moved, data, seed=seed)
+        told = ", ".join(f"{loss:.3f} at {tried:g}" for tried, loss in losses.items())
+        self.report.say(f"texts go through {depth:g} of the layers; losses: {told}")
+        self.target = dataclasses.replace(self.target, exit_depth=depth)
         return losses
 
     def _train(self, moved: "PromptEmbedder", data: "TrainingData", recipe: "Recipe", checkpoint: Path | None) -> None:
@@ -161,18 +164,19 @@ def _source(data: Path | None, wordings: list[str]) -> dict[str, Any]:
     return {"pairs": str(data), "instructions": wordings}
 
 
-def _layers(exit_layer: str | None) -> int | None:
-    if exit_layer is None or exit_layer == "auto":
+def _depth(exit_depth: str | None) -> float | None:
+    if exit_depth is None or exit_depth == "auto":
         return None
-    if not exit_layer.isdigit() or int(exit_layer) < 1:
-        raise ConfigError(f"--exit-layer must be a number of layers or auto, got {exit_layer!r}.")
-    return int(exit_layer)
+    try:
+        return float(exit_depth)
+    except ValueError:
+        raise ConfigError(f"--exit-depth must be a number in (0, 1] or auto, got {exit_depth!r}.") from None
 
 
 def _table(result: dict[str, Any]) -> Table:
     table = Table(title=f"moved: {escape(result['model'])}", show_header=False, title_justify="left")
     table.add_row("opens on", escape(", ".join(result["readers"])))
-    table.add_row("layers", str(result["layers"]))
+    table.add_row("exit depth", f"{result['exit_depth']:g}")
     table.add_row("steps", str(result["steps"]))
     table.add_row("trained", f"{result['trained_bytes'] / 1e6:.1f} MB")
     table.add_row("alignment file", f"{result['alignment_file_bytes'] / 1e6:.1f} MB")

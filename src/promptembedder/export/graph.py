@@ -11,7 +11,7 @@ from promptembedder.backbones import Backbone
 from promptembedder.backbones.layers import decoder_layers
 from promptembedder.errors import ConfigError
 from promptembedder.models import SoftTokenEncoder
-from promptembedder.models.text_readout import own_tokens, readout_layers
+from promptembedder.models.text_readout import exit_layer, own_tokens, readout_layers
 from promptembedder.nn import pooled, text_positions, unit_vectors
 from promptembedder.shapes import Float, Int, Tensor
 
@@ -52,6 +52,9 @@ class OneInstruction(nn.Module):
             handles.append(layers[level * every].register_forward_pre_hook(_adder(addition)))
         if self.layers_read is not None:
             handles.append(layers[self.layers_read - 1].register_forward_hook(self._keep))
+        if self.encoder.settings.exit_depth < 1:  # deeper layers see texts as they were there; here they compute all
+            left = layers[exit_layer(self.encoder.settings, self.encoder.reader) :]
+            handles += [layer.register_forward_hook(_text_keeper(len(self.soft))) for layer in left]
         try:
             yield self
         finally:
@@ -128,6 +131,15 @@ def _masks(reader: Backbone, present: Int[Tensor, "batch seq"]) -> Any:
     if "sliding_attention" in kinds:
         return {kind: seen(window if kind == "sliding_attention" else None) for kind in kinds}
     return seen(None if kinds else window)
+
+
+def _text_keeper(count: int) -> Any:
+    def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        kept = torch.cat([inputs[0][:, :-count], states[:, -count:]], dim=1)
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    return keep
 
 
 def _adder(addition: Float[Tensor, "prompt dim_r"]) -> Any:

@@ -60,6 +60,8 @@ class ModelConfig:
         deep_every: Soft tokens also enter each such layer of the reader, through an alignment of its own; 0: the input
             alone.
         deep_rank: Rank of the alignments of the deeper layers.
+        exit_depth: Share of the reader's layers that a text goes through, in (0, 1]. Deeper ones, which soft tokens go
+            through all the same, see the text as it was there.
         text_weight: With which the mean of the text's own frozen states is added, in evaluation, to what the soft
             tokens made of it, both at length 1; 0: not at all.
         text_layers: Layers of the reader after which those states are taken; None: 30 % of them.
@@ -80,6 +82,7 @@ class ModelConfig:
     conditioning: str = "instruction"
     deep_every: int = 1
     deep_rank: int = 64
+    exit_depth: float = 1.0
     text_weight: float = 1.0
     text_layers: int | None = None
     text_rank: int = 128
@@ -98,11 +101,14 @@ class ModelConfig:
             raise ConfigError(f"text_weight must not be negative, got {self.text_weight}. Try 1, or 0 for none.")
         if self.text_layers is not None and self.text_layers < 1:
             raise ConfigError(f"text_layers must be at least 1, got {self.text_layers}. Leave it out for 30 %.")
+        if not 0 < self.exit_depth <= 1:
+            raise ConfigError(f"exit_depth must be above 0 and at most 1, got {self.exit_depth}. Try 0.7.")
         _choose("placement", self.placement, PLACEMENTS)
         _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
-        for name in ("deep_every", "text_weight"):
-            if getattr(self, name) and self.placement != "suffix":
+        asked = {"deep_every": self.deep_every, "text_weight": self.text_weight, "exit_depth": self.exit_depth < 1}
+        for name, is_asked in asked.items():
+            if is_asked and self.placement != "suffix":
                 raise ConfigError(f"{name} needs placement 'suffix': only there the text's states stay untouched.")
         if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
             raise ConfigError(

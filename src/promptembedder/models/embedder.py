@@ -1,5 +1,6 @@
 """The model that users touch: a SentenceTransformer whose prompt is the instruction."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.instructed import InstructedTransformer, saved_folder
 from promptembedder.models.model_card import PromptEmbedderCardData
 from promptembedder.models.parts import new_parts
+from promptembedder.models.text_readout import exit_layer
 from promptembedder.shapes import Float, Tensor
 
 if TYPE_CHECKING:
@@ -143,6 +145,21 @@ class PromptEmbedder(InstructedTransformer):
     @max_batch_tokens.setter
     def max_batch_tokens(self, value: int) -> None:
         self.encoder.reading.max_batch_tokens = value
+
+    @property
+    def exit_depth(self) -> float:
+        """Share of the reader's layers that a text goes through; may be changed at any time, and is saved.
+
+        Raises:
+            ConfigError: It is not in (0, 1], or the text's own states are taken deeper, or soft tokens come first.
+        """
+        return self.encoder.settings.exit_depth
+
+    @exit_depth.setter
+    def exit_depth(self, value: float) -> None:
+        settings = dataclasses.replace(self.encoder.settings, exit_depth=value)
+        exit_layer(settings, self.encoder.reader)
+        self.encoder.settings = settings
 
     @property
     def readers(self) -> tuple[str, ...]:

@@ -36,12 +36,14 @@ class Move:
         carried: Compose the trained alignment with a map from the old reader to the new one, so that what it learned
             comes along; else the alignment starts anew from the prompter's own table. A `random` start is always anew.
         text_layers: As in `ModelConfig`, of the new reader.
+        exit_depth: As in `ModelConfig`; None: that of the model.
     """
 
     reader: BackboneConfig
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     carried: bool = True
     text_layers: int | None = None
+    exit_depth: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +108,13 @@ def moved_encoder(
 def moved_config(config: ModelConfig, move: Move) -> ModelConfig:
     """The configuration of a model of `config` after the move; a depth in layers does not go with it to another LLM."""
     kept = config.text_layers if move.reader.source == config.reader.source else None
-    text_layers = move.text_layers or kept
-    return dataclasses.replace(config, reader=move.reader, alignment=move.alignment, text_layers=text_layers)
+    return dataclasses.replace(
+        config,
+        reader=move.reader,
+        alignment=move.alignment,
+        text_layers=move.text_layers or kept,
+        exit_depth=config.exit_depth if move.exit_depth is None else move.exit_depth,
+    )
 
 
 def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> tuple[Alignment, AlignmentFit]:

@@ -24,7 +24,7 @@ from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
 from promptembedder.models.text_reading import TextReading, TokenRow
-from promptembedder.models.text_readout import own_tokens, readout_layers
+from promptembedder.models.text_readout import exit_layer, own_tokens, readout_layers
 from promptembedder.models.text_state_store import TextStateStore
 from promptembedder.nn import (
     IdentityStartLinear,
@@ -67,6 +67,8 @@ class SoftTokenEncoder(TextEncoder):
             head: Maps the pooled state before that, if there is one.
         """
         super().__init__(reader, max_seq_length=settings.max_seq_length, positions_taken=settings.num_soft_tokens)
+        if settings.placement == "suffix":
+            exit_layer(settings, reader)  # told now, not at the first text
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
@@ -221,7 +223,8 @@ class SoftTokenEncoder(TextEncoder):
         """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
         ids, mask = self._padded(texts)
         layers = None if self.training else readout_layers(self.settings, self.reader)
-        return read_text(self.reader.decoder, ids, mask, hidden_layers=layers)
+        last = exit_layer(self.settings, self.reader)
+        return read_text(self.reader.decoder, ids, mask, hidden_layers=layers, exit_layer=last)
 
     def _padded(self, texts: Sequence[TokenRow]) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
         return left_padded_rows(texts, device=self.device, width=self._width_for(max(map(len, texts), default=0)))
@@ -246,8 +249,15 @@ class SoftTokenEncoder(TextEncoder):
             return self.embed_after(self.read_rows(texts), soft)
         ids, mask = self._padded(texts)
         inputs, additions = self._by_layer(soft)
-        layers = readout_layers(self.settings, self.reader)
-        after, hidden = read_text_and_after(self.reader.decoder, ids, mask, inputs, additions, hidden_layers=layers)
+        after, hidden = read_text_and_after(
+            self.reader.decoder,
+            ids,
+            mask,
+            inputs,
+            additions,
+            hidden_layers=readout_layers(self.settings, self.reader),
+            exit_layer=exit_layer(self.settings, self.reader),
+        )
         return self._finished(after, self._own_means(TextStates((), (), mask, hidden)))
 
     def embed_after(

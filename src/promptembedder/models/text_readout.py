@@ -1,14 +1,14 @@
-"""Where the states of texts lie before they say anything: the start of a text readout's centre."""
+"""How deep texts are read, and where their states lie before they say anything: the start of a readout's centre."""
 
 import torch
 
 from promptembedder.backbones import Backbone, read_hidden
-from promptembedder.errors import BackboneError
+from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.models.config import ModelConfig
 from promptembedder.nn import TextReadout, pooled
 from promptembedder.shapes import Int, Tensor
 
-__all__ = ["new_text_readout", "own_tokens", "readout_layers"]
+__all__ = ["exit_layer", "new_text_readout", "own_tokens", "readout_layers"]
 
 # A dozen different ones are enough: texts of five tasks, at 60 % of SmolLM2's depth, have a mean cosine of 0.89 as they
 # are, 0.17 around the mean of these, and 0.57 around that of random tokens.
@@ -57,6 +57,24 @@ def readout_layers(config: ModelConfig, reader: Backbone) -> int | None:
     if config.text_weight == 0:
         return None
     return config.text_layers or max(round(_DEPTH * reader.ref.layers), 1)
+
+
+def exit_layer(settings: ModelConfig, reader: Backbone) -> int:
+    """Layers of the reader that texts go through. Of the last one keys and values are enough, whatever `exit_depth` is.
+
+    Raises:
+        ConfigError: The text's own states are taken after more layers.
+    """
+    layers, taken = reader.ref.layers, readout_layers(settings, reader) or 1
+    if settings.exit_depth == 1:
+        return max(layers - 1, taken)
+    depth = max(round(settings.exit_depth * layers), 1)
+    if taken > depth:
+        raise ConfigError(
+            f"exit_depth {settings.exit_depth} is {depth} layers, and the text's own states are taken after {taken}. "
+            "Raise it, or lower text_layers."
+        )
+    return min(depth, max(layers - 1, taken))
 
 
 def own_tokens(mask: Int[Tensor, "batch seq"], reader: Backbone) -> Int[Tensor, "batch seq"]:

@@ -82,18 +82,21 @@ class TextStateStore:
     made room for the latest the next epoch would find nothing.
     """
 
-    def __init__(self, config: TextStatesConfig, reader: BackboneRef) -> None:
+    def __init__(self, config: TextStatesConfig, reader: BackboneRef, *, exit_depth: float = 1.0) -> None:
         """Open the folder, if there is one.
 
+        Args:
+            exit_depth: The depth at which texts leave the reader: see `ModelConfig`.
+
         Raises:
-            ConfigError: The folder holds states of another reader or kind, or its disk has too little space.
+            ConfigError: The folder holds states of another reader, depth or kind, or its disk has too little space.
         """
         self._config = config
         self._layout: StatesLayout | None = None
         self._memory: dict[str, PackedText] = {}
         self._memory_bytes = 0
         self._memory_full = False
-        self._disk = None if config.folder is None else _DiskTier(Path(config.folder), config, reader)
+        self._disk = None if config.folder is None else _DiskTier(Path(config.folder), config, reader, exit_depth)
 
     def __len__(self) -> int:
         """Texts held."""
@@ -150,11 +153,12 @@ class TextStateStore:
 class _DiskTier:
     """Safetensors shards, read by memory map, and an index with the checksum of each text."""
 
-    def __init__(self, folder: Path, config: TextStatesConfig, reader: BackboneRef) -> None:
+    def __init__(self, folder: Path, config: TextStatesConfig, reader: BackboneRef, exit_depth: float) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         own = {"fingerprint": reader.fingerprint, "layers": reader.layers, "dtype": reader.dtype}
         own |= {} if reader.quantization is None else {"quantization": reader.quantization}
+        own |= {} if exit_depth == 1 else {"exit_depth": exit_depth}
         _check_owner(folder, {"format": _FORMAT, "kind": config.kind, "reader": own})
         self._index = _read_index(folder / _INDEX)
         self._bytes = sum(place.bytes for place in self._index.values())

@@ -4,7 +4,7 @@ from promptembedder.training.collator import InstructionCollator, Wordings
 from promptembedder.training.health import HealthConfig
 from promptembedder.training.losses import OwnNegativesLoss, StepwiseLoss, contrastive_loss
 from promptembedder.training.metrics import JsonlMetrics
-from promptembedder.training.moving import chosen_exit_layer, move_embedder, moved_model
+from promptembedder.training.moving import chosen_exit_depth, move_embedder, moved_model
 from promptembedder.training.ranks import Ranks, joined_ranks, leave_ranks
 from promptembedder.training.recipe import (
     ANY_COLUMNS,
@@ -38,7 +38,7 @@ __all__ = [
     "TrainingData",
     "TrainingResult",
     "Wordings",
-    "chosen_exit_layer",
+    "chosen_exit_depth",
     "contrastive_loss",
     "joined_ranks",
     "leave_ranks",

@@ -13,10 +13,11 @@ from promptembedder.training.recipe import OptimConfig, Recipe, RunConfig
 from promptembedder.training.run import fit_to_texts, held_out_loss, train_model
 from promptembedder.training.tasks import TaskData, TrainingData, task_data
 
-__all__ = ["chosen_exit_layer", "move_embedder", "moved_model"]
+__all__ = ["chosen_exit_depth", "move_embedder", "moved_model"]
 
 _TEXTS_TO_CARRY = 200  # some thousand places where both readers end a token
-_DEPTHS = (0.5, 0.625, 0.75, 0.875, 1.0)  # of a reader's layers, tried as exits
+_DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # tried as exits
+_MOST_LOSS = 1.02  # of an exit, times that of all layers
 _ROWS = 96  # of each task, for the loss that chooses among them
 
 
@@ -94,22 +95,21 @@ def move_embedder(
     return moved.eval()
 
 
-def chosen_exit_layer(
-    model: PromptEmbedder, move: Move, data: TrainingData, *, cache_folder: Path | None = None, seed: int = 0
-) -> tuple[int, dict[int, float]]:
-    """How many layers of the reader to keep: those with the least loss at the closed form; and the losses tried.
+def chosen_exit_depth(model: PromptEmbedder, data: TrainingData, *, seed: int = 0) -> tuple[float, dict[float, float]]:
+    """At which depth texts can leave the reader: the least whose loss is no more than 2 % above that of all layers.
 
-    The loss is that of some held-out rows of each task, or of training rows where none are held out.
+    The model has that depth from then on. The loss is that of some held-out rows of each task, or of training rows
+    where none are held out.
+
+    Returns:
+        The depth, and the losses of all depths tried.
     """
-    deepest, _ = moved_model(model, move, data, cache_folder=cache_folder, seed=seed)
-    layers = deepest.encoder.reader.ref.layers
-    losses = {layers: _loss(deepest, data, seed)}
-    del deepest
-    for depth in sorted({max(round(part * layers), 1) for part in _DEPTHS} - {layers}):
-        shorter = dataclasses.replace(move, reader=dataclasses.replace(move.reader, layers=depth))
-        moved, _ = moved_model(model, shorter, data, cache_folder=cache_folder, seed=seed)
-        losses[depth] = _loss(moved, data, seed)
-    return min(losses, key=lambda depth: losses[depth]), dict(sorted(losses.items()))
+    losses = {}
+    for depth in _DEPTHS:
+        model.exit_depth = depth
+        losses[depth] = _loss(model, data, seed)
+    model.exit_depth = min(depth for depth, loss in losses.items() if loss <= _MOST_LOSS * losses[1.0])
+    return model.exit_depth, losses
 
 
 def _loss(model: PromptEmbedder, data: TrainingData, seed: int) -> float:

@@ -143,7 +143,7 @@ def _kept_text_states(encoder: TextEncoder, recipe: Recipe) -> Iterator[None]:
         yield
         return
     assert isinstance(encoder, SoftTokenEncoder)  # the recipe has seen to it
-    encoder.text_states = TextStateStore(recipe.text_states, encoder.reader.ref)
+    encoder.text_states = TextStateStore(recipe.text_states, encoder.reader.ref, exit_depth=encoder.settings.exit_depth)
     try:
         yield
     finally:
