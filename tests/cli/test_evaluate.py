@@ -96,6 +96,19 @@ def test_a_results_file_records_what_the_scores_hang_on(
     assert json.loads(result.stdout) == content
 
 
+def test_texts_can_leave_the_reader_early(run: Run, saved_model: Path, task_file: Path) -> None:
+    words = ("evaluate", saved_model, "--tasks", task_file, "--only", "Pairs[1]", "--json")
+    found = {depth: json.loads(run(*words, "--exit-depth", depth).stdout) for depth in (0.34, 1.0)}
+    assert {depth: content["options"]["exit_depth"] for depth, content in found.items()} == {0.34: 0.34, 1.0: 1.0}
+    assert found[0.34]["mean"] != found[1.0]["mean"]
+    for model, depth, said in (
+        (saved_model, 1.5, "at most 1, got 1.5"),
+        ("frozen:mean:random:tiny-llama", 0.7, "is no PromptEmbedder: its texts leave no layer early. Leave 0.7 out"),
+    ):
+        result = run("evaluate", model, "--tasks", task_file, "--exit-depth", depth)
+        assert (result.exit_code, said in result.stderr.replace("\n", " ")) == (2, True)
+
+
 def test_paraphrases_give_mean_spread_and_the_worth_of_the_right_instruction(
     run: Run, saved_model: Path, task_file: Path
 ) -> None:

@@ -58,6 +58,10 @@ METHODS = {
         about="with the first 21 layers of the reader alone, 70 % of SmolLM2's",
         changes={"model": {"reader": {"layers": 21}, "text_layers": 9}},
     ),
+    "promptembedder-exit-0.7": Method(
+        about="trained with texts that leave the reader after 0.7 of its layers",
+        changes={"model": {"exit_depth": 0.7}},
+    ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",

@@ -40,6 +40,7 @@ class _Options:
     paraphrases: bool
     reader: str | None
     quantization: str | None
+    exit_depth: float | None
     batch_size: int
     max_length: int | None
     output: Path | None
@@ -69,6 +70,9 @@ def evaluate(
     ] = False,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
+    exit_depth: Annotated[
+        float | None, typer.Option(help="Share of the reader's layers that texts go through; by default the model's own.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 64,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens read of each text; by default the model's own.")
@@ -91,6 +95,7 @@ def evaluate(
         paraphrases=paraphrases,
         reader=reader,
         quantization=quantization,
+        exit_depth=exit_depth,
         batch_size=batch_size,
         max_length=max_length,
         output=output,
@@ -113,7 +118,9 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     tasks = _tasks(options)
     from promptembedder.models import open_model
 
-    opened = open_model(options.model, reader=options.reader, quantization=options.quantization)
+    opened = open_model(
+        options.model, reader=options.reader, quantization=options.quantization, exit_depth=options.exit_depth
+    )
     if options.max_length is not None:
         opened.model.max_seq_length = options.max_length
     if options.paraphrases and not opened.takes_instructions:

@@ -47,6 +47,7 @@ def open_model(
     *,
     reader: str | None = None,
     quantization: str | None = None,
+    exit_depth: float | None = None,
     cache_folder: Path | None = None,
     device: str | None = None,
 ) -> OpenedModel:
@@ -57,11 +58,12 @@ def open_model(
             the distribution of an installed sentence-transformers model; or folder or hub id of one.
         reader: For a PromptEmbedder that was moved: the LLM to open it on.
         quantization: For a PromptEmbedder: of its reader.
+        exit_depth: For a PromptEmbedder: the share of its reader's layers that texts go through.
 
     Raises:
         ModelFormatError: It is none of these, a damaged one, or cannot be opened on the reader.
         BackboneError: A backbone is missing.
-        ConfigError: A frozen way is unknown.
+        ConfigError: A frozen way is unknown, or the depth is none.
     """
     folder = None if name.startswith("frozen:") else _own_folder(name)
     is_dual = folder is not None and read_manifest(folder).kind == KIND
@@ -69,6 +71,8 @@ def open_model(
         raise ModelFormatError(f"{name} is no PromptEmbedder, so it has one reader. Leave {reader!r} out.")
     if quantization is not None and not is_dual:
         raise ModelFormatError(f"{name} is no PromptEmbedder: its reader cannot be quantised here. Leave it out.")
+    if exit_depth is not None and not is_dual:
+        raise ModelFormatError(f"{name} is no PromptEmbedder: its texts leave no layer early. Leave {exit_depth} out.")
     if name.startswith("frozen:"):
         return _frozen(name, cache_folder, device)
     if folder is not None:
@@ -77,6 +81,7 @@ def open_model(
             opened = PromptEmbedder.from_pretrained(
                 folder, reader=reader, quantization=quantization, cache_folder=cache_folder, device=device
             )
+            opened.exit_depth = opened.exit_depth if exit_depth is None else exit_depth
         else:
             opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
         fingerprint = opened.text_encoder.reader.ref.fingerprint
