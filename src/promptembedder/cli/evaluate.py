@@ -71,7 +71,8 @@ def evaluate(
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
     exit_depth: Annotated[
-        float | None, typer.Option(help="Share of the reader's layers that texts go through; by default the model's own.")
+        float | None,
+        typer.Option(help="Share of the reader's layers that texts go through; by default the model's own."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 64,
     max_length: Annotated[
