@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import Manifest, read_manifest, seal_folder, whole_folder, write_manifest
@@ -41,8 +41,9 @@ def compile_(
         target = model if output is None else output
         if target.exists() and not target.samefile(model):
             raise DataError(f"{target} exists. Name a new folder, or leave it out to add to {model} itself.")
-        from promptembedder.data import clean_text  # seconds to import
-        from promptembedder.models import PromptEmbedder
+        with importing():  # seconds
+            from promptembedder.data import clean_text
+            from promptembedder.models import PromptEmbedder
 
         asked = [clean_text(text).strip() for text in instruction]
         if not all(asked):

@@ -1,5 +1,6 @@
 """How commands speak: results to stdout, progress and logs to stderr, one line for a mistake."""
 
+import gc
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from rich.logging import RichHandler
 
 from promptembedder.errors import PromptEmbedderError
 
-__all__ = ["Report", "one_line_errors", "prepare"]
+__all__ = ["Report", "importing", "one_line_errors", "prepare"]
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -54,6 +55,18 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         err.print("stopped", style="yellow")
         raise typer.Exit(130) from error
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While this lasts Python looks for no garbage: modules are none, and looking takes a sixth of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def prepare() -> None:

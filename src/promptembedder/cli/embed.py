@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.cli.row_progress import corpus_progress, row_count
@@ -115,8 +115,9 @@ def embed(
         if keep or engine != "local" or workers > 1:
             raise ConfigError(f"keep, engine and workers are for shards, and {output} is one file. Name a folder.")
         manifest = read_manifest(model)
-        from promptembedder.batch import EmbedSettings, check_files, embed_files  # seconds to import
-        from promptembedder.models import PromptEmbedder, manifest_on, model_config
+        with importing():  # seconds
+            from promptembedder.batch import EmbedSettings, check_files, embed_files
+            from promptembedder.models import PromptEmbedder, manifest_on, model_config
 
         manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction
@@ -147,7 +148,8 @@ def embed(
 def _embed_corpus(
     report: Report, model: Path, files: list[str], output: Path, options: dict[str, Any], keep: list[str]
 ) -> None:
-    from promptembedder.batch import CorpusSettings, KeptColumn, embed_corpus  # seconds to import
+    with importing():  # seconds
+        from promptembedder.batch import CorpusSettings, KeptColumn, embed_corpus
 
     settings = CorpusSettings(**options, kept=tuple(KeptColumn.parsed(column) for column in keep))
     with corpus_progress() as on_progress:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptembedder.cli.console import Report
+from promptembedder.cli.console import Report, importing
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import MANIFEST_NAME
 
@@ -56,8 +56,9 @@ def print_vectors(
 
 
 def _opened(model: str, *, reader: str | None, quantization: str | None) -> "PromptEmbedder":
-    from promptembedder import PromptEmbedder  # seconds to import
-    from promptembedder.models import is_hub_id
+    with importing():  # seconds
+        from promptembedder import PromptEmbedder
+        from promptembedder.models import is_hub_id
 
     if (Path(model) / MANIFEST_NAME).is_file() or is_hub_id(model):
         return PromptEmbedder.from_pretrained(model, reader=reader, quantization=quantization)

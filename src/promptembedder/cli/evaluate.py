@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from promptembedder.cli.console import Report, err, one_line_errors
+from promptembedder.cli.console import Report, err, importing, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, versions, write_json
@@ -134,7 +134,8 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
 
 
 def _tasks(options: _Options) -> "Tasks":
-    from promptembedder.evaluation import hub_tasks, read_tasks, subsample
+    with importing():  # seconds
+        from promptembedder.evaluation import hub_tasks, read_tasks, subsample
 
     if not _is_file(options.tasks):
         if options.limit is not None or options.only:

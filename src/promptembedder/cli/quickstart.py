@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 
 __all__ = ["quickstart"]
@@ -35,9 +35,10 @@ def quickstart(
     """
     report = Report(as_json)
     with one_line_errors():
-        from promptembedder.backbones import BackboneConfig  # seconds to import
-        from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe
-        from promptembedder.training import OptimConfig
+        with importing():  # seconds
+            from promptembedder.backbones import BackboneConfig
+            from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe
+            from promptembedder.training import OptimConfig
 
         recipe = quickstart_recipe(
             str(output),

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from promptembedder.cli.console import Report, err, one_line_errors
+from promptembedder.cli.console import Report, err, importing, one_line_errors
 from promptembedder.cli.instructions import asked_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
@@ -107,9 +107,10 @@ class _Found:
 def _in_file(
     asked: _Query, corpus: Path, document_instruction: str | None, text_column: str | None, id_column: str | None
 ) -> _Found:
-    from promptembedder.data import read_texts  # seconds to import
-    from promptembedder.models import PromptEmbedder, manifest_on, model_config
-    from promptembedder.search import build_index
+    with importing():  # seconds
+        from promptembedder.data import read_texts
+        from promptembedder.models import PromptEmbedder, manifest_on, model_config
+        from promptembedder.search import build_index
 
     rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
     manifest = manifest_on(read_manifest(asked.model), asked.reader, asked.model)
@@ -128,8 +129,9 @@ def _in_file(
 
 
 def _in_table(asked: _Query, folder: Path, where: str | None) -> _Found:
-    from promptembedder.models import PromptEmbedder, manifest_on, model_config
-    from promptembedder.search import VectorTable
+    with importing():
+        from promptembedder.models import PromptEmbedder, manifest_on, model_config
+        from promptembedder.search import VectorTable
 
     table = VectorTable(folder)
     manifest = manifest_on(read_manifest(asked.model), asked.reader, asked.model)

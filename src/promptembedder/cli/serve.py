@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.extras import require
@@ -82,14 +82,15 @@ def serve(
         # before torch is imported, which reads it once: of oneDNN, which keeps a kernel for each shape that it has
         # multiplied, 1024 by default, hundreds of megabytes where texts have every length
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        from promptembedder.server import (
-            ApiKeys,
-            ComputeSettings,
-            Limits,
-            ServerSettings,
-            listening_socket,
-            otlp_tracer,
-        )
+        with importing():  # seconds
+            from promptembedder.server import (
+                ApiKeys,
+                ComputeSettings,
+                Limits,
+                ServerSettings,
+                listening_socket,
+                otlp_tracer,
+            )
 
         settings = ServerSettings(
             model_name=model_name or model.resolve().name.replace("@", "-"),

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, words
 from promptembedder.errors import ConfigError
 from promptembedder.storage import from_mapping, read_yaml, yaml_value
@@ -74,7 +74,8 @@ def train(
             if value is not None:
                 _put(content, path, value)
         whole = _with_changes(content, changes)
-        from promptembedder.training import joined_ranks, leave_ranks
+        with importing():  # seconds
+            from promptembedder.training import joined_ranks, leave_ranks
 
         ranks = joined_ranks()
         report = Report(as_json, speaks=ranks.is_first)
