@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+gc.disable()  # while modules are imported, as the program does; on again when all tests are collected
+
 if TYPE_CHECKING:  # importing them takes seconds, and half of the tests need no model
     from promptembedder import ModelConfig, PromptEmbedder
     from promptembedder.backbones import Backbone
@@ -52,6 +54,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the collector pass over what was imported: each training ends with a full collection, half a second of it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from promptembedder.batch import ShardFolder
+from promptembedder.batch import CorpusSettings, ShardFolder, embed_corpus
 from promptembedder.benchmarks import CorpusBenchSettings, corpus_markdown, run_corpus, write_corpus
-from promptembedder.benchmarks.corpus_runs import EmbedRun, check_output, made_corpus, made_model
+from promptembedder.benchmarks.corpus_runs import check_output, made_corpus, made_model
 from promptembedder.errors import ConfigError, DataError
 
 
@@ -30,10 +30,8 @@ def test_a_size_is_measured_and_its_output_checked(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    run = EmbedRun.of(
-        made_model(folder), made_corpus(folder / "c.jsonl", 9, seed=1), folder / "out", ["--shard-rows", "3"]
-    )
-    assert run.said is not None, run.complaint
+    corpus = made_corpus(folder / "c.jsonl", 9, seed=1)
+    embed_corpus(made_model(folder), [str(corpus)], folder / "out", settings=CorpusSettings(shard_rows=3))
     return folder / "out"
 
 

