@@ -137,6 +137,8 @@ def test_what_an_engine_cannot_compute_is_refused_by_the_name_of_its_setting(
 ) -> None:
     with pytest.raises(ConfigError, match="deep_every 1 .*text_weight 1 .*Train with deep_every: 0, text_weight: 0"):
         export_soft_tokens(new_model(), tmp_path / "out", instructions=[FIRST])
+    with pytest.raises(ConfigError, match="exit_depth 0.34 ends the reading.*Train with exit_depth: 1"):
+        export_soft_tokens(new_model(**STOCK, exit_depth=0.34), tmp_path / "out", instructions=[FIRST])
     by_text = new_model(**STOCK, conditioning="instruction_and_text")
     with pytest.raises(ConfigError, match="Train with conditioning: instruction"):
         export_soft_tokens(by_text, tmp_path / "out", instructions=[FIRST])

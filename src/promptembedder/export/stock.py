@@ -19,8 +19,8 @@ def require_stock(encoder: SoftTokenEncoder, *, leave_out_text: bool = False) ->
         leave_out_text: Export the vector without the text's own states: that of the same model with text_weight 0.
 
     Raises:
-        ConfigError: Soft tokens enter deeper layers or depend on the text, the text's own states are added, or the
-            reader is quantised.
+        ConfigError: Soft tokens enter deeper layers or depend on the text, texts leave the reader early, their own
+            states are added, or the reader is quantised.
     """
     settings = encoder.settings
     gaps, mends = [], []
@@ -30,6 +30,9 @@ def require_stock(encoder: SoftTokenEncoder, *, leave_out_text: bool = False) ->
     if settings.deep_every:
         gaps.append(f"deep_every {settings.deep_every} puts soft tokens into deeper layers, too")
         mends.append("deep_every: 0")
+    if settings.exit_depth < 1:
+        gaps.append(f"exit_depth {settings.exit_depth:g} ends the reading of a text early")
+        mends.append("exit_depth: 1")
     leave_out = ""
     if settings.text_weight and not leave_out_text:
         gaps.append(f"text_weight {settings.text_weight:g} adds states from inside the reader")
