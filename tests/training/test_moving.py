@@ -239,6 +239,13 @@ def test_the_earliest_exit_that_costs_no_loss_is_chosen(
     assert chosen_exit_depth(model, data)[0] == 0.4
 
 
+def test_no_exit_is_tried_above_the_text_s_own_states(new_model: NewModel, data: TrainingData) -> None:
+    model, _ = moved_model(
+        new_model("tiny-qwen3", "tiny-llama"), Move(reader=reader("tiny-gemma3"), text_layers=2), data
+    )
+    assert list(chosen_exit_depth(model, data)[1]) == [0.5, 0.6, 0.7, 0.8, 1.0]
+
+
 def test_an_exit_goes_along_with_a_move_or_is_named(new_model: NewModel, data: TrainingData) -> None:
     model = new_model("tiny-qwen3", "tiny-llama", exit_depth=0.4)
     for named, depth in ((None, 0.4), (0.9, 0.9)):

@@ -66,6 +66,8 @@ def move(
         }
         if steps and data is None:
             raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed form alone.")
+        if exit_depth == "auto" and data is None:
+            raise ConfigError("--exit-depth auto compares losses and needs --data. Give it, or a number.")
         moving = _Moving(model, target, settings, report, overwrite=overwrite)
         result = moving.run(steps=steps, choose_exit=exit_depth == "auto")
     report.say(_table(result))
@@ -93,8 +95,6 @@ class _Moving:
         named = self.settings["data"].keys() & {"mixture", "pairs"}
         data = load_training_data(recipe.data, seed=recipe.run.seed) if named else None
         model = PromptEmbedder.from_pretrained(self.source)
-        if choose_exit and data is None:
-            raise ConfigError("--exit-depth auto compares losses and needs --data. Give it, or a number.")
         moved, fit = moved_model(model, self.target, data, seed=recipe.run.seed)
         model = None  # type: ignore[assignment]  # prompter and old reader leave the memory before training begins
         gc.collect()

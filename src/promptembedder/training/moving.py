@@ -98,15 +98,18 @@ def move_embedder(
 def chosen_exit_depth(model: PromptEmbedder, data: TrainingData, *, seed: int = 0) -> tuple[float, dict[float, float]]:
     """At which depth texts can leave the reader: the least whose loss is no more than 2 % above that of all layers.
 
-    The model has that depth from then on. The loss is that of some held-out rows of each task, or of training rows
-    where none are held out.
+    The model has that depth from then on. Depths that it cannot have are not tried. The loss is that of some held-out
+    rows of each task, or of training rows where none are held out.
 
     Returns:
         The depth, and the losses of all depths tried.
     """
     losses = {}
     for depth in _DEPTHS:
-        model.exit_depth = depth
+        try:
+            model.exit_depth = depth
+        except ConfigError:  # the text's own states are taken deeper
+            continue
         losses[depth] = _loss(model, data, seed)
     model.exit_depth = min(depth for depth, loss in losses.items() if loss <= _MOST_LOSS * losses[1.0])
     return model.exit_depth, losses
