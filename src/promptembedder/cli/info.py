@@ -58,6 +58,8 @@ def _table(content: dict[str, Any]) -> Table:
         table.add_row("opens also on", _backbone(other["backbone"]))
         table.add_row("", other["backbone"]["fingerprint"])
     table.add_row("soft tokens", f"{config['num_soft_tokens']}, {config['placement']}, pooling {config['pooling']}")
+    if config.get("exit_depth", 1) != 1:
+        table.add_row("exit depth", escape(f"{config['exit_depth']} of the reader's layers"))
     table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
     table.add_row("instructions", escape("\n".join(content["instructions"])) or "none compiled")
     table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
