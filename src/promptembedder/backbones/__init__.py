@@ -1,7 +1,7 @@
 """What we need of a foreign LLM: its weights, input table, text states and quirks."""
 
 from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
-from promptembedder.backbones.batching import like_length_batches
+from promptembedder.backbones.batching import few_widths, like_length_batches
 from promptembedder.backbones.gguf import converted_gguf
 from promptembedder.backbones.hub import hub_refusal
 from promptembedder.backbones.layers import decoder_layers
@@ -39,6 +39,7 @@ __all__ = [
     "converted_gguf",
     "decoder_layers",
     "default_cache_folder",
+    "few_widths",
     "find_source",
     "gathered_states",
     "hub_refusal",

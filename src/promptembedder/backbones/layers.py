@@ -52,13 +52,12 @@ class ExitCache(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Keep a layer's keys and values, or hold those of a deeper one for the states that go on."""
-        if self._held is not None:  # of the states that go on these are no others than the last ones held
+        if self._held is not None:  # the states that go on: theirs are among those held
             held, self._held = self._held, None
             return held
+        kept = key_states, value_states
         if not self.after:
             kept = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        else:
-            kept = key_states, value_states
         if layer_idx < self._exit_layer:
             return kept
         if self.after:

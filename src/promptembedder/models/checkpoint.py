@@ -9,11 +9,18 @@ import torch
 from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError, shown
 from promptembedder.models.config import ModelConfig
-from promptembedder.models.parts import Alignment, Parts, PrompterAway, new_deep_alignment, new_prompter
+from promptembedder.models.parts import (
+    Alignment,
+    Parts,
+    PrompterAway,
+    level_count,
+    new_deep_alignment,
+    new_head,
+    new_prompter,
+)
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.reader_side import ReaderEntry, ReaderSide, chosen_entry, entries_of, load_side, save_side
 from promptembedder.models.self_test import SELF_TEST_NAME, SelfTest
-from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.models.trained_state import restore_tensors, trained_state
 from promptembedder.nn import AlignmentConfig, LinearAlignment, LinearMap, VocabularyAlignment

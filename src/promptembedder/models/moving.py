@@ -16,8 +16,7 @@ from promptembedder.models.checkpoint import side_of
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.dual_encoder import DualEncoder
 from promptembedder.models.hidden_maps import hidden_maps
-from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_deep_alignment
-from promptembedder.models.soft_token_encoder import new_head
+from promptembedder.models.parts import Alignment, Parts, fit_alignment, measured_fit, new_deep_alignment, new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import AlignmentConfig, AlignmentFit, DeepAlignment, LinearAlignment, LinearMap
 

@@ -12,7 +12,6 @@ from promptembedder.errors import BackboneError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.prompter import Prompter
 from promptembedder.models.reader_side import ReaderSide
-from promptembedder.models.soft_token_encoder import level_count, new_head
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import (
     AlignmentConfig,
@@ -33,8 +32,10 @@ __all__ = [
     "Parts",
     "PrompterAway",
     "fit_alignment",
+    "level_count",
     "measured_fit",
     "new_deep_alignment",
+    "new_head",
     "new_parts",
     "new_prompter",
 ]
@@ -116,6 +117,17 @@ def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, see
     return DeepAlignment(
         dim_p=dim_p, dim_r=reader.dim, depths=depths, prompt=config.num_soft_tokens, rank=config.deep_rank, seed=seed
     )
+
+
+def level_count(settings: ModelConfig, reader: Backbone) -> int:
+    """Places where soft tokens enter the reader: the input, and each `deep_every`-th layer."""
+    every = settings.deep_every
+    return 1 + (len(range(every, reader.ref.layers, every)) if every else 0)
+
+
+def new_head(settings: ModelConfig, reader: Backbone) -> IdentityStartLinear | None:
+    """The map on the pooled state that `settings` names, still the identity; None if it names none."""
+    return IdentityStartLinear(reader.dim) if settings.head else None
 
 
 def new_prompter(backbone: Backbone, config: ModelConfig, *, anchored: bool | None = None, seed: int = 0) -> Prompter:

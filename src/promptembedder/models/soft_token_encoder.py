@@ -10,6 +10,7 @@ import torch
 from promptembedder.backbones import (
     Backbone,
     TextStates,
+    few_widths,
     gathered_states,
     read_after,
     read_each_after,
@@ -38,10 +39,6 @@ from promptembedder.nn import (
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
-
-# What a width is rounded up to a multiple of, by the width from which on a larger one serves: a few percent of padding.
-_WIDTH_STEPS = ((64, 8), (256, 16))
-_LARGEST_WIDTH_STEP = 32
 
 
 class SoftTokenEncoder(TextEncoder):
@@ -230,16 +227,10 @@ class SoftTokenEncoder(TextEncoder):
         return left_padded_rows(texts, device=self.device, width=self._width_for(max(map(len, texts), default=0)))
 
     def _width_for(self, longest: int) -> int:
-        """Columns of a batch of texts: of few different widths where each new one costs memory for good.
-
-        For half-precision matrices on a CPU oneDNN makes a kernel for each number of rows and never drops one: up to
-        1 MB for each new product of batch size and width, measured on a reader of 135M parameters.
-        """
+        """Columns of a batch of texts: of few different widths where each new one costs memory for good."""
         if self.device.type != "cpu" or self.reader.decoder.dtype.itemsize != 2:
             return longest
-        with_soft = longest + self.settings.num_soft_tokens
-        step = next((step for below, step in _WIDTH_STEPS if with_soft <= below), _LARGEST_WIDTH_STEP)
-        return -(-with_soft // step) * step - self.settings.num_soft_tokens
+        return few_widths(longest + self.settings.num_soft_tokens) - self.settings.num_soft_tokens
 
     def embed_rows(
         self, texts: Sequence[TokenRow], soft: Float[Tensor, "batch prompt width"]
@@ -401,14 +392,3 @@ def _token_rows(features: dict[str, Any]) -> list[TokenRow]:
     """The token ids of each text of a batch, wherever its padding is."""
     rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
     return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]
-
-
-def level_count(settings: ModelConfig, reader: Backbone) -> int:
-    """Places where soft tokens enter the reader: the input, and each `deep_every`-th layer."""
-    every = settings.deep_every
-    return 1 + (len(range(every, reader.ref.layers, every)) if every else 0)
-
-
-def new_head(settings: ModelConfig, reader: Backbone) -> IdentityStartLinear | None:
-    """The map on the pooled state that `settings` names, still the identity; None if it names none."""
-    return IdentityStartLinear(reader.dim) if settings.head else None

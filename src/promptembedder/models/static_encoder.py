@@ -12,7 +12,8 @@ from promptembedder.backbones import Backbone, read_text
 from promptembedder.errors import ConfigError
 from promptembedder.models.baseline_checkpoint import load_baseline, restore_baseline, save_baseline
 from promptembedder.models.config import BaselineConfig, ModelConfig
-from promptembedder.models.soft_token_encoder import SoftTokenEncoder, level_count, new_head
+from promptembedder.models.parts import level_count, new_head
+from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.models.text_readout import new_text_readout
 from promptembedder.nn import pooled, unit_vectors

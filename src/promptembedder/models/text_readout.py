@@ -66,8 +66,6 @@ def exit_layer(settings: ModelConfig, reader: Backbone) -> int:
         ConfigError: The text's own states are taken after more layers.
     """
     layers, taken = reader.ref.layers, readout_layers(settings, reader) or 1
-    if settings.exit_depth == 1:
-        return max(layers - 1, taken)
     depth = max(round(settings.exit_depth * layers), 1)
     if taken > depth:
         raise ConfigError(
