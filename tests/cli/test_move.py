@@ -111,6 +111,7 @@ def test_an_exit_is_chosen_by_loss_or_named(saved_model: Path, pairs: Path, tmp_
     named = last(run(*words, "--exit-depth", 0.5, "-o", tmp_path / "named"))
     assert (named["exit_depth"], named["exit_losses"]) == (0.5, {})
     assert PromptEmbedder.from_pretrained(tmp_path / "named", device="cpu").exit_depth == 0.5
+    assert "0.5 of the reader's layers" in run("info", tmp_path / "named").stdout
 
 
 @pytest.mark.parametrize(
