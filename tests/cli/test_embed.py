@@ -69,6 +69,9 @@ def test_the_prompter_is_loaded_only_for_an_instruction_that_is_not_compiled(
         result = run("embed", saved_model, corpus, *asked, "-o", tmp_path / "out.parquet", "--overwrite", "--json")
         assert result.exit_code == 0
         assert (loaded[-1].encoder.prompter is not None) == with_prompter
+        assert run("embed", saved_model, "--text", "a river", *asked).exit_code == 0
+        assert len(loaded) % 2 == 0
+        assert (loaded[-1].encoder.prompter is not None) == with_prompter
     default = loaded[-1].encoder.settings.default_instruction
     assert json.loads(result.stdout)["columns"] == {"embedding": default}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from promptembedder.cli.console import Report, importing
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.storage import MANIFEST_NAME
+from promptembedder.storage import MANIFEST_NAME, read_manifest
 
 if TYPE_CHECKING:
     from promptembedder import PromptEmbedder
@@ -39,7 +39,7 @@ def print_vectors(
         DataError: There is no text.
         BackboneError: There is neither such a model nor such a backbone.
     """
-    embedder = _opened(model, reader=reader, quantization=quantization)
+    embedder = _opened(model, instructions, reader=reader, quantization=quantization)
     embedder.max_batch_tokens = max_batch_tokens
     asked = [embedder.encoder.instruction_of(words) for words in instructions or ("",)]
     count = 0
@@ -55,13 +55,24 @@ def print_vectors(
     report.result({"texts": count, "instructions": asked, "dim": embedder.encoder.reader.dim})
 
 
-def _opened(model: str, *, reader: str | None, quantization: str | None) -> "PromptEmbedder":
+def _opened(
+    model: str, instructions: Sequence[str], *, reader: str | None, quantization: str | None
+) -> "PromptEmbedder":
     with importing():  # seconds
         from promptembedder import PromptEmbedder
-        from promptembedder.models import is_hub_id
+        from promptembedder.data import clean_instruction
+        from promptembedder.models import is_hub_id, manifest_on, model_config, saved_folder
 
     if (Path(model) / MANIFEST_NAME).is_file() or is_hub_id(model):
-        return PromptEmbedder.from_pretrained(model, reader=reader, quantization=quantization)
+        folder = saved_folder(model)
+        manifest = manifest_on(read_manifest(folder), reader, folder)
+        default = model_config(manifest).default_instruction
+        compiled = {clean_instruction(words) or default for words in instructions or ("",)} <= set(
+            manifest.instructions
+        )
+        return PromptEmbedder.from_pretrained(
+            folder, reader=reader, quantization=quantization, with_prompter=not compiled
+        )
     if reader is not None or quantization is not None:
         raise ConfigError(f"{model} is no saved model, so it has no other reader. Leave reader and quantization out.")
     embedder = PromptEmbedder.create(prompter=model)
