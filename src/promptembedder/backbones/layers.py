@@ -26,6 +26,7 @@ class _Asked(threading.local):
         self.kept: dict[int, list[Tensor]] = {}
         self.is_last = False
         self.gives_tuples = False  # what the layer before has returned, as some families do
+        self.looks = True  # False where a layer makes no more than keys and values
 
 
 class EnoughError(Exception):
@@ -41,13 +42,14 @@ class ExitCache(DynamicCache):
 
     Attributes:
         after: How many of the last states, which follow the text, go on through the deeper layers.
+        exit_layer: Layers that the text goes through.
     """
 
     def __init__(self, exit_layer: int, *, after: int = 0) -> None:
         """Start empty."""
         super().__init__()
         self.after = after
-        self._exit_layer = exit_layer
+        self.exit_layer = exit_layer
         self._held: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -58,7 +60,7 @@ class ExitCache(DynamicCache):
         kept = key_states, value_states
         if not self.after:
             kept = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx < self._exit_layer:
+        if layer_idx < self.exit_layer:
             return kept
         if self.after:
             self._held = kept
@@ -68,26 +70,32 @@ class ExitCache(DynamicCache):
 class _Endable:
     """A layer's forward that ends where its cache says so. An object, so that layers can be copied and pickled."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self._plain = layer.forward
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        self._plain, self._index = layer.forward, index
 
     def __call__(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        try:
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, ExitCache)), None)
+        if cache is None or self._index < cache.exit_layer:
             output = self._plain(states, *args, **kwargs)
+            _asked.gives_tuples = isinstance(output, tuple)
+            return output
+        _asked.looks = False
+        try:
+            self._plain(states, *args, **kwargs)
         except _KeptError:
-            states = self._gone_on(states, args, kwargs)
-            return (states,) if _asked.gives_tuples else states
-        _asked.gives_tuples = isinstance(output, tuple)
-        return output
+            pass
+        finally:
+            _asked.looks = True
+        states = self._gone_on(states, args, kwargs, count=cache.after)
+        return (states,) if _asked.gives_tuples else states
 
-    def _gone_on(self, states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """`states` as they were, but for the last ones, which go through the layer."""
-        names = inspect.signature(self._plain).parameters
-        given = {**dict(zip(names, (states, *args), strict=False)), **kwargs}
-        cache = next(value for value in given.values() if isinstance(value, ExitCache))
-        count, width = cache.after, states.shape[1]
+    def _gone_on(self, states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, count: int) -> Tensor:
+        """`states` as they were, but for the last `count`, which go through the layer."""
         if not count:
             return states
+        width = states.shape[1]
+        names = inspect.signature(self._plain).parameters
+        given = {**dict(zip(names, (states, *args), strict=False)), **kwargs}
         last = {name: _last(value, width, count) for name, value in given.items()}
         if last.get("attention_mask") is None:  # what has none looks back from where it stands, and these are not first
             back = torch.ones(count, width, dtype=torch.bool, device=states.device).tril(width - count)
@@ -95,6 +103,18 @@ class _Endable:
         output = self._plain(**last)
         after = output[0] if isinstance(output, tuple) else output
         return torch.cat([states[:, :-count], after], dim=1)
+
+
+class _Queries:
+    """The forward of a map to queries that makes none where nobody looks, which is half of what such a layer costs."""
+
+    def __init__(self, queries: nn.Linear) -> None:
+        self._plain, self._width = queries.forward, queries.out_features
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if _asked.looks:
+            return self._plain(states)
+        return states.new_zeros(1).expand(*states.shape[:-1], self._width)  # takes neither memory nor time
 
 
 def _last(value: Any, width: int, count: int) -> Any:
@@ -172,9 +192,13 @@ def cache_with_exit(decoder: PreTrainedModel, exit_layer: int, *, after: int = 0
         after: How many states follow the texts in the same pass, and go through all layers.
     """
     with _hooking:
-        for layer in decoder_layers(decoder):
-            if not isinstance(layer.forward, _Endable):
-                layer.forward = _Endable(layer)
+        for index, layer in enumerate(decoder_layers(decoder)):
+            if isinstance(layer.forward, _Endable):
+                continue
+            layer.forward = _Endable(layer, index)
+            for name, part in layer.named_modules():
+                if name.endswith(".q_proj") and isinstance(part, nn.Linear):  # elsewhere one map makes all three
+                    part.forward = _Queries(part)  # type: ignore[method-assign, assignment]
     return ExitCache(exit_layer, after=after)
 
 
