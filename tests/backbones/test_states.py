@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptembedder.backbones import (
     Backbone,
@@ -238,6 +239,23 @@ def test_a_layer_does_no_more_than_keys_and_values_of_a_text_that_has_left(backb
     multiplied.clear()
     read_text_and_after(backbone.decoder, ids, mask, soft_tokens(backbone, len(ids)), exit_layer=1)
     assert multiplied == [ids.shape[1] + PROMPT, PROMPT, PROMPT]
+
+
+def test_no_queries_are_made_of_a_text_that_has_left(backbone: Backbone) -> None:
+    ids, mask = texts_of(LENGTHS)
+    layers = decoder_layers(backbone.decoder)
+
+    def products(exit_layer: int) -> int:
+        with FlopCounterMode(display=False) as counted:
+            read_text(backbone.decoder, ids, mask, exit_layer=exit_layer)
+        by_operation = counted.get_flop_counts()["Global"]
+        return sum(by_operation.get(operation, 0) for operation in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+    whole = products(len(layers)) // len(layers)
+    # Phi-3 and GPT-2 have one map for all three
+    names = ("k_proj", "v_proj", "qkv_proj", "c_attn")
+    maps = sum(part.weight.numel() for name, part in layers[0].named_modules() if name.endswith(names))
+    assert products(1) == whole + (len(layers) - 1) * 2 * ids.numel() * maps
 
 
 def test_a_copy_of_a_decoder_that_was_left_early_computes_with_its_own_weights(backbone: Backbone) -> None:
