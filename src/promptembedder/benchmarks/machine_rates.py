@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -39,13 +40,15 @@ def seconds_of(call: Callable[[], object], *, device: torch.device) -> tuple[flo
 
 @torch.inference_mode()
 def matmul_rate(decoder: PreTrainedModel, *, rows: int, repeats: int) -> float:
-    """FLOP/s of a product of `rows` states with the largest matrix of a layer, the best of the repeats."""
-    largest = max(_matrices(decoder_layers(decoder)[0]), key=lambda weight: weight.numel())
-    inner, outer = largest.shape[1], largest.shape[0]
-    states = torch.randn(rows, inner, dtype=largest.dtype, device=largest.device)
-    call: Callable[[], object] = lambda: nn.functional.linear(states, largest)  # noqa: E731
-    seconds = [seconds_of(call, device=largest.device)[0] for _ in range(repeats + 1)]
-    return 2 * rows * inner * outer / min(seconds)
+    """FLOP/s of a product of `rows` states with the matrix of a layer that is fastest, the best of the repeats."""
+    matrices = {weight.shape: weight for weight in _matrices(decoder_layers(decoder)[0])}
+    rates = []
+    for (outer, inner), weight in matrices.items():
+        states = torch.randn(rows, inner, dtype=weight.dtype, device=weight.device)
+        call: Callable[[], object] = partial(nn.functional.linear, states, weight)
+        seconds = [seconds_of(call, device=weight.device)[0] for _ in range(repeats + 1)]
+        rates.append(2 * rows * inner * outer / min(seconds))
+    return max(rates)
 
 
 @torch.inference_mode()
