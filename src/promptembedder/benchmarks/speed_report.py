@@ -47,8 +47,8 @@ def speed_markdown(content: Mapping[str, Any]) -> str:
         _exits(rows),
         _epochs(rows),
         _NOTES,
-        f"Best rates: {rates['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s (products with that matrix of a layer which is "
-        f"quickest), {rates['copied_bytes_per_second'] / 1e9:.1f} GB/s read and written by a copy.\n",
+        f"Best rates: {rates['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s (products with a layer's quickest matrix), "
+        f"{rates['copied_bytes_per_second'] / 1e9:.1f} GB/s read and written by a copy.\n",
         *provenance_markdown({**content, "commands": [content["command"]]}),
     ]
     return "\n".join(part for part in parts if part)
