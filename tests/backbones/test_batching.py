@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptembedder.backbones import like_length_batches
+from promptembedder.backbones import like_length_batches, packed_batches
 from promptembedder.backbones.batching import _CALL_TOKENS
 from promptembedder.errors import ConfigError
 
@@ -65,3 +65,17 @@ def test_texts_of_one_length_are_one_batch_and_no_texts_none() -> None:
     assert like_length_batches([7, 7, 7]) == [[0, 1, 2]]
     assert like_length_batches([]) == []
     assert like_length_batches([512] + [8] * 64) == [[0], list(range(1, 65))]
+
+
+@given(lengths=LENGTHS, max_tokens=st.integers(1, 300), max_texts=st.none() | st.integers(1, 20))
+def test_batches_without_padding_are_full(lengths: list[int], max_tokens: int, max_texts: int | None) -> None:
+    batches = packed_batches(lengths, max_tokens=max_tokens, max_texts=max_texts)
+    in_order = [lengths[place] for batch in batches for place in batch]
+    assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(lengths)))
+    assert in_order == sorted(in_order, reverse=True)
+    sums = [sum(lengths[place] for place in batch) for batch in batches]
+    for batch, tokens in zip(batches, sums, strict=True):
+        assert len(batch) == 1 or tokens <= max_tokens
+        assert max_texts is None or len(batch) <= max_texts
+    for (batch, after), tokens in zip(itertools.pairwise(batches), sums, strict=False):
+        assert tokens + lengths[after[0]] > max_tokens or len(batch) == max_texts

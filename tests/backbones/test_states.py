@@ -16,6 +16,7 @@ from promptembedder.backbones import (
     TextStates,
     decoder_layers,
     gathered_states,
+    packs,
     read_after,
     read_each_after,
     read_embeddings,
@@ -231,14 +232,16 @@ def test_leaving_before_the_last_layer_changes_nothing_and_before_an_earlier_one
 def test_a_layer_does_no_more_than_keys_and_values_of_a_text_that_has_left(backbone: Backbone) -> None:
     ids, mask = texts_of(LENGTHS)
     read_text(backbone.decoder, ids, mask, exit_layer=2)  # from here on its layers can be ended
+    assert packs(backbone.decoder)
     multiplied: list[int] = []
     for layer in decoder_layers(backbone.decoder):
-        layer.mlp.register_forward_hook(lambda *call: multiplied.append(call[2].shape[1]))
+        layer.mlp.register_forward_hook(lambda *call: multiplied.append(call[2].shape[:-1].numel()))
     read_text(backbone.decoder, ids, mask, exit_layer=1)
-    assert multiplied == [ids.shape[1]]
+    assert multiplied == [ids.numel()]
     multiplied.clear()
+    soft = len(ids) * PROMPT
     read_text_and_after(backbone.decoder, ids, mask, soft_tokens(backbone, len(ids)), exit_layer=1)
-    assert multiplied == [ids.shape[1] + PROMPT, PROMPT, PROMPT]
+    assert multiplied == [sum(LENGTHS) + soft, soft, soft]  # padding is left out, too
 
 
 def test_no_queries_are_made_of_a_text_that_has_left(backbone: Backbone) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from promptembedder import PromptEmbedder
+from promptembedder.backbones import packs
 
 NewModel = Callable[..., PromptEmbedder]
 INSTRUCTIONS = ["find the same thing", "tell the mood"]
@@ -34,6 +35,19 @@ def test_vectors_are_those_of_the_cpu(
     model.encoder.reader.decoder.to(dtype)
     assert cosines(model.encode_instructions(texts, INSTRUCTIONS), expected).min() > least
     assert cosines(model.encode(texts, prompt=INSTRUCTIONS[0]), expected[0]).min() > least
+
+
+def test_texts_are_packed_in_half_precision_and_are_as_they_are_alone(
+    family: str, new_model: NewModel, texts: list[str]
+) -> None:
+    """By FlashAttention; Gemma's sliding window is written out."""
+    model = new_model(family).to("cuda")
+    model.encoder.reader.decoder.to(torch.bfloat16)
+    assert packs(model.encoder.reader.decoder)
+    alone = np.concatenate([model.encode([text], prompt=INSTRUCTIONS[0]) for text in texts])
+    assert cosines(model.encode(texts, prompt=INSTRUCTIONS[0]), alone).min() > 0.999
+    model.encoder.reader.decoder.to(torch.float32)
+    assert not packs(model.encoder.reader.decoder)
 
 
 def test_int8_weights_are_near_the_whole_ones(new_model: NewModel, texts: list[str], tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def test_where_memory_ends_half_is_read_and_nothing_is_lost_or_counted_twice(
     assert reading.in_batches([], read) == ([], [])
 
 
+@pytest.mark.parametrize("room", [40, 70, 124])
+def test_without_padding_only_tokens_count(room: int) -> None:
+    reading, tried = TextReading(packed_tokens=lambda: 90), []
+
+    def read(places: list[int]) -> None:
+        tried.append(sum(len(TEXTS[place]) for place in places))
+        if tried[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batches, _ = reading.in_batches(TEXTS, read, packs=True)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(TEXTS)))
+    assert (reading.counts.texts, reading.counts.tokens, reading.counts.padding) == (8, 124, 0)
+    assert max(tried) <= 90
+    assert (len(batches) == 2) == (room == 124)
+    reading.in_batches([(1,) * 3, (1,)], lambda _: None)
+    assert reading.counts.padding == 2  # of what does not pack
+
+
 def test_what_does_not_fit_alone_fails() -> None:
     def read(places: list[int]) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,7 +1,7 @@
 """What we need of a foreign LLM: its weights, input table, text states and quirks."""
 
 from promptembedder.backbones.backbone import Backbone, BackboneConfig, BackboneRef, load_backbone
-from promptembedder.backbones.batching import few_widths, like_length_batches
+from promptembedder.backbones.batching import few_widths, like_length_batches, packed_batches
 from promptembedder.backbones.gguf import converted_gguf
 from promptembedder.backbones.hub import hub_refusal
 from promptembedder.backbones.layers import decoder_layers
@@ -15,6 +15,7 @@ from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, d
 from promptembedder.backbones.states import (
     TextStates,
     gathered_states,
+    packs,
     read_after,
     read_each_after,
     read_embeddings,
@@ -45,6 +46,8 @@ __all__ = [
     "hub_refusal",
     "like_length_batches",
     "load_backbone",
+    "packed_batches",
+    "packs",
     "quiet_transformers",
     "quirks_of",
     "read_after",

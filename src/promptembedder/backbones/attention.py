@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from promptembedder.backbones.packing import current_packing, has_varlen, packed_attention, varlen_attention
 from promptembedder.shapes import Bool, Float, Tensor
 
 __all__ = ["ATTENTION", "few_query_attention"]
@@ -61,6 +62,32 @@ def _attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer; the foreign keyword arguments are its own."""
+    packing = current_packing()
+    if packing is None:
+        return _attended(module, query, key, value, attention_mask, scaling, kwargs), None
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if attention_mask is None and kwargs.get("softcap") is None and has_varlen(query.device, query.dtype):
+        return varlen_attention(packing, query, key, value, scaling=scale), None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        new, seq = query.shape[2], key.shape[2]
+        if mask is None and 1 < new < seq:  # what torch takes for the first ones
+            mask = torch.ones(1, 1, new, seq, dtype=torch.bool, device=query.device).tril(seq - new)
+        return _attended(module, query, key, value, mask, scaling, kwargs)
+
+    return packed_attention(packing, query, key, value, attention_mask, attend), None
+
+
+def _attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> Float[Tensor, "batch new heads head_dim"]:
+    """Attention of an ordinary batch, in the way that is quickest for it."""
     is_few = query.device.type == "cpu" and not torch.compiler.is_compiling() and _is_few(query, key)
     softcap = kwargs.get("softcap")
     if is_few or softcap is not None:  # torch's fused attention knows no cap
@@ -68,8 +95,21 @@ def _attention_forward(
         if attention_mask is None and kwargs.get("is_causal") is False:  # bidirectional, and nothing is padded
             attention_mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
         output = few_query_attention(query, key, value, mask=attention_mask, scaling=scale, softcap=softcap)
-        return output.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return output.transpose(1, 2).contiguous()
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """What transformers calls for the mask; that of a packed row is one for its longest text alone.
+
+    A family's own rule of who may look at whom (a sliding window, say) is asked about that text; each other text has
+    the upper left corner of the answer.
+    """
+    packing = current_packing()
+    if packing is None:
+        return sdpa_mask(*args, **kwargs)
+    of_longest = {"batch_size": 1, "q_length": packing.longest, "kv_length": packing.longest, "attention_mask": None}
+    return sdpa_mask(*args, **{**kwargs, **of_longest})
 
 
 def _is_few(query: Tensor, key: Tensor) -> bool:
@@ -78,4 +118,4 @@ def _is_few(query: Tensor, key: Tensor) -> bool:
 
 
 AttentionInterface.register(ATTENTION, _attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from promptembedder.backbones.packing import current_packing
 from promptembedder.errors import BackboneError
 from promptembedder.shapes import Float, Tensor
 
@@ -97,7 +98,8 @@ class _Endable:
         names = inspect.signature(self._plain).parameters
         given = {**dict(zip(names, (states, *args), strict=False)), **kwargs}
         last = {name: _last(value, width, count) for name, value in given.items()}
-        if last.get("attention_mask") is None:  # what has none looks back from where it stands, and these are not first
+        if last.get("attention_mask") is None and current_packing() is None:
+            # what has no mask looks back from where it stands, and these are not first
             back = torch.ones(count, width, dtype=torch.bool, device=states.device).tril(width - count)
             last["attention_mask"] = back[None, None]
         output = self._plain(**last)

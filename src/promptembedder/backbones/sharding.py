@@ -3,11 +3,14 @@
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from transformers import PreTrainedModel
 
 from promptembedder.backbones.backbone import Backbone
 from promptembedder.backbones.layers import decoder_layers
 
-__all__ = ["shard_layers"]
+__all__ = ["is_sharded", "shard_layers"]
+
+_SHARDED = "_promptembedder_sharded"
 
 
 def shard_layers(backbone: Backbone, device: torch.device) -> None:
@@ -29,3 +32,9 @@ def shard_layers(backbone: Backbone, device: torch.device) -> None:
         fully_shard(layer, mesh=mesh)
     # the decoder holds nothing itself, but as the root it lets a layer be fetched while the one before computes
     fully_shard(backbone.decoder, mesh=mesh, ignored_params=whole)
+    setattr(backbone.decoder, _SHARDED, True)
+
+
+def is_sharded(decoder: PreTrainedModel) -> bool:
+    """Whether all processes have to call this decoder equally often."""
+    return hasattr(decoder, _SHARDED)

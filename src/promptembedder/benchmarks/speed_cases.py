@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from promptembedder.backbones import Backbone, BackboneConfig, quiet_transformers
+from promptembedder.backbones import Backbone, BackboneConfig, like_length_batches, quiet_transformers
 from promptembedder.benchmarks.efficiency_methods import INSTRUCTION
 from promptembedder.benchmarks.efficiency_step import Trainee
 from promptembedder.models import (
@@ -20,10 +20,8 @@ from promptembedder.models import (
     SoftTokenEncoder,
     TextStatesConfig,
     TextStateStore,
-    TokenRow,
 )
 from promptembedder.nn import left_padded_rows, text_positions
-from promptembedder.shapes import Tensor
 
 __all__ = [
     "BARE",
@@ -132,19 +130,14 @@ def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> C
 
 
 def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
-    """One pass of the frozen reader over the very batches that `encode` makes of the texts, and nothing else."""
+    """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
     encoder = model.encoder
-    embed, batches = encoder.embed_rows, []
-
-    def recorded(rows: Sequence[TokenRow], soft: Tensor) -> Tensor:
-        batches.append(left_padded_rows(rows, device=encoder.device))
-        return embed(rows, soft)
-
-    encoder.__dict__["embed_rows"] = recorded
-    try:
-        model.encode(list(texts), prompt=INSTRUCTION)
-    finally:
-        del encoder.__dict__["embed_rows"]
+    features = encoder.token_features(list(texts))
+    rows = [
+        ids[mask.bool()].tolist() for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)
+    ]
+    groups = like_length_batches([len(row) for row in rows], max_tokens=encoder.reading.max_batch_tokens)
+    batches = [left_padded_rows([rows[place] for place in group], device=encoder.device) for group in groups]
 
     def forward() -> None:
         with torch.inference_mode():

@@ -22,7 +22,7 @@ the repeats, ways take turns.
 
 - **x**: over the other way, round by round, the median of the quotients; from processor seconds on a CPU, which hardly
   change when the machine has other work to do.
-- **bare forward**: the frozen LLM alone over the same batches, without tokenising.
+- **bare forward**: the frozen LLM alone over the same texts, padded in batches of like length, without tokenising.
 - **sentence-transformers**: the same LLM with last-token pooling, in its batches of 32 texts.
 - **bare of the peak**: the least time that the bare forward can take at the machine's own rate of matrix products, over
   its quickest round.

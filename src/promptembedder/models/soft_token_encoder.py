@@ -12,6 +12,7 @@ from promptembedder.backbones import (
     TextStates,
     few_widths,
     gathered_states,
+    packs,
     read_after,
     read_each_after,
     read_embeddings,
@@ -39,6 +40,9 @@ from promptembedder.nn import (
 from promptembedder.shapes import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
+
+# More make no product quicker, and what a layer makes of more is fetched from the system anew each time.
+_PACKED_ON_CPU = 2048
 
 
 class SoftTokenEncoder(TextEncoder):
@@ -69,7 +73,7 @@ class SoftTokenEncoder(TextEncoder):
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
-        self.reading = TextReading(self._width_for)
+        self.reading = TextReading(self._width_for, packed_tokens=self._packed_tokens)
         self.text_states: TextStateStore | None = None
         self.gives_steps = False
 
@@ -199,7 +203,7 @@ class SoftTokenEncoder(TextEncoder):
             on_texts(len(places))
             return vectors
 
-        batches, parts = self.reading.in_batches(rows, embed, max_texts=max_texts)
+        batches, parts = self.reading.in_batches(rows, embed, max_texts=max_texts, packs=len(soft) == 1)
         return _in_order(batches, parts, dim=1)
 
     def _encoded(self, features: dict[str, Any], soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
@@ -212,7 +216,7 @@ class SoftTokenEncoder(TextEncoder):
             own = [distinct[place] for place in places]
             return self.embed_rows(own, soft[[first[row] for row in own]])
 
-        batches, parts = self.reading.in_batches(distinct, embed)
+        batches, parts = self.reading.in_batches(distinct, embed, packs=True)
         number = {row: i for i, row in enumerate(distinct)}
         return {"sentence_embedding": _in_order(batches, parts, dim=0)[[number[row] for row in rows]]}
 
@@ -231,6 +235,12 @@ class SoftTokenEncoder(TextEncoder):
         if self.device.type != "cpu" or self.reader.decoder.dtype.itemsize != 2:
             return longest
         return few_widths(longest + self.settings.num_soft_tokens) - self.settings.num_soft_tokens
+
+    def _packed_tokens(self) -> int | None:
+        """Tokens that `embed_rows` reads best at once where it leaves padding out; None: it does not."""
+        if torch.is_grad_enabled() or self.training or not packs(self.reader.decoder):
+            return None
+        return _PACKED_ON_CPU if self.device.type == "cpu" else self.reading.max_batch_tokens
 
     def embed_rows(
         self, texts: Sequence[TokenRow], soft: Float[Tensor, "batch prompt width"]

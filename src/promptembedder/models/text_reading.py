@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from promptembedder.backbones import like_length_batches
+from promptembedder.backbones import like_length_batches, packed_batches
 from promptembedder.errors import ConfigError
 
 __all__ = ["MAX_BATCH_TOKENS", "ReadingCounts", "TextReading", "TokenRow"]
@@ -51,15 +51,21 @@ class TextReading:
             it equally often.
     """
 
-    def __init__(self, width_for: Callable[[int], int] = lambda longest: longest) -> None:
+    def __init__(
+        self,
+        width_for: Callable[[int], int] = lambda longest: longest,
+        *,
+        packed_tokens: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Begin with the default budget.
 
         Args:
             width_for: Columns of a batch whose longest text has so many tokens; the budget does not see what it adds.
+            packed_tokens: How many tokens are read at once at best where the reader needs no padding; None: it does.
         """
         self.counts = ReadingCounts()
         self.in_one = False
-        self._width_for = width_for
+        self._width_for, self._packed_tokens = width_for, packed_tokens
         self._max_batch_tokens = MAX_BATCH_TOKENS
         self._fitting: int | None = None  # tokens that the GPU had memory for, once it had none for more
 
@@ -80,17 +86,20 @@ class TextReading:
         read: Callable[[list[int]], Result],
         *,
         max_texts: int | None = None,
+        packs: bool = False,
     ) -> tuple[list[list[int]], list[Result]]:
         """Call `read` with the places of each batch of texts, longest first; the places, and what it gave for them.
 
         Args:
             max_texts: Of a batch.
+            packs: `read` leaves padding out where the reader needs none.
 
         Raises:
             ConfigError: A text alone is longer than the budget.
             torch.OutOfMemoryError: The GPU has no memory for one text alone.
         """
-        waiting = self._batches(texts, list(range(len(texts))), max_texts)
+        at_best = self._packed_tokens() if packs and len({len(text) for text in texts}) > 1 else None
+        waiting = self._batches(texts, list(range(len(texts))), max_texts, at_best)
         done: list[list[int]] = []
         results: list[Result] = []
         while waiting:
@@ -103,29 +112,40 @@ class TextReading:
                     raise
                 fitted = False
             if not fitted:  # outside of the except clause, whose traceback holds on to the batch's tensors
-                self._halve(len(batch) * max(len(texts[place]) for place in batch))
-                waiting = self._batches(texts, [place for each in waiting for place in each], max_texts)
+                lengths = [len(texts[place]) for place in batch]
+                self._halve(len(batch) * max(lengths) if at_best is None else sum(lengths))
+                waiting = self._batches(texts, [place for each in waiting for place in each], max_texts, at_best)
                 continue
-            self.count([len(texts[place]) for place in batch])
+            self.count([len(texts[place]) for place in batch], packed=at_best is not None)
             done.append(waiting.pop(0))
             results.append(result)
         return done, results
 
-    def count(self, lengths: Sequence[int], *, width: int | None = None) -> None:
-        """Note a batch of texts of these lengths, `width` columns wide, by default as wide as `in_batches` expects."""
-        width = self._width_for(max(lengths)) if width is None else width
+    def count(self, lengths: Sequence[int], *, width: int | None = None, packed: bool = False) -> None:
+        """Note a batch of texts of these lengths, `width` columns wide, by default as wide as `in_batches` expects.
+
+        Args:
+            packed: There was no padding.
+        """
         self.counts.texts += len(lengths)
         self.counts.tokens += sum(lengths)
-        self.counts.padding += len(lengths) * width - sum(lengths)
+        if not packed:
+            width = self._width_for(max(lengths)) if width is None else width
+            self.counts.padding += len(lengths) * width - sum(lengths)
 
-    def _batches(self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None) -> list[list[int]]:
+    def _batches(
+        self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None, at_best: int | None
+    ) -> list[list[int]]:
         if self.in_one:
             return [list(places)] if places else []
         lengths = [len(texts[place]) for place in places]
         budget = self._max_batch_tokens
         if self._fitting is not None:
             budget = min(budget, max([self._fitting, *lengths]))
-        batches = like_length_batches(lengths, max_tokens=budget, max_texts=max_texts)
+        if at_best is not None and max(lengths, default=0) <= budget:
+            batches = packed_batches(lengths, max_tokens=min(budget, at_best), max_texts=max_texts)
+        else:
+            batches = like_length_batches(lengths, max_tokens=budget, max_texts=max_texts)
         return [[places[own] for own in batch] for batch in batches]
 
     def _halve(self, tokens: int) -> None:

@@ -81,7 +81,7 @@ class VectorComputer:
             own = torch.stack([soft[keys[place][0]] for place in places])
             return self._encoder.embed_rows([rows[place] for place in places], own)
 
-        batches, parts = self._encoder.reading.in_batches(rows, embed)
+        batches, parts = self._encoder.reading.in_batches(rows, embed, packs=True)
         return _in_order(batches, parts)[:, None]
 
     def _shared(

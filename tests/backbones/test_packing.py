@@ -1,0 +1,152 @@
+"""Texts in one row, without padding, are read as each is alone."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import varlen
+
+from promptembedder.backbones import Backbone, decoder_layers, packs, read_after, read_text, read_text_and_after
+from promptembedder.backbones.packing import Packing, packed_attention, varlen_attention
+
+PROMPT = 4
+NewBackbone = Callable[..., Backbone]
+
+
+@pytest.fixture
+def backbone(family: str, new_backbone: NewBackbone) -> Backbone:
+    return new_backbone(family)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def texts_of(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Left-padded random ids and their mask."""
+    width = max(lengths)
+    ids = torch.randint(1, 250, (len(lengths), width), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
+    return ids * mask, mask
+
+
+def alone(
+    backbone: Backbone, ids: Tensor, mask: Tensor, soft: Tensor, additions: dict[int, Tensor], exit_layer: int | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The plain reference: text by text, which then has no padding, in two passes."""
+    after, hidden = [], []
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        own = slice(row, row + 1)
+        columns = slice(mask.shape[1] - length, None)
+        states = read_text(
+            backbone.decoder, ids[own, columns], mask[own, columns], hidden_layers=1, exit_layer=exit_layer
+        )
+        own_additions = {layer: addition[own] for layer, addition in additions.items()}
+        after.append(read_after(backbone.decoder, states, soft[own], own_additions).detach())
+        hidden.append(states.hidden[0])
+    return torch.cat(after), hidden
+
+
+@pytest.mark.parametrize("exit_layer", [None, 1, 2])
+# Gemma's sliding window is 8; several of one length are attended to at once; empty texts, first, last and alone
+@pytest.mark.parametrize("lengths", [[20, 11, 11, 11, 5, 1, 0], [3, 9, 3, 0], [0, 12], [7, 6, 6]])
+def test_texts_packed_are_as_each_alone(lengths: list[int], exit_layer: int | None, backbone: Backbone) -> None:
+    assert packs(backbone.decoder)
+    ids, mask = texts_of(lengths)
+    soft = backbone.table_norm * nn.functional.normalize(normal(len(ids), PROMPT, backbone.dim, seed=1), dim=-1)
+    additions = {0: 0.5 * soft.flip(1), 2: 0.5 * soft.flip(0)}
+    widths: list[torch.Size] = []
+    handle = decoder_layers(backbone.decoder)[0].register_forward_hook(lambda *call: widths.append(call[2].shape[:-1]))
+    after, hidden = read_text_and_after(
+        backbone.decoder, ids, mask, soft, additions, hidden_layers=1, exit_layer=exit_layer
+    )
+    handle.remove()
+    assert widths == [(1, sum(lengths) + len(lengths) * PROMPT)]
+    expected, hidden_alone = alone(backbone, ids, mask, soft, additions, exit_layer)
+    torch.testing.assert_close(after, expected, atol=2e-5, rtol=2e-5)
+    for row, own in enumerate(hidden_alone):
+        torch.testing.assert_close(hidden[row, mask.shape[1] - len(own) :], own, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("prompt", [33, 40])
+def test_many_soft_tokens_are_packed_too(prompt: int, backbone: Backbone) -> None:
+    """More than attention is written out for."""
+    ids, mask = texts_of([12, 9])
+    soft = backbone.table_norm * nn.functional.normalize(normal(2, prompt, backbone.dim, seed=1), dim=-1)
+    after, _ = read_text_and_after(backbone.decoder, ids, mask, soft)
+    torch.testing.assert_close(after, alone(backbone, ids, mask, soft, {}, None)[0], atol=2e-5, rtol=2e-5)
+
+
+def test_a_decoder_that_mixes_tokens_elsewhere_is_given_padding(backbone: Backbone) -> None:
+    """As layers do that look at the token before by a convolution."""
+    layer = decoder_layers(backbone.decoder)[1]
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] + inputs[0].roll(1, dims=1), *inputs[1:]))
+    assert not packs(backbone.decoder)
+
+
+def test_a_decoder_with_attention_of_its_own_is_given_padding(backbone: Backbone) -> None:
+    backbone.decoder.set_attn_implementation("eager")
+    assert not packs(backbone.decoder)
+
+
+def test_in_half_precision_a_cpu_wants_few_widths_and_each_precision_is_asked_anew(backbone: Backbone) -> None:
+    assert packs(backbone.decoder)
+    backbone.decoder.to(torch.bfloat16)
+    assert not packs(backbone.decoder)
+    backbone.decoder.to(torch.float32)
+    assert packs(copy.deepcopy(backbone.decoder))
+
+
+def attended_slowly(
+    query: Tensor, key: Tensor, value: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float
+) -> Tensor:
+    """Text by text and head by head: the queries are the last of their text, and look back."""
+    out = torch.zeros_like(query)
+    groups = query.shape[1] // key.shape[1]
+    for text in range(len(starts_q) - 1):
+        first, end = int(starts_q[text]), int(starts_q[text + 1])
+        keys, values = (each[int(starts_k[text]) : int(starts_k[text + 1])] for each in (key, value))
+        for place in range(first, end):
+            seen = len(keys) - (end - 1 - place)
+            for head in range(query.shape[1]):
+                scores = keys[:seen, head // groups] @ query[place, head] * scale
+                out[place, head] = scores.softmax(dim=0) @ values[:seen, head // groups]
+    return out
+
+
+@pytest.mark.parametrize("only_soft", [False, True])
+def test_the_kernel_for_texts_of_any_lengths_is_told_where_they_are(
+    only_soft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel needs a GPU: in its place stands, in plain steps, what torch says that it computes."""
+
+    def plain(
+        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
+        *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+    ) -> Tensor:  # fmt: skip
+        assert (window_size, enable_gqa) == ((-1, 0), True)
+        assert (cu_seq_q.dtype, cu_seq_k.dtype) == (torch.int32, torch.int32)
+        assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
+        return attended_slowly(query, key, value, cu_seq_q, cu_seq_k, scale)
+
+    monkeypatch.setattr(varlen, "varlen_attn", plain)
+    packing = Packing([5, 3, 3, 0, 1], after=2, device=torch.device("cpu"))
+    columns = sum(packing.lengths) + packing.soft
+    query, key, value = (
+        normal(1, 6, columns, 8, seed=1),
+        normal(1, 2, columns, 8, seed=2),
+        normal(1, 2, columns, 8, seed=3),
+    )
+    query = query[:, :, -packing.soft :] if only_soft else query
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        assert mask is None
+        texts, heads, new, width = query.shape
+        starts = [torch.arange(texts + 1) * each.shape[2] for each in (query, key)]
+        flat = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+        return attended_slowly(*flat, *starts, 0.3).reshape(texts, new, heads, width)
+
+    found = varlen_attention(packing, query, key, value, scaling=0.3)
+    torch.testing.assert_close(found, packed_attention(packing, query, key, value, None, attend))
