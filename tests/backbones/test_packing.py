@@ -70,6 +70,21 @@ def test_texts_packed_are_as_each_alone(lengths: list[int], exit_layer: int | No
         torch.testing.assert_close(hidden[row, mask.shape[1] - len(own) :], own, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("exit_layer", [None, 1, 2])
+def test_the_states_of_packed_texts_are_those_of_each_alone(exit_layer: int | None, backbone: Backbone) -> None:
+    lengths = [20, 11, 11, 5, 0, 1]
+    ids, mask = texts_of(lengths)
+    found = read_text(backbone.decoder, ids, mask, hidden_layers=2, exit_layer=exit_layer)
+    for row, length in enumerate(lengths):
+        columns = slice(mask.shape[1] - length, None)
+        own = read_text(
+            backbone.decoder, ids[row, None, columns], mask[row, None, columns], hidden_layers=2, exit_layer=exit_layer
+        )
+        torch.testing.assert_close(found.hidden[row, columns], own.hidden[0], atol=2e-5, rtol=2e-5)
+        for many, one in zip((*found.keys, *found.values), (*own.keys, *own.values), strict=length > 0):
+            torch.testing.assert_close(many[row, :, columns], one[0], atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("prompt", [33, 40])
 def test_many_soft_tokens_are_packed_too(prompt: int, backbone: Backbone) -> None:
     """More than attention is written out for."""

@@ -63,6 +63,8 @@ def read_text(
 ) -> TextStates:
     """The states of left-padded texts; no gradient, whatever the caller's mode.
 
+    Padding is left out where the decoder `packs`; texts of one length should stand together.
+
     Args:
         hidden_layers: `TextStates.hidden` is what so many layers make of the texts; None: the final states.
         exit_layer: Layers that the texts go through; the keys and values of deeper ones are made of the states there.
@@ -71,9 +73,19 @@ def read_text(
     if ids.shape[1] == 0:  # nothing but empty texts
         width = decoder.config.hidden_size
         return TextStates((), (), mask, torch.zeros(ids.shape[0], 0, width, device=ids.device))
-    # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
-    # per-layer window caches drop positions by column, padding included.
-    cache = DynamicCache() if exit_layer is None else cache_with_exit(decoder, exit_layer)
+    read = _text_packed if not bool(mask.all()) and packs(decoder) else _text_padded
+    return read(decoder, ids, mask, hidden_layers=hidden_layers, exit_layer=exit_layer)
+
+
+def _text_padded(
+    decoder: PreTrainedModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    *,
+    hidden_layers: int | None,
+    exit_layer: int | None,
+) -> TextStates:
+    cache = _text_cache(decoder, exit_layer)
     with handed_on(decoder, hidden_layers) as kept:
         output = decoder(
             input_ids=ids,
@@ -85,6 +97,43 @@ def read_text(
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     return TextStates(keys, values, mask, kept[0] if kept else output.last_hidden_state)
+
+
+def _text_packed(
+    decoder: PreTrainedModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    *,
+    hidden_layers: int | None,
+    exit_layer: int | None,
+) -> TextStates:
+    cache = _text_cache(decoder, exit_layer)
+    packing = Packing(mask.sum(dim=1).tolist(), after=0, device=mask.device)
+    of_text = mask.bool()
+    with packing_texts(packing), handed_on(decoder, hidden_layers) as kept:
+        output = decoder(
+            input_ids=ids[of_text].unsqueeze(0),
+            attention_mask=mask.new_ones(1, sum(packing.lengths)),
+            position_ids=text_positions(mask)[of_text].unsqueeze(0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def padded(heads: Float[Tensor, "1 heads tokens head_dim"]) -> Float[Tensor, "batch heads seq head_dim"]:
+        whole = heads.new_zeros(len(mask), heads.shape[1], mask.shape[1], heads.shape[3])
+        whole.transpose(1, 2)[of_text] = heads[0].transpose(0, 1)
+        return whole
+
+    keys = tuple(padded(layer.keys) for layer in cache.layers)
+    values = tuple(padded(layer.values) for layer in cache.layers)
+    hidden = kept[0] if kept else output.last_hidden_state
+    return TextStates(keys, values, mask, padded(hidden.unsqueeze(1))[:, 0])
+
+
+def _text_cache(decoder: PreTrainedModel, exit_layer: int | None) -> DynamicCache:
+    # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
+    # per-layer window caches drop positions by column, padding included.
+    return DynamicCache() if exit_layer is None else cache_with_exit(decoder, exit_layer)
 
 
 @torch.no_grad()

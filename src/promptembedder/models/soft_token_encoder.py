@@ -167,7 +167,7 @@ class SoftTokenEncoder(TextEncoder):
                 self.text_states.add(rows, states)
             return dataclasses.replace(states, hidden=states.hidden[..., :0])  # training has no use for it
 
-        batches, parts = self.reading.in_batches(new, read)
+        batches, parts = self.reading.in_batches(new, read, packs=True)
         rows = [[new[place] for place in batch] for batch in batches]
         if held:
             assert self.text_states is not None
@@ -237,8 +237,8 @@ class SoftTokenEncoder(TextEncoder):
         return few_widths(longest + self.settings.num_soft_tokens) - self.settings.num_soft_tokens
 
     def _packed_tokens(self) -> int | None:
-        """Tokens that `embed_rows` reads best at once where it leaves padding out; None: it does not."""
-        if torch.is_grad_enabled() or self.training or not packs(self.reader.decoder):
+        """Tokens that are read best at once where the reader needs no padding; None: it does."""
+        if not packs(self.reader.decoder):
             return None
         return _PACKED_ON_CPU if self.device.type == "cpu" else self.reading.max_batch_tokens
 
