@@ -5,6 +5,7 @@ from promptembedder.backbones.batching import few_widths, like_length_batches, p
 from promptembedder.backbones.gguf import converted_gguf
 from promptembedder.backbones.hub import hub_refusal
 from promptembedder.backbones.layers import decoder_layers
+from promptembedder.backbones.one_pass import packs, read_text_and_after
 from promptembedder.backbones.precision import resolved_dtype
 from promptembedder.backbones.quiet import quiet_transformers
 from promptembedder.backbones.quirks import Quirks, quirks_of
@@ -15,13 +16,11 @@ from promptembedder.backbones.sources import INSTALLED_MODELS, BackboneSource, d
 from promptembedder.backbones.states import (
     TextStates,
     gathered_states,
-    packs,
     read_after,
     read_each_after,
     read_embeddings,
     read_hidden,
     read_text,
-    read_text_and_after,
     read_tokens,
 )
 from promptembedder.backbones.tokens import TextTokenizer, TokenBatch

@@ -20,6 +20,7 @@ from promptembedder.models import (
     SoftTokenEncoder,
     TextStatesConfig,
     TextStateStore,
+    token_rows,
 )
 from promptembedder.nn import left_padded_rows, text_positions
 
@@ -132,10 +133,7 @@ def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> C
 def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
     """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
     encoder = model.encoder
-    features = encoder.token_features(list(texts))
-    rows = [
-        ids[mask.bool()].tolist() for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)
-    ]
+    rows = token_rows(encoder.token_features(texts))
     groups = like_length_batches([len(row) for row in rows], max_tokens=encoder.reading.max_batch_tokens)
     batches = [left_padded_rows([rows[place] for place in group], device=encoder.device) for group in groups]
 

@@ -18,7 +18,14 @@ from promptembedder.models.self_test import SelfTest, read_self_test
 from promptembedder.models.soft_token_encoder import SoftTokenEncoder
 from promptembedder.models.static_encoder import StaticEncoder
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.models.text_reading import MAX_BATCH_TOKENS, ReadingCounts, TextReading, TokenRow
+from promptembedder.models.text_reading import (
+    MAX_BATCH_TOKENS,
+    ReadingCounts,
+    TextReading,
+    TokenRow,
+    in_order,
+    token_rows,
+)
 from promptembedder.models.text_state_store import TextStatesConfig, TextStateStore
 from promptembedder.models.trained_state import trained_state
 
@@ -52,6 +59,7 @@ __all__ = [
     "check_self_test",
     "fit_alignment",
     "frozen_pooling",
+    "in_order",
     "is_hub_id",
     "load_parts",
     "manifest_on",
@@ -65,5 +73,6 @@ __all__ = [
     "restore_parts",
     "save_parts",
     "saved_folder",
+    "token_rows",
     "trained_state",
 ]

@@ -25,7 +25,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.models.config import ModelConfig
 from promptembedder.models.soft_token_store import SoftTokenStore
 from promptembedder.models.text_encoder import TextEncoder
-from promptembedder.models.text_reading import TextReading, TokenRow
+from promptembedder.models.text_reading import TextReading, TokenRow, in_order, token_rows
 from promptembedder.models.text_readout import exit_layer, own_tokens, readout_layers
 from promptembedder.models.text_state_store import TextStateStore
 from promptembedder.nn import (
@@ -156,7 +156,7 @@ class SoftTokenEncoder(TextEncoder):
 
         Each distinct text is read once, beside others of like length, and not at all if its states are held.
         """
-        texts = [row for features in columns for row in _token_rows(features)]
+        texts = [row for features in columns for row in token_rows(features)]
         distinct = list(dict.fromkeys(texts))
         held, packed, new = ([], [], distinct) if self.text_states is None else self.text_states.split(distinct)
 
@@ -192,7 +192,7 @@ class SoftTokenEncoder(TextEncoder):
             max_texts: Of a batch.
             on_texts: Called after each batch with the number of its texts.
         """
-        rows = _token_rows(self.token_features(texts))
+        rows = token_rows(self.token_features(texts))
 
         def embed(places: list[int]) -> Tensor:
             own = [rows[place] for place in places]
@@ -204,11 +204,11 @@ class SoftTokenEncoder(TextEncoder):
             return vectors
 
         batches, parts = self.reading.in_batches(rows, embed, max_texts=max_texts, packs=len(soft) == 1)
-        return _in_order(batches, parts, dim=1)
+        return in_order(batches, parts, dim=1)
 
     def _encoded(self, features: dict[str, Any], soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
         """A batch in evaluation: no more than one of its smaller batches has its states in memory at a time."""
-        rows = _token_rows(features)
+        rows = token_rows(features)
         first = {row: place for place, row in reversed(list(enumerate(rows)))}
         distinct = list(first)
 
@@ -218,7 +218,7 @@ class SoftTokenEncoder(TextEncoder):
 
         batches, parts = self.reading.in_batches(distinct, embed, packs=True)
         number = {row: i for i, row in enumerate(distinct)}
-        return {"sentence_embedding": _in_order(batches, parts, dim=0)[[number[row] for row in rows]]}
+        return {"sentence_embedding": in_order(batches, parts, dim=0)[[number[row] for row in rows]]}
 
     def read_rows(self, texts: Sequence[TokenRow]) -> TextStates:
         """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
@@ -390,15 +390,3 @@ class SoftTokenEncoder(TextEncoder):
         """A copy's weights count their changes anew; what came with them fits them."""
         super().__setstate__(state)
         self.store.add_compiled({}, self.trained_weights())
-
-
-def _in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor], *, dim: int) -> Tensor:
-    """What came batch by batch, along `dim` in the order of the places."""
-    places = torch.tensor([place for batch in batches for place in batch], device=parts[0].device)
-    return torch.cat(list(parts), dim=dim).index_select(dim, places.argsort())
-
-
-def _token_rows(features: dict[str, Any]) -> list[TokenRow]:
-    """The token ids of each text of a batch, wherever its padding is."""
-    rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
-    return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from promptembedder.backbones import like_length_batches, packed_batches
 from promptembedder.errors import ConfigError
+from promptembedder.shapes import Tensor
 
-__all__ = ["MAX_BATCH_TOKENS", "ReadingCounts", "TextReading", "TokenRow"]
+__all__ = ["MAX_BATCH_TOKENS", "ReadingCounts", "TextReading", "TokenRow", "in_order", "token_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,3 +153,15 @@ class TextReading:
         self._fitting = tokens // 2
         torch.cuda.empty_cache()
         logger.warning("the GPU has no memory for %d tokens at once; reading %d from now on", tokens, self._fitting)
+
+
+def in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor], *, dim: int) -> Tensor:
+    """What came batch by batch, along `dim` in the order of the places."""
+    places = torch.tensor([place for batch in batches for place in batch], device=parts[0].device)
+    return torch.cat(list(parts), dim=dim).index_select(dim, places.argsort())
+
+
+def token_rows(features: dict[str, Any]) -> list[TokenRow]:
+    """The token ids of each text of a batch, wherever its padding is."""
+    rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
+    return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]

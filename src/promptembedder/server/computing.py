@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from promptembedder.models import DualEncoder, TokenRow
+from promptembedder.models import DualEncoder, TokenRow, in_order
 from promptembedder.server.memory import give_back
 from promptembedder.shapes import Float, Tensor
 
@@ -82,7 +82,7 @@ class VectorComputer:
             return self._encoder.embed_rows([rows[place] for place in places], own)
 
         batches, parts = self._encoder.reading.in_batches(rows, embed, packs=True)
-        return _in_order(batches, parts)[:, None]
+        return in_order(batches, parts, dim=0).float().cpu().numpy()[:, None]
 
     def _shared(
         self, rows: Sequence[TokenRow], keys: Sequence[InstructionKey], soft: Mapping[InstructionKey, Tensor]
@@ -94,7 +94,7 @@ class VectorComputer:
             return self._encoder.embed_each_after(states, together).transpose(0, 1)
 
         batches, parts = self._encoder.reading.in_batches(rows, embed)
-        return _in_order(batches, parts)
+        return in_order(batches, parts, dim=0).float().cpu().numpy()
 
     def _soft_tokens(self, keys: Sequence[InstructionKey]) -> dict[InstructionKey, Tensor]:
         at_hand: dict[InstructionKey, Tensor] = {}
@@ -114,10 +114,3 @@ class VectorComputer:
         while len(self._generated) > self._max_cached:
             self._generated.popitem(last=False)
         return at_hand
-
-
-def _in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Float[np.ndarray, "*rows dim"]:
-    together = torch.cat(list(parts)).float().cpu().numpy()
-    ordered = np.empty_like(together)
-    ordered[[place for batch in batches for place in batch]] = together
-    return ordered
