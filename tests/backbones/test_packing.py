@@ -101,6 +101,20 @@ def test_a_decoder_that_mixes_tokens_elsewhere_is_given_padding(backbone: Backbo
     assert not packs(backbone.decoder)
 
 
+def test_a_decoder_that_fails_on_packed_texts_is_given_padding(backbone: Backbone) -> None:
+    """As one does whose own code looks at the batch."""
+
+    def wants_three(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) != 3:
+            raise ValueError("not as many rows as texts")
+
+    decoder_layers(backbone.decoder)[0].register_forward_pre_hook(wants_three)
+    assert not packs(backbone.decoder)
+    ids, mask = texts_of([12, 3, 7])
+    soft = normal(3, PROMPT, backbone.dim, seed=1)
+    assert bool(read_text_and_after(backbone.decoder, ids, mask, soft)[0].isfinite().all())
+
+
 def test_a_decoder_with_attention_of_its_own_is_given_padding(backbone: Backbone) -> None:
     backbone.decoder.set_attn_implementation("eager")
     assert not packs(backbone.decoder)

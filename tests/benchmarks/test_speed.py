@@ -24,6 +24,7 @@ from promptembedder.benchmarks.speed_cases import (
     SENTENCE_TRANSFORMERS,
     Case,
     calls_of,
+    last_token_model,
     new_embedder,
     texts_of,
 )
@@ -89,6 +90,19 @@ def test_the_ways_of_a_case_do_the_same_work() -> None:
         others = calls[SENTENCE_TRANSFORMERS]()
     assert np.isfinite(ours).all()
     assert others.shape == ours.shape
+
+
+def test_the_other_library_is_given_texts_and_not_chats() -> None:
+    """An LLM with a chat template gets a system message before each text from it, if it finds the template."""
+    case = Case(kind="mixed", length=30, texts=7)
+    reader = embedder(case).encoder.reader
+    reader.tokenizer.foreign.chat_template = (
+        "{% for message in messages %}system: be kind {{ message.content }}{% endfor %}"
+    )
+    texts = texts_of(case, reader)
+    own = [len(reader.tokenizer.foreign(text)["input_ids"]) for text in texts]
+    with last_token_model(reader, case) as other:
+        assert other.preprocess(texts)["attention_mask"].sum(dim=1).tolist() == own
 
 
 def test_a_held_text_is_not_read_again() -> None:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -32,6 +33,7 @@ __all__ = [
     "Case",
     "bare_forward",
     "calls_of",
+    "last_token_model",
     "new_embedder",
     "texts_of",
 ]
@@ -111,7 +113,7 @@ def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
     elif case.kind == "soft_tokens":
         yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION)}
     else:
-        with _last_token_model(model.encoder.reader, case) as other:
+        with last_token_model(model.encoder.reader, case) as other:
             yield {
                 OURS: lambda: model.encode(texts, prompt=INSTRUCTION),
                 BARE: bare_forward(model, texts),
@@ -148,12 +150,14 @@ def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
 
 
 @contextmanager
-def _last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransformer]:
+def last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransformer]:
     """The same LLM as sentence-transformers encodes with it."""
     with tempfile.TemporaryDirectory() as folder:
         with quiet_transformers():
             reader.model.save_pretrained(folder)
             reader.tokenizer.foreign.save_pretrained(folder)
+            # with one, sentence-transformers would make a chat of each text, with a system message before it
+            (Path(folder) / "chat_template.jinja").unlink(missing_ok=True)
             kwargs = {"dtype": reader.input_table.dtype}
             transformer = Transformer(folder, model_kwargs=kwargs, max_seq_length=case.length)
         if transformer.tokenizer.pad_token is None:
