@@ -136,7 +136,8 @@ def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
     """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
     encoder = model.encoder
     rows = token_rows(encoder.token_features(texts))
-    groups = like_length_batches([len(row) for row in rows], max_tokens=encoder.reading.max_batch_tokens)
+    budget = max(encoder.packed_tokens() or encoder.reading.max_batch_tokens, *map(len, rows))
+    groups = like_length_batches([len(row) for row in rows], max_tokens=budget)
     batches = [left_padded_rows([rows[place] for place in group], device=encoder.device) for group in groups]
 
     def forward() -> None:

@@ -73,7 +73,7 @@ class SoftTokenEncoder(TextEncoder):
         self.settings = settings
         self.store = SoftTokenStore()
         self.readout, self.head = readout, head
-        self.reading = TextReading(self._width_for, packed_tokens=self._packed_tokens)
+        self.reading = TextReading(self._width_for, packed_tokens=self.packed_tokens)
         self.text_states: TextStateStore | None = None
         self.gives_steps = False
 
@@ -236,7 +236,7 @@ class SoftTokenEncoder(TextEncoder):
             return longest
         return few_widths(longest + self.settings.num_soft_tokens) - self.settings.num_soft_tokens
 
-    def _packed_tokens(self) -> int | None:
+    def packed_tokens(self) -> int | None:
         """Tokens that are read best at once where the reader needs no padding; None: it does."""
         if not packs(self.reader.decoder):
             return None

@@ -99,7 +99,7 @@ class TextReading:
             ConfigError: A text alone is longer than the budget.
             torch.OutOfMemoryError: The GPU has no memory for one text alone.
         """
-        at_best = self._packed_tokens() if packs and len({len(text) for text in texts}) > 1 else None
+        at_best = self._packed_tokens() if packs and len(texts) > 1 else None
         waiting = self._batches(texts, list(range(len(texts))), max_texts, at_best)
         done: list[list[int]] = []
         results: list[Result] = []
