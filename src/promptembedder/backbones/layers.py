@@ -187,8 +187,8 @@ def cache_with_exit(decoder: PreTrainedModel, exit_layer: int, *, after: int = 0
     """A cache for one pass in which texts leave the decoder after `exit_layer` layers.
 
     Deeper layers only make keys and values of the states there, for what follows the texts and looks at them: the last
-    layers change a text's states little. That is a sixteenth of a layer's weights in SmolLM2 (SwiftKV, Qiao et al. 2024,
-    arXiv:2410.03960).
+    layers change a text's states little. In SmolLM2 that is a sixteenth of a layer's weights (SwiftKV, Qiao et al.
+    2024, arXiv:2410.03960).
 
     Args:
         after: How many states follow the texts in the same pass, and go through all layers.
