@@ -115,8 +115,8 @@ def current_packing() -> Packing | None:
 
 
 @contextmanager
-def packing_texts(packing: Packing) -> Iterator[None]:
-    """While this lasts, and in this thread alone, attention takes its input for a row packed so."""
+def packing_texts(packing: Packing | None) -> Iterator[None]:
+    """While this lasts, and in this thread alone, attention takes its input for a row packed so; None: for a batch."""
     _current.packing = packing
     try:
         yield

@@ -69,53 +69,22 @@ def read_text(
     if ids.shape[1] == 0:  # nothing but empty texts
         width = decoder.config.hidden_size
         return TextStates((), (), mask, torch.zeros(ids.shape[0], 0, width, device=ids.device))
-    read = _text_packed if not bool(mask.all()) and packs(decoder) else _text_padded
-    return read(decoder, ids, mask, hidden_layers=hidden_layers, exit_layer=exit_layer)
-
-
-def _text_padded(
-    decoder: PreTrainedModel,
-    ids: Int[Tensor, "batch seq"],
-    mask: Int[Tensor, "batch seq"],
-    *,
-    hidden_layers: int | None,
-    exit_layer: int | None,
-) -> TextStates:
-    cache = _text_cache(decoder, exit_layer)
-    with handed_on(decoder, hidden_layers) as kept:
-        output = decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=text_positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    keys = tuple(layer.keys for layer in cache.layers)
-    values = tuple(layer.values for layer in cache.layers)
-    return TextStates(keys, values, mask, kept[0] if kept else output.last_hidden_state)
-
-
-def _text_packed(
-    decoder: PreTrainedModel,
-    ids: Int[Tensor, "batch seq"],
-    mask: Int[Tensor, "batch seq"],
-    *,
-    hidden_layers: int | None,
-    exit_layer: int | None,
-) -> TextStates:
-    cache = _text_cache(decoder, exit_layer)
-    packing = Packing(mask.sum(dim=1).tolist(), after=0, device=mask.device)
-    of_text = mask.bool()
+    # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
+    # per-layer window caches drop positions by column, padding included.
+    cache = DynamicCache() if exit_layer is None else cache_with_exit(decoder, exit_layer)
+    of_text, positions = mask.bool(), text_positions(mask)
+    packing = None
+    if not bool(of_text.all()) and packs(decoder):
+        packing = Packing(mask.sum(dim=1).tolist(), after=0, device=mask.device)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    if packing is not None:
+        inputs = {name: tensor[of_text].unsqueeze(0) for name, tensor in inputs.items()}
     with packing_texts(packing), handed_on(decoder, hidden_layers) as kept:
-        output = decoder(
-            input_ids=ids[of_text].unsqueeze(0),
-            attention_mask=mask.new_ones(1, sum(packing.lengths)),
-            position_ids=text_positions(mask)[of_text].unsqueeze(0),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        output = decoder(**inputs, past_key_values=cache, use_cache=True)
 
-    def padded(heads: Float[Tensor, "1 heads tokens head_dim"]) -> Float[Tensor, "batch heads seq head_dim"]:
+    def padded(heads: Float[Tensor, "rows heads columns head_dim"]) -> Float[Tensor, "batch heads seq head_dim"]:
+        if packing is None:
+            return heads
         whole = heads.new_zeros(len(mask), heads.shape[1], mask.shape[1], heads.shape[3])
         whole.transpose(1, 2)[of_text] = heads[0].transpose(0, 1)
         return whole
@@ -124,12 +93,6 @@ def _text_packed(
     values = tuple(padded(layer.values) for layer in cache.layers)
     hidden = kept[0] if kept else output.last_hidden_state
     return TextStates(keys, values, mask, padded(hidden.unsqueeze(1))[:, 0])
-
-
-def _text_cache(decoder: PreTrainedModel, exit_layer: int | None) -> DynamicCache:
-    # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
-    # per-layer window caches drop positions by column, padding included.
-    return DynamicCache() if exit_layer is None else cache_with_exit(decoder, exit_layer)
 
 
 @torch.no_grad()
