@@ -5,7 +5,6 @@ where those of a padded batch are. All that a layer computes token by token need
 looks back on itself, and soft tokens look at their own text and back on themselves.
 """
 
-import importlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -23,8 +22,6 @@ __all__ = ["Packing", "Run", "current_packing", "has_varlen", "packed_attention"
 
 # of a batch: queries [batch heads new head_dim], keys and values, mask; gives [batch new heads head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 new seq"] | None], Tensor]
-
-_VARLEN = "torch.nn.attention.varlen"
 
 
 @dataclass(frozen=True)
@@ -172,10 +169,12 @@ def varlen_attention(
     scaling: float,
 ) -> Float[Tensor, "1 new heads head_dim"]:
     """`packed_attention` without a mask as one call of FlashAttention's kernel for texts of any lengths; GPUs only."""
+    from torch.nn.attention.varlen import varlen_attn  # takes a while, and only GPUs need it
+
+    attend: Any = varlen_attn  # gives more than a tensor only where it is asked to
     keys, values = (each[0].transpose(0, 1).index_select(0, packing.order) for each in (key, value))
     queries, ends, longest = query[0].transpose(0, 1), packing.ends, packing.longest
-    attend: Any = importlib.import_module(_VARLEN).varlen_attn  # seconds to import
-    looks_back = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
+    looks_back: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
     if query.shape[2] < key.shape[2]:  # the soft tokens alone
         out = attend(queries.contiguous(), keys, values, packing.soft_ends, ends, packing.after, longest, **looks_back)
     else:
@@ -191,10 +190,10 @@ def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or dtype.itemsize != 2 or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
-        module = importlib.import_module(_VARLEN)
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return {"window_size", "enable_gqa"} <= set(inspect.signature(module.varlen_attn).parameters)
+    return {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 def _rows(tensor: Tensor, columns: slice, texts: int) -> Float[Tensor, "texts heads length head_dim"]:
