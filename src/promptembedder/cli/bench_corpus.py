@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from promptembedder import extras
@@ -50,6 +49,6 @@ def corpus(
         with err.status("") as status:
             content = run_corpus(settings, on_part=lambda doing: status.update(escape(doing)))
         files = write_corpus(content, output)
-    report.say(Markdown(corpus_markdown(content)))
+    report.page(corpus_markdown(content))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

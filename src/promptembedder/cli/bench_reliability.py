@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from promptembedder.cli.console import Report, err, one_line_errors
@@ -50,7 +49,7 @@ def reliability(
             regenerate(document, output, {"reliability": reliability_markdown})
             files.append(document)
     files = list(dict.fromkeys(files))
-    report.say(Markdown(reliability_markdown({"campaigns": rows})))
+    report.page(reliability_markdown({"campaigns": rows}))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], "campaigns": rows})
     if any(row["survived"] < row["tried"] for row in rows):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from promptembedder import extras
@@ -64,6 +63,6 @@ def serve(
         with err.status("") as status:
             content = run_serving(settings, on_part=lambda doing: status.update(escape(doing)))
         files = write_serving(content, output)
-    report.say(Markdown(serving_markdown(content)))
+    report.page(serving_markdown(content))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from promptembedder import extras
@@ -71,6 +70,6 @@ def speed(
             status.update("profiling the slowest case")
             profile = slowest_profile(settings, content["rows"])
         files = write_speed(content, profile, output)
-    report.say(Markdown(speed_markdown(content)))
+    report.page(speed_markdown(content))
     report.say(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

@@ -38,6 +38,12 @@ class Report:
         if self.speaks:
             (err if self.as_json else out).print(*words, soft_wrap=all(isinstance(word, str) for word in words))
 
+    def page(self, markdown: str) -> None:
+        """A page of Markdown for people; goes where `say` goes."""
+        from rich.markdown import Markdown  # a tenth of the time that `--help` takes
+
+        self.say(Markdown(markdown))
+
     def result(self, content: dict[str, Any]) -> None:
         """The command's result; printed only as JSON, since people were told with `say`."""
         if self.as_json and self.speaks:
