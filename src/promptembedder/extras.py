@@ -1,7 +1,6 @@
 """Optional dependencies: asked for by name, refused with the line that installs them."""
 
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +35,11 @@ def foreign_imports(distribution: str, *, extra: str, at_least: str) -> Iterator
     Raises:
         ImportError: It is not installed, or older; the message holds the install line.
     """
+    from importlib import metadata  # a tenth of the time that the program takes to show its help
+
     try:
-        version = importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError as error:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError as error:
         raise ImportError(f'{distribution} is not installed. Run: pip install "promptembedder[{extra}]"') from error
     if _numbers(version) < _numbers(at_least):
         raise ImportError(

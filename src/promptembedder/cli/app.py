@@ -1,6 +1,5 @@
 """The program's commands, one file each."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -33,6 +32,8 @@ app = typer.Typer(
 
 def _say_version(asked: bool) -> bool:
     if asked:
+        from importlib.metadata import version  # takes a while, and `--help` does without
+
         print(version("promptembedder"))
         raise typer.Exit
     return asked
