@@ -71,8 +71,15 @@ def test_without_padding_only_tokens_count(room: int) -> None:
     assert (reading.counts.texts, reading.counts.tokens, reading.counts.padding) == (8, 124, 0)
     assert max(tried) <= 90
     assert (len(batches) == 2) == (room == 124)
-    reading.in_batches([(1,) * 3, (1,)], lambda _: None)
-    assert reading.counts.padding == 2  # of what does not pack
+
+
+def test_batches_of_like_length_have_no_padding_either_where_the_reader_needs_none() -> None:
+    texts = [(1,) * 3, (1,), (1,) * 60, (1,) * 60]
+    for packed_tokens, padding in ((90, 0), (None, 2)):
+        reading = TextReading(packed_tokens=lambda tokens=packed_tokens: tokens)  # type: ignore[misc]
+        together, _ = reading.in_batches(texts, lambda _: None)
+        assert together == [[2, 3], [0, 1]]
+        assert reading.counts.padding == padding
 
 
 def test_what_does_not_fit_alone_fails() -> None:

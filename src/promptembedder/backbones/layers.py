@@ -84,7 +84,7 @@ class _Endable:
         try:
             self._plain(states, *args, **kwargs)
         except _KeptError:
-            pass
+            pass  # its keys and values are made, and that was all
         finally:
             _asked.looks = True
         states = self._gone_on(states, args, kwargs, count=cache.after)

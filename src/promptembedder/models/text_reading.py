@@ -93,13 +93,14 @@ class TextReading:
 
         Args:
             max_texts: Of a batch.
-            packs: `read` leaves padding out where the reader needs none.
+            packs: A batch may hold texts of any lengths where the reader needs no padding.
 
         Raises:
             ConfigError: A text alone is longer than the budget.
             torch.OutOfMemoryError: The GPU has no memory for one text alone.
         """
-        at_best = self._packed_tokens() if packs and len(texts) > 1 else None
+        unpadded = self._packed_tokens() if len(texts) > 1 else None
+        at_best = unpadded if packs else None
         waiting = self._batches(texts, list(range(len(texts))), max_texts, at_best)
         done: list[list[int]] = []
         results: list[Result] = []
@@ -117,7 +118,7 @@ class TextReading:
                 self._halve(len(batch) * max(lengths) if at_best is None else sum(lengths))
                 waiting = self._batches(texts, [place for each in waiting for place in each], max_texts, at_best)
                 continue
-            self.count([len(texts[place]) for place in batch], packed=at_best is not None)
+            self.count([len(texts[place]) for place in batch], packed=unpadded is not None)
             done.append(waiting.pop(0))
             results.append(result)
         return done, results
