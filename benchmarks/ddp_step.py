@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from promptembedder import PromptEmbedder
-from promptembedder.models import trained_state
-from promptembedder.shapes import Tensor
+from promptembedder.method import text_encoder as trained_state
+from promptembedder.types import Tensor
 from promptembedder.training import LossConfig, contrastive_loss, joined_ranks, leave_ranks
-from promptembedder.training.ranks import Ranks, joint_rows
+from promptembedder.training.distributed import Ranks, joint_rows
 
 Step = Callable[[], object]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.benchmarks import markdown_table, regenerate
+from benchmarks.document import markdown_table, regenerate
 from promptembedder.data import docstring_corpus, training_pairs
 from promptembedder.storage import machine_facts, versions, write_json
 from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, new_model, task_data, train_model

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptembedder.backbones import BackboneConfig
-    from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig
+    from promptembedder.backbone import BackboneConfig
+    from promptembedder.method import ModelConfig, PrompterConfig
+    from promptembedder.model import PromptEmbedder
 
 __all__ = ["BackboneConfig", "ModelConfig", "PromptEmbedder", "PrompterConfig"]
 

@@ -3,7 +3,7 @@
 from promptembedder.batch.corpus_job import CorpusProgress, CorpusReport, CorpusSettings, embed_corpus
 from promptembedder.batch.embedding_file import EmbeddingFile, column_names, embedding_schema, whole_embedding_file
 from promptembedder.batch.job import EmbedReport, EmbedSettings, check_files, embed_files
-from promptembedder.batch.kept import KeptColumn
+from promptembedder.batch.passthrough import KeptColumn
 from promptembedder.batch.shard_folder import JOB_NAME, MANIFEST_LINES, ShardFolder, ShardRecord
 
 __all__ = [

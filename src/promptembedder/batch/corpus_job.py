@@ -10,14 +10,15 @@ from typing import Any
 from promptembedder.batch.embedding_file import column_names
 from promptembedder.batch.engines import local_records, ray_records
 from promptembedder.batch.job import normal
-from promptembedder.batch.kept import KeptColumn
+from promptembedder.batch.passthrough import KeptColumn
 from promptembedder.batch.plan import CorpusPlan, ShardTask, plan_corpus
 from promptembedder.batch.shard_folder import ShardFolder, ShardRecord
 from promptembedder.batch.shard_worker import WorkerSettings
 from promptembedder.data import find_sources
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
-from promptembedder.models import MAX_BATCH_TOKENS, manifest_on, model_config
+from promptembedder.backbone import MAX_BATCH_TOKENS
+from promptembedder.model import manifest_on, model_config
 from promptembedder.storage import MANIFEST_NAME, file_sha256, owned_folder, read_manifest, versions
 
 __all__ = ["CorpusProgress", "CorpusReport", "CorpusSettings", "embed_corpus"]

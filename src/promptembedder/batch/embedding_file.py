@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from promptembedder.errors import DataError
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 
 __all__ = ["EmbeddingFile", "column_names", "embedding_schema", "whole_embedding_file", "written_embedding_file"]
 

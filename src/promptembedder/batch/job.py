@@ -13,8 +13,9 @@ import numpy as np
 from promptembedder.batch.embedding_file import column_names, embedding_schema, whole_embedding_file
 from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.models import MAX_BATCH_TOKENS, PromptEmbedder, ReadingCounts
-from promptembedder.shapes import Float
+from promptembedder.backbone import MAX_BATCH_TOKENS, ReadingCounts
+from promptembedder.model import PromptEmbedder
+from promptembedder.types import Float
 from promptembedder.storage import file_sha256, versions
 
 __all__ = ["EmbedReport", "EmbedSettings", "check_files", "embed_files"]

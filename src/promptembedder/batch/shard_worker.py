@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from promptembedder.batch.embedding_file import embedding_schema, written_embedding_file
 from promptembedder.batch.job import embedded
-from promptembedder.batch.kept import KeptColumn, kept_values
+from promptembedder.batch.passthrough import KeptColumn, kept_values
 from promptembedder.batch.plan import ShardTask, placed_rows
 from promptembedder.batch.shard_folder import ShardRecord, fsync_folder
 from promptembedder.errors import DataError, ModelFormatError
-from promptembedder.models import MAX_BATCH_TOKENS, PromptEmbedder, ReadingCounts
-from promptembedder.shapes import Float
+from promptembedder.backbone import MAX_BATCH_TOKENS, ReadingCounts
+from promptembedder.model import PromptEmbedder
+from promptembedder.types import Float
 from promptembedder.storage import MANIFEST_NAME, file_sha256, versions
 
 __all__ = ["ShardWorker", "WorkerSettings"]

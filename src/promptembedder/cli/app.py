@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from promptembedder.cli.bench import bench
+from benchmarks.cli import bench
 from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import prepare
 from promptembedder.cli.doctor import doctor
@@ -13,7 +13,7 @@ from promptembedder.cli.evaluate import evaluate
 from promptembedder.cli.export import export
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
-from promptembedder.cli.move import move
+from promptembedder.cli.transfer import move
 from promptembedder.cli.mteb import mteb
 from promptembedder.cli.plot import plot
 from promptembedder.cli.quickstart import quickstart

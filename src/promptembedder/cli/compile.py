@@ -15,7 +15,8 @@ from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import Manifest, read_manifest, seal_folder, whole_folder, write_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.models import Parts, SelfTest
+    from promptembedder.method import Parts
+    from promptembedder.model import SelfTest
 
 __all__ = ["compile_"]
 
@@ -43,7 +44,7 @@ def compile_(
             raise DataError(f"{target} exists. Name a new folder, or leave it out to add to {model} itself.")
         with importing():  # seconds
             from promptembedder.data import clean_text
-            from promptembedder.models import PromptEmbedder
+            from promptembedder.model import PromptEmbedder
 
         asked = [clean_text(text).strip() for text in instruction]
         if not all(asked):
@@ -63,7 +64,7 @@ def compile_(
 
 def _save(parts: "Parts", self_test: "SelfTest | None", model: Path, target: Path, manifest: Manifest) -> None:
     """Write the parts to `target`, with what else lies beside them in `model`: settings, model card, provenance."""
-    from promptembedder.models import save_parts
+    from promptembedder.model import save_parts
 
     with whole_folder(target) as scratch:
         save_parts(scratch, parts, self_test=self_test)

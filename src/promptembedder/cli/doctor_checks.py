@@ -100,7 +100,7 @@ def devices() -> Iterator[Finding]:
     """Each device that torch finds, and the number formats in which it multiplies rightly."""
     import torch
 
-    from promptembedder.backbones import resolved_dtype
+    from promptembedder.backbone import resolved_dtype
 
     names = ["cpu", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
     names += ["mps"] if torch.backends.mps.is_available() else []
@@ -133,7 +133,7 @@ def _product_error(device: str, kind: str) -> float | None:
 
 def backbones() -> Iterator[Finding]:
     """The backbones whose weights come inside installed packages."""
-    from promptembedder.backbones import INSTALLED_MODELS, find_source
+    from promptembedder.backbone import INSTALLED_MODELS, find_source
 
     for name, model in INSTALLED_MODELS.items():
         try:
@@ -151,7 +151,7 @@ def caches() -> Iterator[Finding]:
     """Backbones that were converted from GGUF, and the hub's models, as they lie on this disk."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
-    from promptembedder.backbones import INSTALLED_MODELS, default_cache_folder
+    from promptembedder.backbone import INSTALLED_MODELS, default_cache_folder
 
     names = {model.sha256[:24]: name for name, model in INSTALLED_MODELS.items()}
     folder = default_cache_folder()
@@ -223,7 +223,7 @@ def compute() -> Finding:
 
 def saved_model(folder: Path, *, reader: str | None) -> Finding:
     """Whether a saved model still computes the vector that was saved with it."""
-    from promptembedder.models import PromptEmbedder, check_self_test
+    from promptembedder.model import PromptEmbedder, check_self_test
 
     try:
         model = PromptEmbedder.from_pretrained(folder, reader=reader)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from promptembedder.cli.console import Report, importing, one_line_errors
 from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
-from promptembedder.cli.row_progress import corpus_progress, row_count
+from promptembedder.cli.console import corpus_progress, row_count
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
@@ -117,7 +117,7 @@ def embed(
         manifest = read_manifest(model)
         with importing():  # seconds
             from promptembedder.batch import EmbedSettings, check_files, embed_files
-            from promptembedder.models import PromptEmbedder, manifest_on, model_config
+            from promptembedder.model import PromptEmbedder, manifest_on, model_config
 
         manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction

@@ -61,7 +61,7 @@ def _opened(
     with importing():  # seconds
         from promptembedder import PromptEmbedder
         from promptembedder.data import clean_instruction
-        from promptembedder.models import is_hub_id, manifest_on, model_config, saved_folder
+        from promptembedder.model import is_hub_id, manifest_on, model_config, saved_folder
 
     if (Path(model) / MANIFEST_NAME).is_file() or is_hub_id(model):
         folder = saved_folder(model)

@@ -21,7 +21,7 @@ from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, ve
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from promptembedder.evaluation import EvaluationTask, HubTask, InstructionSteering, TaskScore
-    from promptembedder.models import OpenedModel
+    from promptembedder.model import OpenedModel
 
     Tasks = list[EvaluationTask] | list[HubTask]
 
@@ -117,7 +117,7 @@ def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, 
     if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise ConfigError(f"cannot write {options.output}: it must be a file in a folder that exists.")
     tasks = _tasks(options)
-    from promptembedder.models import open_model
+    from promptembedder.model import open_model
 
     opened = open_model(
         options.model, reader=options.reader, quantization=options.quantization, exit_depth=options.exit_depth

@@ -77,8 +77,8 @@ def _exported(
     with_backbone: bool | None,
 ) -> dict[str, Any]:
     manifest = read_manifest(model)
-    from promptembedder.export import chosen_instructions, export_onnx, export_soft_tokens  # seconds to import
-    from promptembedder.models import PromptEmbedder, manifest_on
+    from promptembedder.export import chosen_instructions, export_onnx, export_soft_tokens
+    from promptembedder.model import PromptEmbedder, manifest_on
 
     compiled = manifest_on(manifest, reader, model).instructions
     instructions = chosen_instructions(compiled, asked, str(model))

@@ -13,13 +13,13 @@ from rich.markup import escape
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.instructions import asked_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
-from promptembedder.cli.row_progress import row_count
+from promptembedder.cli.console import row_count
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.models import PromptEmbedder
+    from promptembedder.model import PromptEmbedder
     from promptembedder.search import SearchReport, TableFacts, VectorRows, VectorTable
 
 __all__ = ["index"]
@@ -186,7 +186,7 @@ def _encoder(
     asked: _Source, model: Path, table: "VectorTable | None"
 ) -> "tuple[TableFacts, Callable[[], PromptEmbedder]]":
     """What the model is and reads texts under, checked against the table, and how to load it."""
-    from promptembedder.models import PromptEmbedder, manifest_on, model_config
+    from promptembedder.model import PromptEmbedder, manifest_on, model_config
     from promptembedder.search import TableFacts
 
     manifest = manifest_on(read_manifest(model), asked.reader, model)

@@ -24,8 +24,8 @@ def mteb(words: Annotated[list[str] | None, typer.Argument(help="All of it goes 
     """
     words = list(words or [])
     with one_line_errors():
-        from promptembedder import evaluation  # seconds to import
-        from promptembedder.models import saved_folder
+        from promptembedder import evaluation
+        from promptembedder.model import saved_folder
         from promptembedder.storage import MANIFEST_NAME
 
         place = next((place for place, word in enumerate(words[:-1]) if word in _NAMES), None)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from promptembedder import extras
-from promptembedder.cli.bench_move import draw_moves
+from benchmarks.transfer.command import draw_moves
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.cli.plot_vectors import map_, similarity

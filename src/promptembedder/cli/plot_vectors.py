@@ -123,7 +123,7 @@ def _labelled(
 
 def _instructions(model: Path, reader: str | None, asked: list[str] | None) -> list[str]:
     """Those that were asked for, else the compiled ones, else the model's default."""
-    from promptembedder.models import manifest_on, model_config
+    from promptembedder.model import manifest_on, model_config
 
     manifest = manifest_on(read_manifest(model), reader, model)
     words = [text.strip() for text in asked or []]
@@ -133,7 +133,7 @@ def _instructions(model: Path, reader: str | None, asked: list[str] | None) -> l
 
 
 def _vectors(model: Path, reader: str | None, texts: list[str], instructions: list[str]) -> "np.ndarray":
-    from promptembedder.models import PromptEmbedder, manifest_on
+    from promptembedder.model import PromptEmbedder, manifest_on
 
     compiled = set(instructions) <= set(manifest_on(read_manifest(model), reader, model).instructions)
     embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=not compiled)

@@ -36,7 +36,7 @@ def quickstart(
     report = Report(as_json)
     with one_line_errors():
         with importing():  # seconds
-            from promptembedder.backbones import BackboneConfig
+            from promptembedder.backbone import BackboneConfig
             from promptembedder.cli.quickstart_steps import Quickstart, quickstart_recipe
             from promptembedder.training import OptimConfig
 

@@ -12,24 +12,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.backbones import BackboneConfig
+from promptembedder.backbone import BackboneConfig
 from promptembedder.cli.console import Report
-from promptembedder.cli.progress import TrainingBar
+from promptembedder.cli.console import TrainingBar
 from promptembedder.data import SearchTask, TextRow, docstring_corpus, search_task, training_pairs
 from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_score
-from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig, frozen_pooling
+from promptembedder.method import ModelConfig, PrompterConfig
+from promptembedder.model import PromptEmbedder, frozen_pooling
 from promptembedder.search import build_index
 from promptembedder.storage import versions
-from promptembedder.training import (
-    OptimConfig,
-    Recipe,
-    RunConfig,
-    TrainingData,
-    new_model,
-    prepare_output,
-    task_data,
-    train_model,
-)
+from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, new_model, prepare_output, task_data, train_model
 
 __all__ = ["Quickstart", "quickstart_recipe"]
 
@@ -74,7 +66,7 @@ class Quickstart:
     def run(self, queries: int, documents: int) -> dict[str, Any]:
         """Everything, in order; returns the JSON result."""
         # told once and with the count below, instead of by a warning now and then
-        logging.getLogger("promptembedder.models.text_encoder").setLevel(logging.ERROR)
+        logging.getLogger("promptembedder.method.text_encoder").setLevel(logging.ERROR)
         prepare_output(self.recipe, overwrite=True)
         task, pairs = self._data(queries, documents)
         scores = {"bm25": bm25_score(task)}

@@ -109,7 +109,7 @@ def _in_file(
 ) -> _Found:
     with importing():  # seconds
         from promptembedder.data import read_texts
-        from promptembedder.models import PromptEmbedder, manifest_on, model_config
+        from promptembedder.model import PromptEmbedder, manifest_on, model_config
         from promptembedder.search import build_index
 
     rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
@@ -130,7 +130,7 @@ def _in_file(
 
 def _in_table(asked: _Query, folder: Path, where: str | None) -> _Found:
     with importing():
-        from promptembedder.models import PromptEmbedder, manifest_on, model_config
+        from promptembedder.model import PromptEmbedder, manifest_on, model_config
         from promptembedder.search import VectorTable
 
     table = VectorTable(folder)

@@ -83,14 +83,7 @@ def serve(
         # multiplied, 1024 by default, hundreds of megabytes where texts have every length
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         with importing():  # seconds
-            from promptembedder.server import (
-                ApiKeys,
-                ComputeSettings,
-                Limits,
-                ServerSettings,
-                listening_socket,
-                otlp_tracer,
-            )
+            from promptembedder.server import ApiKeys, ComputeSettings, Limits, ServerSettings, listening_socket, otlp_tracer
 
         settings = ServerSettings(
             model_name=model_name or model.resolve().name.replace("@", "-"),

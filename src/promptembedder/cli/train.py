@@ -87,8 +87,8 @@ def train(
 
 
 def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -> "TrainingResult":
-    from promptembedder.cli.progress import TrainingBar
-    from promptembedder.data import pair_columns
+    from promptembedder.cli.console import TrainingBar
+    from promptembedder.data import pairs as pair_columns
     from promptembedder.evaluation import similarity_evaluator
     from promptembedder.training import ANY_COLUMNS, load_training_data, new_model, prepare_output, train_model
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptembedder.data.pairs import Pair
-from promptembedder.data.text import clean_text
+from promptembedder.data.texts import clean_text
 from promptembedder.errors import ConfigError, DataError
 
 __all__ = ["DocstringCorpus", "SearchTask", "docstring_corpus", "pairs_of_source", "search_task", "training_pairs"]

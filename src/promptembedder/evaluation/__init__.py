@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from promptembedder.evaluation.paraphrases import paraphrases_of
-from promptembedder.evaluation.random_state import kept_random_state
+from promptembedder.evaluation.instructions import paraphrases_of
+from promptembedder.evaluation.task_score import kept_random_state
 from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score, vector_score
-from promptembedder.evaluation.similarity import InstructedSimilarityEvaluator, similarity_evaluator
+from promptembedder.evaluation.task_score import InstructedSimilarityEvaluator, similarity_evaluator
 from promptembedder.evaluation.task_data import EvaluationTask, subsample
 from promptembedder.evaluation.task_file import read_tasks
 from promptembedder.evaluation.task_score import TaskScore
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from promptembedder.evaluation.mteb_model import TaskInstructedEncoder, model_meta, register_model
     from promptembedder.evaluation.official_tasks import HubTask, hub_tasks
     from promptembedder.evaluation.scoring import score_tasks
-    from promptembedder.evaluation.steering import InstructionSteering, instruction_steering, steered_pairs
+    from promptembedder.evaluation.instructions import InstructionSteering, instruction_steering, steered_pairs
 
 __all__ = [
     "EvaluationTask",

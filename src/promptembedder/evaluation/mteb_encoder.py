@@ -11,7 +11,7 @@ from mteb.types import PromptType
 from transformers import PreTrainedTokenizerBase
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import Encoder
+from promptembedder.model import Encoder
 
 __all__ = ["InstructedEncoder"]
 

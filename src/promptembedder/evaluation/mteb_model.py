@@ -13,7 +13,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import PromptEmbedder, manifest_on, model_config, read_self_test, saved_folder
+from promptembedder.model import PromptEmbedder, manifest_on, model_config, read_self_test, saved_folder
 from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 __all__ = ["TaskInstructedEncoder", "model_meta", "register_model"]

@@ -14,7 +14,7 @@ from mteb.get_tasks import TASK_LIST
 from mteb.types import PromptType
 
 from promptembedder.errors import DataError
-from promptembedder.evaluation.random_state import kept_random_state
+from promptembedder.evaluation.task_score import kept_random_state
 
 __all__ = ["HubTask", "hub_tasks", "official_task", "task_sizes"]
 

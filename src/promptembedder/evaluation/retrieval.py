@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from promptembedder.data import SearchTask
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 
 __all__ = ["RetrievalScore", "bm25_score", "retrieval_score", "vector_score"]
 

@@ -18,10 +18,10 @@ from promptembedder.errors import DataError
 from promptembedder.evaluation.mteb_encoder import InstructedEncoder
 from promptembedder.evaluation.mteb_tasks import local_task
 from promptembedder.evaluation.official_tasks import HubTask, official_task, task_sizes
-from promptembedder.evaluation.random_state import kept_random_state
+from promptembedder.evaluation.task_score import kept_random_state
 from promptembedder.evaluation.task_data import EvaluationTask
 from promptembedder.evaluation.task_score import TaskScore
-from promptembedder.models import Encoder
+from promptembedder.model import Encoder
 
 __all__ = ["score_tasks", "score_under"]
 

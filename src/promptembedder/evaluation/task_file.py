@@ -11,14 +11,7 @@ from typing import Any, get_args
 
 from promptembedder.data import clean_text, read_rows
 from promptembedder.errors import DataError, shown, shown_name
-from promptembedder.evaluation.task_data import (
-    METRICS,
-    EvaluationTask,
-    LabelledTexts,
-    ScoredPairs,
-    SearchData,
-    TaskType,
-)
+from promptembedder.evaluation.task_data import METRICS, EvaluationTask, LabelledTexts, ScoredPairs, SearchData, TaskType
 
 __all__ = ["read_tasks"]
 

@@ -1,9 +1,81 @@
 """What a score says beside its number."""
 
-from dataclasses import dataclass, field
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+import numpy as np
+import torch
+from pathlib import Path
 from typing import Any
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from promptembedder.data import read_rows
+from promptembedder.errors import DataError
+from dataclasses import dataclass, field
 
-__all__ = ["TaskScore"]
+__all__ = ['InstructedSimilarityEvaluator', 'TaskScore', 'kept_random_state', 'similarity_evaluator']
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give the caller's generators back as they were.
+
+    mteb seeds all of them when it is imported and whenever it makes a task or an evaluator; an evaluation
+    would then change the training that it interrupts.
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+class InstructedSimilarityEvaluator(EmbeddingSimilarityEvaluator):
+    """sentence-transformers' evaluator with both sentences read under one instruction."""
+
+    def __init__(
+        self, sentences1: list[str], sentences2: list[str], scores: list[float], *, instruction: str, name: str
+    ) -> None:
+        """Spearman of the cosines with `scores`."""
+        super().__init__(sentences1, sentences2, scores, batch_size=64, name=name, write_csv=False)
+        self.instruction = instruction
+
+    def embed_inputs(self, model: SentenceTransformer, sentences: Any, **kwargs: Any) -> np.ndarray:
+        """Vectors of the sentences under the instruction."""
+        return super().embed_inputs(model, sentences, prompt=self.instruction, **kwargs)
+
+
+def similarity_evaluator(
+    path: Path, *, instruction: str, split: str | None = None, limit: int | None = None, name: str = "sts"
+) -> InstructedSimilarityEvaluator:
+    """An evaluator from a file of rows with `sentence1`, `sentence2` and `score`.
+
+    Args:
+        split: Only rows whose `split` says this.
+        limit: The first rows only; the name then says so.
+
+    Raises:
+        DataError: The file lacks a column or has no row of the split.
+    """
+    rows = [row for row in read_rows(path) if split is None or row.get("split") == split]
+    if not rows:
+        raise DataError(f"{path} has no row with split {split!r}. Check evaluation.split.")
+    missing = [key for key in ("sentence1", "sentence2", "score") if key not in rows[0]]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}. It has: {', '.join(rows[0])}.")
+    if limit is not None and limit < len(rows):
+        rows, name = rows[:limit], f"{name}_first_{limit}"
+    return InstructedSimilarityEvaluator(
+        [row["sentence1"] for row in rows],
+        [row["sentence2"] for row in rows],
+        [float(row["score"]) for row in rows],
+        instruction=instruction,
+        name=name,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

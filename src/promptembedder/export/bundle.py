@@ -12,9 +12,10 @@ import torch
 from promptembedder.errors import DataError
 from promptembedder.export import reference
 from promptembedder.export.stock import needs_own_backbone, require_stock
-from promptembedder.models import PromptEmbedder, SoftTokenEncoder
-from promptembedder.models.self_test import SELF_TEST_TEXT
-from promptembedder.shapes import Float, Tensor
+from promptembedder.model import PromptEmbedder
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.model import SELF_TEST_TEXT
+from promptembedder.types import Float, Tensor
 from promptembedder.storage import versions, whole_folder, write_json
 from promptembedder.storage.tensors import save_tensors
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from promptembedder.backbones import Backbone
-from promptembedder.backbones.layers import decoder_layers
+from promptembedder.backbone import Backbone
+from promptembedder.backbone import decoder_layers
 from promptembedder.errors import ConfigError
-from promptembedder.models import SoftTokenEncoder
-from promptembedder.models.text_readout import exit_layer, own_tokens, readout_layers
-from promptembedder.nn import pooled, text_positions, unit_vectors
-from promptembedder.shapes import Float, Int, Tensor
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.method import exit_layer, own_tokens, readout_layers
+from promptembedder.method import pooled, unit_vectors
+from promptembedder.backbone import text_positions
+from promptembedder.types import Float, Int, Tensor
 
 __all__ = ["OneInstruction", "require_traceable"]
 

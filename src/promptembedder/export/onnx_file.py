@@ -16,9 +16,10 @@ from promptembedder.export import reference
 from promptembedder.export.bundle import ExportedFolder, export_settings, file_sizes, require_new
 from promptembedder.export.graph import OneInstruction, require_traceable
 from promptembedder.export.stock import require_plain_weights
-from promptembedder.models import PromptEmbedder, SoftTokenEncoder
-from promptembedder.models.self_test import SELF_TEST_TEXT
-from promptembedder.shapes import Float, Int, Tensor
+from promptembedder.model import PromptEmbedder
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.model import SELF_TEST_TEXT
+from promptembedder.types import Float, Int, Tensor
 from promptembedder.storage import whole_folder, write_json
 
 __all__ = ["export_onnx"]

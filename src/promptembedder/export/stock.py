@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from promptembedder.backbones import Backbone, find_source
+from promptembedder.backbone import Backbone, find_source
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.models import SoftTokenEncoder
+from promptembedder.method import SoftTokenEncoder
 
 __all__ = ["chosen_instructions", "needs_own_backbone", "require_plain_weights", "require_stock"]
 

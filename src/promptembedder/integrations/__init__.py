@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptembedder.integrations.chroma import PromptEmbedderEmbeddingFunction
     from promptembedder.integrations.haystack import PromptEmbedderDocumentEmbedder, PromptEmbedderTextEmbedder
-    from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
+    from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
     from promptembedder.integrations.lancedb import PromptEmbedderFunction
     from promptembedder.integrations.langchain import PromptEmbedderEmbeddings
     from promptembedder.integrations.llama_index import PromptEmbedderEmbedding

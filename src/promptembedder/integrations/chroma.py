@@ -11,7 +11,7 @@ with foreign_imports("chromadb", extra="chroma", at_least="1.5"):
 import numpy as np
 
 from promptembedder.errors import ConfigError
-from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
 
 __all__ = ["PromptEmbedderEmbeddingFunction"]
 

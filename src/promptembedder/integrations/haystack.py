@@ -11,7 +11,7 @@ with foreign_imports("haystack-ai", extra="haystack", at_least="3.0"):
     from haystack.core.serialization import allow_deserialization_module
 
 from promptembedder.errors import DataError
-from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
 
 __all__ = ["PromptEmbedderDocumentEmbedder", "PromptEmbedderTextEmbedder"]
 

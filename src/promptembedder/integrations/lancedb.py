@@ -11,7 +11,7 @@ with foreign_imports("lancedb", extra="search", at_least="0.40"):
 
 import numpy as np
 
-from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
 
 __all__ = ["PromptEmbedderFunction"]
 

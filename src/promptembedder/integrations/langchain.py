@@ -5,7 +5,7 @@ from promptembedder.extras import foreign_imports
 with foreign_imports("langchain-core", extra="langchain", at_least="1.0"):
     from langchain_core.embeddings import Embeddings
 
-from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
 
 __all__ = ["PromptEmbedderEmbeddings"]
 

@@ -1,18 +1,82 @@
-"""LlamaIndex's `BaseEmbedding`."""
+"""LlamaIndex embedding and its cache."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from promptembedder.integrations.embedder_view import InstructedView
 from typing import Any
-
 from promptembedder.extras import foreign_imports
+from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
+
+__all__ = ['InstructedCache', 'PromptEmbedderEmbedding', 'asking_for_query']
+
+_ASKED = ContextVar(
+    "_ASKED", default="document"
+)  # per task, so that a query does not turn a document beside it into one
+
+
+@contextmanager
+def asking_for_query() -> Iterator[None]:
+    """While this lasts, what this task looks up is a query."""
+    token = _ASKED.set("query")
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+class InstructedCache(BaseKVStore):
+    """One view's part of `store`, whatever collection is asked for."""
+
+    def __init__(self, store: BaseKVStore, view: InstructedView) -> None:
+        """Keep the vectors of `view` in `store`, which others may use too."""
+        self.store = store
+        self._names = {"query": view.cache_name(as_queries=True), "document": view.cache_name(as_queries=False)}
+
+    @property
+    def _own(self) -> str:
+        return self._names[_ASKED.get()]
+
+    def put(self, key: str, val: dict, collection: str = "") -> None:
+        """Keep a value."""
+        self.store.put(key, val, collection=self._own)
+
+    async def aput(self, key: str, val: dict, collection: str = "") -> None:
+        """Keep a value."""
+        await self.store.aput(key, val, collection=self._own)
+
+    def get(self, key: str, collection: str = "") -> dict | None:
+        """What is kept for a key, or None."""
+        return self.store.get(key, collection=self._own)
+
+    async def aget(self, key: str, collection: str = "") -> dict | None:
+        """What is kept for a key, or None."""
+        return await self.store.aget(key, collection=self._own)
+
+    def get_all(self, collection: str = "") -> dict[str, dict]:
+        """Everything that is kept."""
+        return self.store.get_all(collection=self._own)
+
+    async def aget_all(self, collection: str = "") -> dict[str, dict]:
+        """Everything that is kept."""
+        return await self.store.aget_all(collection=self._own)
+
+    def delete(self, key: str, collection: str = "") -> bool:
+        """Forget a key; says whether it was kept."""
+        return self.store.delete(key, collection=self._own)
+
+    async def adelete(self, key: str, collection: str = "") -> bool:
+        """Forget a key; says whether it was kept."""
+        return await self.store.adelete(key, collection=self._own)
+
 
 with foreign_imports("llama-index-core", extra="llama-index", at_least="0.14"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import Field, PrivateAttr
     from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from promptembedder.integrations.instructed_view import InstructedView, ViewConfig
-from promptembedder.integrations.llama_index_cache import InstructedCache, asking_for_query
 
-__all__ = ["PromptEmbedderEmbedding"]
 
 _SETTINGS = ("instruction", "document_instruction", "reader", "revision", "quantization", "device", "max_tokens")
 

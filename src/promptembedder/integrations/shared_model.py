@@ -14,7 +14,7 @@ from jaxtyping import Float  # not from shapes, which needs torch: seconds, and 
 from promptembedder.storage import MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from promptembedder.models import PromptEmbedder
+    from promptembedder.model import PromptEmbedder
 
 __all__ = ["ModelSource", "SharedModel", "forget_models", "shared_model"]
 
@@ -101,7 +101,7 @@ def forget_models() -> None:
 
 
 def _loaded(source: ModelSource) -> SharedModel:
-    from promptembedder import PromptEmbedder  # torch: seconds
+    from promptembedder import PromptEmbedder
 
     return SharedModel(
         PromptEmbedder.from_pretrained(

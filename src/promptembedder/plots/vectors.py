@@ -10,7 +10,7 @@ import numpy as np
 
 from promptembedder import extras
 from promptembedder.plots.style import legend_below, method_styles, new_figure, pictures, write_pictures
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 from promptembedder.storage import write_csv
 
 if TYPE_CHECKING:

@@ -2,9 +2,9 @@
 
 from promptembedder.search.corpus_rows import CorpusRows
 from promptembedder.search.embedding_rows import EmbeddingRows, holds_embeddings, open_embeddings
-from promptembedder.search.exact_index import ExactIndex, Hit
-from promptembedder.search.indexing import build_index
-from promptembedder.search.recall import SearchReport, measure_search
+from promptembedder.search.index import ExactIndex, Hit
+from promptembedder.search.index import build_index
+from promptembedder.search.index import SearchReport, measure_search
 from promptembedder.search.table_creation import EXACT_BELOW, check_free, create_table
 from promptembedder.search.table_schema import TableFacts, VectorRows
 from promptembedder.search.vector_table import TableHit, VectorTable

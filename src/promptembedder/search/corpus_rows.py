@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from promptembedder.data import COLUMN_KINDS, TextRow, column_value, read_rows, read_texts
 from promptembedder.errors import DataError
-from promptembedder.models import Encoder
+from promptembedder.model import Encoder
 from promptembedder.search.table_schema import TableFacts, row_batch
 
 __all__ = ["CorpusRows"]

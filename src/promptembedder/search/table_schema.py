@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from promptembedder.data import COLUMN_KINDS
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 from promptembedder.storage import versions
 
 __all__ = [

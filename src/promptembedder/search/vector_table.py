@@ -16,7 +16,7 @@ from promptembedder.extras import require
 from promptembedder.search.spooled_rows import spooled
 from promptembedder.search.table_schema import OWN_COLUMNS, TableFacts, VectorRows, facts_of
 from promptembedder.search.unique_ids import check_unique
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 from promptembedder.storage import owned_folder
 
 __all__ = ["TABLE", "TableHit", "VectorTable", "is_table", "lance_writes", "write_errors"]

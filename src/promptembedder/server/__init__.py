@@ -1,14 +1,14 @@
 """An embeddings server: OpenAI's API over one loaded LLM that answers any instruction."""
 
-from promptembedder.server.access import ApiKeys
+from promptembedder.server.middleware import ApiKeys
 from promptembedder.server.app import create_app
 from promptembedder.server.loading import load_service
-from promptembedder.server.logs import log_to_stderr
+from promptembedder.server.telemetry import log_to_stderr
 from promptembedder.server.running import listening_socket, run_server
 from promptembedder.server.service import Embedded, EmbeddingService, Wanted
-from promptembedder.server.settings import ComputeSettings, Limits, ServerSettings
+from promptembedder.server.config import ComputeSettings, Limits, ServerSettings
 from promptembedder.server.state import Phase, ServerState
-from promptembedder.server.tracing import Tracer, otlp_tracer
+from promptembedder.server.telemetry import Tracer, otlp_tracer
 
 __all__ = [
     "ApiKeys",

@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from promptembedder.server import native_routes, openai_routes, pages
-from promptembedder.server.access import ApiKeys, FrontDoor
-from promptembedder.server.answering import add_error_answers
+from promptembedder.server.middleware import ApiKeys, FrontDoor
+from promptembedder.server.responses import add_error_answers
 from promptembedder.server.service import EmbeddingService
-from promptembedder.server.settings import Limits
+from promptembedder.server.config import Limits
 from promptembedder.server.state import Phase, ServerState
-from promptembedder.server.tracing import Tracer
+from promptembedder.server.telemetry import Tracer
 
 __all__ = ["create_app"]
 

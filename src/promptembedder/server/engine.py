@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import TokenRow
-from promptembedder.server.batching import next_batch
-from promptembedder.server.computing import InstructionKey
+from promptembedder.backbone import TokenRow
+from promptembedder.server.batch_embedder import next_batch
+from promptembedder.server.batch_embedder import InstructionKey
 from promptembedder.server.errors import ApiError, OverloadedError
-from promptembedder.shapes import Float
+from promptembedder.types import Float
 
 __all__ = ["BatchReport", "EmbeddingEngine"]
 

@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from promptembedder.models import PromptEmbedder, check_self_test
-from promptembedder.server.metrics import ServerMetrics
+from promptembedder.model import PromptEmbedder, check_self_test
+from promptembedder.server.telemetry import ServerMetrics
 from promptembedder.server.service import EmbeddingService
-from promptembedder.server.settings import ServerSettings
+from promptembedder.server.config import ServerSettings
 
 __all__ = ["load_service"]
 

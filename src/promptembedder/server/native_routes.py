@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from promptembedder.server.answering import ERRORS, as_list, embedded, json_answer, service_of
-from promptembedder.server.bodies import EmbedBody, InfoResponse
+from promptembedder.server.responses import ERRORS, as_list, embedded, json_answer, service_of
+from promptembedder.server.schemas import EmbedBody, InfoResponse
 from promptembedder.server.service import Wanted
 from promptembedder.storage import versions
 

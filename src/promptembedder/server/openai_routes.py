@@ -4,8 +4,8 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from promptembedder.server.answering import ERRORS, as_base64, as_list, embedded, json_answer, service_of
-from promptembedder.server.bodies import EmbeddingsBody, EmbeddingsResponse, ModelsResponse
+from promptembedder.server.responses import ERRORS, as_base64, as_list, embedded, json_answer, service_of
+from promptembedder.server.schemas import EmbeddingsBody, EmbeddingsResponse, ModelsResponse
 from promptembedder.server.errors import ApiError
 from promptembedder.server.service import EmbeddingService, Wanted
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.models import PromptEmbedder, TokenRow
-from promptembedder.server.computing import InstructionKey, VectorComputer
+from promptembedder.model import PromptEmbedder
+from promptembedder.backbone import TokenRow
+from promptembedder.server.batch_embedder import InstructionKey, VectorComputer
 from promptembedder.server.engine import EmbeddingEngine
 from promptembedder.server.errors import ApiError
-from promptembedder.server.metrics import ServerMetrics
-from promptembedder.server.settings import ServerSettings
-from promptembedder.shapes import Float
+from promptembedder.server.telemetry import ServerMetrics
+from promptembedder.server.config import ServerSettings
+from promptembedder.types import Float
 
 __all__ = ["Embedded", "EmbeddingService", "Wanted"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from promptembedder.server.errors import ApiError
-from promptembedder.server.metrics import ServerMetrics
+from promptembedder.server.telemetry import ServerMetrics
 from promptembedder.server.service import EmbeddingService
 
 __all__ = ["Phase", "ServerState"]

@@ -1,5 +1,9 @@
-"""Checkpoints of a run: a saved model with the state of training beside it, whole or not there at all."""
+"""Training checkpoints and the random number generator state they contain."""
 
+import random
+from typing import Any
+import numpy as np
+import torch
 import json
 import logging
 import re
@@ -7,22 +11,31 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
 from promptembedder.errors import ModelFormatError
 from promptembedder.storage import checked_file, file_sha256, whole_folder, write_json
-from promptembedder.storage.plain_state import load_state, save_state
+from promptembedder.storage.tensors import load_state, save_state
 
-__all__ = [
-    "checkpoint_step",
-    "checkpoints_in",
-    "clear_after",
-    "keep_newest",
-    "last_whole_checkpoint",
-    "new_checkpoint",
-    "read_training_state",
-    "write_training_state",
-]
+__all__ = ['checkpoint_step', 'checkpoints_in', 'clear_after', 'generator_states', 'keep_newest', 'last_whole_checkpoint', 'new_checkpoint', 'read_training_state', 'restore_generators', 'write_training_state']
+
+def generator_states() -> dict[str, Any]:
+    """The states of this process's generators, as plain values and tensors."""
+    kind, keys, position, has_normal, normal = np.random.get_state()
+    numpy_state = (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_normal, normal)
+    states = {"python": random.getstate(), "numpy": numpy_state, "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Go on from the states of a checkpoint, whichever number of processes wrote it."""
+    random.setstate(states["python"])
+    kind, keys, position, has_normal, normal = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_normal, normal))
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import InstructedTransformer, SoftTokenEncoder
-from promptembedder.shapes import Float, Tensor
+from promptembedder.model import InstructedTransformer
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.types import Float, Tensor
 from promptembedder.training.recipe import LossConfig
 
 __all__ = ["OwnNegativesLoss", "StepwiseLoss", "contrastive_loss"]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from promptembedder.errors import ConfigError, shown
-from promptembedder.models import BaselineConfig, ModelConfig, TextStatesConfig
-from promptembedder.training.health import HealthConfig
+from promptembedder.method import BaselineConfig, ModelConfig
+from promptembedder.backbone import TextStatesConfig
+from promptembedder.training.monitor import HealthConfig
 
 ANY_COLUMNS = ("anchor", "positive")
 TRACKERS = ("tensorboard", "trackio", "wandb")

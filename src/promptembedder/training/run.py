@@ -15,27 +15,21 @@ from datasets.utils.logging import disable_progress_bar
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from promptembedder.backbones import shard_layers
+from promptembedder.backbone import shard_layers
 from promptembedder.errors import ConfigError
-from promptembedder.models import (
-    BaselineEmbedder,
-    InstructedTransformer,
-    PromptEmbedder,
-    PromptEmbedderCardData,
-    SoftTokenEncoder,
-    TextEncoder,
-    TextStateStore,
-)
+from promptembedder.model import BaselineEmbedder, InstructedTransformer, PromptEmbedder, PromptEmbedderCardData
+from promptembedder.method import SoftTokenEncoder, TextEncoder
+from promptembedder.backbone import TextStateStore
 from promptembedder.storage import MANIFEST_NAME, from_mapping, owned_folder, read_yaml, to_mapping, write_text
-from promptembedder.training.arguments import check_trackers, training_arguments
+from promptembedder.training.trainer import check_trackers, training_arguments
 from promptembedder.training.checkpoints import checkpoint_step, checkpoints_in, clear_after, last_whole_checkpoint
-from promptembedder.training.collator import InstructionCollator, Wordings
-from promptembedder.training.health import Health
+from promptembedder.training.data import InstructionCollator, Wordings
+from promptembedder.training.monitor import Health
 from promptembedder.training.losses import contrastive_loss
-from promptembedder.training.metrics import JsonlMetrics
-from promptembedder.training.ranks import Ranks, joined_ranks
+from promptembedder.training.monitor import JsonlMetrics
+from promptembedder.training.distributed import Ranks, joined_ranks
 from promptembedder.training.recipe import Recipe
-from promptembedder.training.tasks import TrainingData
+from promptembedder.training.data import TrainingData
 from promptembedder.training.trainer import PromptEmbedderTrainer
 
 __all__ = ["TrainingResult", "fit_to_texts", "held_out_loss", "new_model", "prepare_output", "train_model"]

@@ -1,0 +1,1 @@
+"""Benchmarks of PromptEmbedder: `python -m benchmarks --help`. Not part of the wheel."""

@@ -1,0 +1,190 @@
+"""The efficiency benchmark: what a training step of each method costs, side by side in one run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.efficiency.cell import measure_cell
+from benchmarks.efficiency.limits import fitted_batch, searched_batch
+from benchmarks.efficiency.methods import StepModel, prepare_backbone
+from benchmarks.efficiency.results import EfficiencyResult, Row, measured_row, ratios_of, skipped_row
+from benchmarks.efficiency.settings import EfficiencySettings
+from benchmarks.efficiency.worker import ProcessWorker, StartWorker
+from benchmarks.journal import Journal
+from benchmarks.memory import GIB, room_for
+from promptembedder.storage import machine_facts, versions
+
+__all__ = ["JOURNAL_NAME", "EfficiencyProgress", "run_efficiency"]
+
+JOURNAL_NAME = "efficiency.journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyProgress:
+    """Where a run is: rows done of all, and what is measured now."""
+
+    done: int
+    rows: int
+    doing: str
+
+
+def run_efficiency(
+    settings: EfficiencySettings,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    start: StartWorker = ProcessWorker,
+    on_progress: Callable[[EfficiencyProgress], None] = lambda _: None,
+) -> EfficiencyResult:
+    """Measure what `folder`'s journal does not hold yet; an interrupted run goes on.
+
+    Args:
+        overwrite: Forget the journal.
+        start: Makes the processes.
+
+    Raises:
+        BackboneError: Reader or prompter cannot be found or loaded.
+        DataError: The journal is of another machine or other versions.
+    """
+    for name in {settings.reader, settings.models()[0].prompter}:
+        prepare_backbone(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOURNAL_NAME
+    if overwrite:
+        path.unlink(missing_ok=True)
+    machine, made_with = machine_facts(), versions()
+    run = _Run(settings, Journal(path, machine=machine, versions=made_with), start, on_progress)
+    rows = run.rows()
+    return EfficiencyResult(
+        command=settings.command(),
+        machine=machine,
+        versions=made_with,
+        settings={
+            **dataclasses.asdict(settings),
+            "prompter": settings.models()[0].prompter,
+            "dtype": settings.models()[0].dtype,
+        },
+        rows=rows,
+        ratios=ratios_of(rows),
+        largest_batch=run.largest_batches(rows),
+    )
+
+
+class _Run:
+    """One pass over all cells; what the journal holds is not measured again."""
+
+    def __init__(
+        self,
+        settings: EfficiencySettings,
+        journal: Journal,
+        start: StartWorker,
+        on_progress: Callable[[EfficiencyProgress], None],
+    ) -> None:
+        self.settings, self.journal, self.start, self.on_progress = settings, journal, start, on_progress
+        self.models = settings.models()
+        self.limit_bytes = _limit_bytes(settings)
+        self._failed: dict[tuple[str, int], int] = {}  # smallest batch that ran out of memory, by method and length
+        self._done = 0
+
+    def rows(self) -> list[Row]:
+        """One row for each method, length and batch."""
+        rows = []
+        for length in sorted(set(self.settings.lengths)):
+            for batch in sorted(set(self.settings.batches)):
+                rows += self._cell(length, batch)
+        return rows
+
+    def largest_batches(self, rows: Sequence[Row]) -> list[Row]:
+        """The largest batch of each method and length in the memory given."""
+        memory = _memory_bytes(self.settings)
+        found = []
+        for length in sorted(set(self.settings.lengths)):
+            for model in self.models:
+                own = [row for row in rows if (row["method"], row["length"]) == (model.method, length)]
+                peaks = {row["batch"]: row["peak_bytes"] for row in own if "error" not in row}
+                batch, how = self._largest(model, length, peaks, memory)
+                found.append(
+                    {"method": model.method, "length": length, "memory_bytes": memory, "batch": batch, "how": how}
+                )
+        return found
+
+    def _cell(self, length: int, batch: int) -> list[Row]:
+        """Rows of all methods at one length and batch."""
+        possible = [model for model in self.models if self._failed.get((model.method, length), batch) >= batch]
+        self._measure(possible, length, batch, self.settings.repeats)
+        rows = []
+        for model in self.models:
+            row = self.journal.get(self._key(model, length, batch, self.settings.repeats))
+            if model not in possible:
+                key = self._key(model, length, batch, self.settings.repeats)
+                row = skipped_row(key, self._failed[model.method, length])
+            assert row is not None
+            if "error" in row and model in possible:
+                self._failed[model.method, length] = batch
+            rows.append(row)
+        self._done += len(rows)
+        return rows
+
+    def _measure(self, models: Sequence[StepModel], length: int, batch: int, repeats: int) -> None:
+        """Put the rows of these models into the journal, unless they are there."""
+        missing = [model for model in models if self.journal.get(self._key(model, length, batch, repeats)) is None]
+        if not missing:
+            return
+        outcomes = measure_cell(
+            missing,
+            length,
+            batch,
+            repeats=repeats,
+            limit_bytes=self.limit_bytes,
+            start=self.start,
+            on_visit=lambda method: self._tell(f"{method}, {length} tokens, batch {batch}"),
+        )
+        for model in missing:
+            key = self._key(model, length, batch, repeats)
+            self.journal.add(key, measured_row(key, outcomes[model.method]))
+
+    def _largest(self, model: StepModel, length: int, peaks: dict[int, int], memory: int) -> tuple[int | None, str]:
+        failed = self._failed.get((model.method, length))
+        guess = fitted_batch(peaks, memory, failed=failed)
+        if not self.settings.search_largest:
+            return guess, "unknown" if guess is None else "fitted"
+
+        def fits(batch: int) -> bool:
+            self._measure([model], length, batch, 0)
+            row = self.journal.get(self._key(model, length, batch, 0))
+            return row is not None and "error" not in row
+
+        return searched_batch(fits, low=max(peaks, default=0), failed=failed, guess=guess), "searched"
+
+    def _key(self, model: StepModel, length: int, batch: int, repeats: int) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(model),
+            "length": length,
+            "batch": batch,
+            "repeats": repeats,
+            "memory_gib": self.settings.memory_gib,
+        }
+
+    def _tell(self, doing: str) -> None:
+        rows = len(self.models) * len(set(self.settings.lengths)) * len(set(self.settings.batches))
+        self.on_progress(EfficiencyProgress(done=self._done, rows=rows, doing=doing))
+
+
+def _limit_bytes(settings: EfficiencySettings) -> int | None:
+    """What a process may take; None leaves it to the GPU."""
+    if settings.memory_gib is not None:
+        return int(settings.memory_gib * GIB)
+    # without a limit the kernel might end another program of the machine instead
+    return room_for(settings.device) if settings.device == "cpu" else None
+
+
+def _memory_bytes(settings: EfficiencySettings) -> int:
+    """The memory that the largest batch is asked for."""
+    if settings.memory_gib is not None:
+        return int(settings.memory_gib * GIB)
+    facts = machine_facts()
+    memory = facts["memory_bytes" if settings.device == "cpu" else "gpu_memory_bytes"]
+    assert isinstance(memory, int)
+    return memory

@@ -1,0 +1,126 @@
+"""The ways to train an embedder whose steps are compared, each as the library itself builds it."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from promptembedder.backbone import RANDOM_MODELS, BackboneConfig, converted_gguf, default_cache_folder, find_source, resolved_dtype
+from promptembedder.errors import BackboneError, ConfigError
+from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig
+from promptembedder.model import BaselineEmbedder, InstructedTransformer, PromptEmbedder
+from promptembedder.backbone import TextStatesConfig, TextStateStore
+
+__all__ = ["INSTRUCTION", "METHODS", "Method", "StepModel", "default_prompter", "prepare_backbone", "require_methods"]
+
+INSTRUCTION = "Retrieve semantically similar text"
+
+_ANY_LENGTH = 1 << 20  # tokens; the benchmark itself says how long its texts are
+_ALL_IN_MEMORY = TextStatesConfig(memory_gib=1024.0)  # the limit of the process itself is what holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is trained.
+
+    Attributes:
+        deep_every: See `ModelConfig`.
+        text_weight: Likewise.
+        baseline: None is the method of this library.
+        moved: The alignment alone is trained, as in a move: the prompter is not in memory.
+        held: The texts' states are kept in memory, as in a second epoch over the same texts.
+    """
+
+    deep_every: int = 0
+    text_weight: float = 0.0
+    baseline: BaselineConfig | None = None
+    moved: bool = False
+    held: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "promptembedder": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight),
+    "promptembedder-moved": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight, moved=True),
+    "promptembedder-held": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight, held=True),
+    "promptembedder-input": Method(),
+    "static": Method(baseline=BaselineConfig(kind="static", wordings=((INSTRUCTION,),))),
+    "lora": Method(baseline=BaselineConfig(kind="lora", lora_rank=16)),
+    "lora-checkpointing": Method(baseline=BaselineConfig(kind="lora", lora_rank=16, gradient_checkpointing=True)),
+    "full": Method(baseline=BaselineConfig(kind="full")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepModel:
+    """One model whose training steps are measured.
+
+    Attributes:
+        dtype: Of the reader; also where its weights are trained (`full`). Adapters and the prompter are float32.
+    """
+
+    method: str
+    reader: str
+    prompter: str
+    device: str
+    dtype: str
+
+    def build(self) -> InstructedTransformer:
+        """The untrained model, made on its device without a detour over the CPU.
+
+        Raises:
+            BackboneError: A backbone cannot be loaded.
+        """
+        method, dtype = METHODS[self.method], str(resolved_dtype(self.dtype, device=self.device))
+        config = ModelConfig(
+            prompter=PrompterConfig(backbone=BackboneConfig(source=self.prompter, dtype="float32")),
+            reader=BackboneConfig(source=self.reader, dtype=dtype.removeprefix("torch.")),
+            deep_every=method.deep_every,
+            text_weight=method.text_weight,
+            max_seq_length=_ANY_LENGTH,
+        )
+        with torch.device(self.device):
+            if method.baseline is None:
+                model = PromptEmbedder.create(config=config, device=self.device)
+                if method.moved:
+                    model.encoder.put_away([INSTRUCTION, config.default_instruction])
+                if method.held:
+                    model.encoder.text_states = TextStateStore(_ALL_IN_MEMORY, model.encoder.reader.ref)
+                return model
+            return BaselineEmbedder.create(config, method.baseline, device=self.device)
+
+
+def require_methods(names: Sequence[str]) -> None:
+    """Check the names.
+
+    Raises:
+        ConfigError: One is unknown, or none is given.
+    """
+    if not names:
+        raise ConfigError(f"no method is named. Use some of: {', '.join(METHODS)}.")
+    for name in names:
+        if name not in METHODS:
+            close = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"unknown method {name!r}. {hint}Use some of: {', '.join(METHODS)}.")
+
+
+def default_prompter(reader: str) -> str:
+    """The small prompter that a reader is measured with; a random reader gets one of random weights."""
+    if reader.startswith("random:tiny-"):
+        return reader
+    return "random:smollm2-135m" if reader.startswith("random:") else "smollm2-135m"
+
+
+def prepare_backbone(name: str) -> None:
+    """Check the name, and convert a GGUF now rather than inside a measurement.
+
+    Raises:
+        BackboneError: Nothing has this name, or it is damaged.
+    """
+    source = find_source(name)
+    shape = name.removeprefix("random:")
+    if source.kind == "random" and shape not in RANDOM_MODELS:
+        raise BackboneError(f"no random model is named {shape!r}. Use one of: {', '.join(RANDOM_MODELS)}.")
+    if source.kind in ("installed", "gguf"):
+        converted_gguf(source, default_cache_folder())

@@ -1,0 +1,52 @@
+"""`promptembedder bench reliability`: kills, full disks, damaged files and hostile texts, tried and counted."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from promptembedder.cli.console import Report, err, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption, words
+
+__all__ = ["reliability"]
+
+
+def reliability(
+    only: Annotated[str | None, typer.Option(help="Campaigns, separated by commas; by default all.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="As many as the report counts: some three hours.")] = False,
+    seed: Annotated[int, typer.Option(help="Of moments, places and texts.")] = 0,
+    document: Annotated[
+        Path | None, typer.Option(help="Page to write the table into, such as docs/reliability.md.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")] = Path("benchmarks/results"),
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try faults on a tiny model and count those survived; exit code 1 if one was not.
+
+    Example: promptembedder bench reliability --only corrupted-folders
+    """
+    report = Report(as_json)
+    with one_line_errors():
+        from benchmarks.faults.campaigns import ReliabilitySettings, run_reliability
+        from benchmarks.document import regenerate
+        from benchmarks.faults.report import reliability_markdown, write_reliability
+
+        settings = ReliabilitySettings(full=full, only=() if only is None else tuple(words(only)), seed=seed)
+        files: list[Path] = []
+        with err.status("") as status:
+            rows = run_reliability(
+                settings,
+                on_part=lambda doing: status.update(escape(doing)),
+                on_row=lambda row: files.extend(write_reliability([row], output)),  # killed, what is done is kept
+            )
+        if document is not None:
+            regenerate(document, output, {"reliability": reliability_markdown})
+            files.append(document)
+    files = list(dict.fromkeys(files))
+    report.page(reliability_markdown({"campaigns": rows}))
+    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.result({"files": [str(path) for path in files], "campaigns": rows})
+    if any(row["survived"] < row["tried"] for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,130 @@
+"""Hostile inputs to everything that reads: a valid object or an error of the library's own, soon and in little memory.
+
+Input `index` of a seed is always the same one, so a failure is had again with its reader, seed and index.
+"""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.faults.fuzz_worker import AT_NAME, READERS
+from benchmarks.faults.result import Campaign
+
+__all__ = ["FUZZED", "SHARES", "fuzz"]
+
+_MOST_DEATHS = 25  # after so many crashes and hangs it is clear enough
+_TMPFS = Path("/dev/shm")
+# of the inputs asked for, where each builds a whole model
+SHARES = {"opening": 0.01, "gguf": 0.01}
+
+
+@dataclass
+class _Seen:
+    """What has been told so far; by kind of failure, how often and at which input first."""
+
+    tried: int = 0
+    read: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def note(self, kind: str, index: int) -> None:
+        """One failure more."""
+        self.faults[kind] += 1
+        self.first.setdefault(kind, index)
+
+
+def fuzz(name: str, *, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
+    """Try `count` inputs (of a slow reader a share of them) on the reader `name`, in a process of its own.
+
+    Args:
+        on_done: Called about once a second with the number of inputs tried.
+    """
+    count = max(int(count * SHARES.get(name, 1.0)), 1)
+    began, seen, deaths = time.perf_counter(), _Seen(), 0
+    while seen.tried < count and deaths < _MOST_DEATHS:
+        with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_TMPFS if os.access(_TMPFS, os.W_OK) else None) as place:
+            deaths += not _watched(Path(place), name, seen, seed=seed, count=count, on_done=on_done)
+    on_done(seen.tried)
+    wrong = sum(seen.faults.values())
+    return Campaign(
+        name=name,
+        tried=seen.tried,
+        survived=seen.tried - wrong,
+        seconds=round(time.perf_counter() - began, 1),
+        seed=seed,
+        notes=f"{seen.read} read, {seen.tried - seen.read - wrong} refused, {deaths} crashes or hangs",
+        failures=tuple(f"{kind} (input {seen.first[kind]}, {times} times)" for kind, times in seen.faults.items()),
+    )
+
+
+def _watched(place: Path, name: str, seen: _Seen, *, seed: int, count: int, on_done: Callable[[int], None]) -> bool:
+    """Go on from what has been seen; False if the process died over an input, which is noted."""
+    first, read_before = seen.tried, seen.read
+    (place / AT_NAME).write_bytes(struct.pack("<Q", first))
+    (place / "own").mkdir()
+    words = [sys.executable, "-m", "benchmarks.faults.fuzz_worker", name, str(place / "own")]
+    with (place / "stderr").open("w+b") as errors:
+        process = subprocess.Popen(
+            [*words, str(seed), str(first), str(count)], stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+        try:
+            assert process.stdout is not None
+            done = _heard(process.stdout, seen, read_before, on_done)
+            process.wait()
+        finally:
+            _end_group(process)
+        if done:
+            return True
+        at = struct.unpack("<Q", (place / AT_NAME).read_bytes())[0]
+        seen.note(_death(process.returncode, errors), at)
+        seen.tried = at + 1
+    return False
+
+
+def _heard(lines: IO[bytes], seen: _Seen, read_before: int, on_done: Callable[[int], None]) -> bool:
+    for line in lines:
+        try:
+            told: Mapping[str, Any] = json.loads(line)
+        except ValueError:  # something else that a library prints
+            continue
+        if "wrong" in told:
+            seen.note(told["wrong"], told["index"])
+        elif "at" in told:
+            seen.tried, seen.read = told["at"], read_before + told["read"]
+            on_done(seen.tried)
+            if told.get("done"):
+                return True
+    return False
+
+
+def _death(code: int, errors: IO[bytes]) -> str:
+    errors.seek(0)
+    said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    if any(line.startswith("Timeout (") for line in said):
+        own = [line.strip() for line in said if "promptembedder" in line and "reliability_" not in line]
+        return f"hang: {own[0] if own else said[-1]}"
+    ending = signal.Signals(-code).name if code < 0 else f"code {code}"
+    return f"process ended with {ending}: {said[-1][:200] if said else ''}"
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """The worker and what it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+FUZZED: dict[str, Callable[..., Campaign]] = {name: partial(fuzz, name) for name in READERS}

@@ -1,0 +1,104 @@
+"""A reader that hostile inputs are tried on, and what it must not do."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.fuzz_inputs import Mutation
+from promptembedder.errors import PromptEmbedderError
+
+__all__ = ["FuzzedReader", "OutsideWatch"]
+
+_MOST_MESSAGE_CHARS = 4000
+_TIME_ZONES = "/usr/share/zoneinfo"  # by their names, which zoneinfo keeps in this folder
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuzzedReader:
+    """What reads a hostile input, and inputs that it takes.
+
+    Attributes:
+        seeds: Valid inputs, of which hostile ones are made.
+        mutate: How those are made.
+        read: Reads one, from memory or by a file of its own folder.
+        refusals: With which errors it may refuse one; any other is a fault.
+        stays_inside: Whether it opens nothing but its own folder: a path in the input is a stranger's, not the user's.
+    """
+
+    seeds: Sequence[bytes]
+    mutate: Mutation
+    read: Callable[[bytes], object]
+    refusals: tuple[type[Exception], ...] = (PromptEmbedderError,)
+    stays_inside: bool = True
+
+    def outcome(self, data: bytes, watch: "OutsideWatch") -> str | None:
+        """None where the input is read; `""` where it is refused as documented; else what is wrong."""
+        said: str | None = None
+        with watch:
+            try:
+                self.read(data)
+            except self.refusals as error:
+                wrong = _wrong_with(str(error))
+                said = "" if wrong is None else f"message {wrong}, {_place(error)}"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also what a foreign library's panic is
+                said = f"{type(error).__name__}: {str(error)[:120]!r}, {_place(error)}"
+        if self.stays_inside and watch.seen:
+            return f"did {watch.seen[0]}"
+        return said
+
+
+class OutsideWatch:
+    """While this lasts, notes what is opened outside a folder, what is started and what is called over the network."""
+
+    def __init__(self, folder: Path) -> None:
+        """Watch for what is outside `folder` and outside Python's own folders, from which modules may be loaded."""
+        homes = {folder, *(Path(place) for place in (sys.prefix, sys.base_prefix, _TIME_ZONES, *sys.path) if place)}
+        self._homes = tuple(str(home.resolve()) + os.sep for home in homes)
+        self._on = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._note)
+
+    def __enter__(self) -> None:
+        self.seen = []
+        self._on = True
+
+    def __exit__(self, *_: object) -> None:
+        self._on = False
+
+    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._on:
+            return
+        if event == "open" and isinstance(arguments[0], str | bytes):
+            path = os.fsdecode(arguments[0])
+            if "\0" not in path and not (os.path.realpath(path) + os.sep).startswith(self._homes):
+                self.seen.append(f"open {path[:80]!r}")
+        elif event in _FORBIDDEN:
+            self.seen.append(f"{event} {str(arguments)[:80]}")
+
+
+def _wrong_with(message: str) -> str | None:
+    if not message.strip():
+        return "is blank"
+    if len(message) > _MOST_MESSAGE_CHARS:
+        return "too long"
+    if any("\ud800" <= character <= "\udfff" for character in message):
+        return "with a lone surrogate, which cannot be printed"
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """Where in the library the error passed last, and where it was raised."""
+    places: list[str] = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{Path(code.co_filename).name}:{code.co_name}")
+        trace = trace.tb_next
+    own = [place for place in places[1:] if not place.startswith("reliability_")]
+    return f"in {own[0] if own else '?'} ... {places[-1] if places else '?'}"

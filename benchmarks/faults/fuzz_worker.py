@@ -1,0 +1,105 @@
+"""The process in which hostile inputs are read: a crash, a hang or too much memory ends it alone.
+
+python -m benchmarks.faults.fuzz_worker READER FOLDER SEED FIRST END
+"""
+
+import contextlib
+import faulthandler
+import importlib
+import inspect
+import json
+import logging
+import os
+import struct
+import sys
+import time
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.faults.fuzz_inputs import fuzz_input
+from benchmarks.faults.fuzz_reader import FuzzedReader, OutsideWatch
+
+__all__ = ["AT_NAME", "READERS", "made_reader", "main"]
+
+AT_NAME = "at"
+_LIMIT_S = 20.0  # of one input; wall clock, on a machine that may be busy with other work
+_MOST_BYTES = 3 << 30  # of memory, on top of what is in use when the reading begins
+_TELL_EVERY_S = 1.0
+
+# by name, the module beside this one and the function in it: a worker imports what its own reader needs
+READERS = {
+    "recipe": ("settings", "recipe"),
+    "mixture": ("settings", "mixture"),
+    "tasks": ("settings", "tasks"),
+    "view": ("settings", "view"),
+    "jsonl": ("data", "json_rows"),
+    "csv": ("data", "csv_rows"),
+    "text": ("data", "plain_rows"),
+    "gzip": ("data", "gzip_rows"),
+    "parquet": ("data", "parquet_rows"),
+    "embeddings": ("data", "embeddings"),
+    "safetensors": ("models", "tensors"),
+    "manifest": ("models", "manifest"),
+    "opening": ("models", "opening"),
+    "self_test": ("models", "self_test"),
+    "training_state": ("models", "state"),
+    "checkpoint": ("models", "checkpoint"),
+    "shards": ("models", "shards"),
+    "gguf_header": ("models", "gguf_header"),
+    "gguf": ("models", "gguf"),
+    "server": ("server", "bodies"),
+}
+
+
+def made_reader(name: str, folder: Path, resources: ExitStack) -> FuzzedReader:
+    """The reader of this name, with its files in `folder`; what it starts ends with `resources`."""
+    module, function = READERS[name]
+    make = getattr(importlib.import_module(f"promptembedder.benchmarks.reliability_fuzz_{module}"), function)
+    needs = inspect.signature(make).parameters
+    made: FuzzedReader = make(folder, resources) if "resources" in needs else make(folder)
+    return made
+
+
+def main(name: str, folder: Path, *, seed: int, first: int, end: int) -> None:
+    """Read inputs `first` to `end`; what comes of it is told line by line, in JSON, and the place kept in a file."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    with ExitStack() as resources:
+        reader = made_reader(name, folder, resources)
+        watch = OutsideWatch(folder)
+        _limit_memory()
+        at = resources.enter_context((folder.parent / AT_NAME).open("r+b", buffering=0))
+        read, told = 0, time.monotonic()
+        for index in range(first, end):
+            os.pwrite(at.fileno(), struct.pack("<Q", index), 0)
+            data = fuzz_input(reader.mutate, reader.seeds, seed=seed, index=index)
+            faulthandler.dump_traceback_later(_LIMIT_S, exit=True)
+            said = reader.outcome(data, watch)
+            faulthandler.cancel_dump_traceback_later()
+            read += said is None
+            if said:
+                _tell(wrong=said, index=index)
+            if time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                _tell(at=index + 1, read=read)
+        _tell(at=end, read=read, done=True)
+
+
+def _tell(**words: object) -> None:
+    sys.__stdout__.write(json.dumps(words) + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def _limit_memory() -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Linux alone has all of it
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + _MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    _, given, place, *numbers = sys.argv
+    main(given, Path(place), seed=int(numbers[0]), first=int(numbers[1]), end=int(numbers[2]))

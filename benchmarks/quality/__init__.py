@@ -1,0 +1,1 @@
+"""Quality of trained models and baselines on the same tasks."""

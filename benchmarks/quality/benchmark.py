@@ -1,0 +1,122 @@
+"""The quality benchmark: every method on the same reader, data, batches and steps; then in the same time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from promptembedder.backbone import find_source
+from benchmarks.quality.mixture_config import MixtureConfig
+from benchmarks.quality.methods import chosen_methods
+from benchmarks.quality.run import QualityRun, RunData, recipe_of, run_method
+from promptembedder.data import read_mixture
+from promptembedder.errors import ConfigError
+from promptembedder.evaluation import EvaluationTask, subsample
+
+__all__ = ["QualityConfig", "bench_quality"]
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig(MixtureConfig):
+    """What is compared, and on what.
+
+    Attributes:
+        readers: Frozen LLMs; the prompter is `prompter` for each.
+        methods: Names of `METHODS`.
+        timed: Of those, the ones trained once more for as long as the first LoRA of them took; names of `METHODS`.
+        steps: Optimiser steps of every method.
+        curve_limit: Rows of each evaluation task where scores are drawn over time.
+        curve_points: Times that a run is scored for that, its end included.
+        work: Folder of the runs, their checkpoints and models.
+    """
+
+    readers: tuple[str, ...] = ("smollm2-135m",)
+    methods: tuple[str, ...] = ("promptembedder", "static", "lora-1e-3", "frozen-mean")
+    timed: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 120
+    curve_limit: int = 100
+    curve_points: int = 3
+    work: str = "runs/quality"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "curve_limit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        chosen_methods(self.methods)
+        strangers = [name for name in self.timed if name not in self.methods]
+        if strangers:
+            raise ConfigError(f"{strangers[0]!r} is to be timed and is none of the methods. Add it to them.")
+
+
+def bench_quality(
+    config: QualityConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
+) -> list[QualityRun]:
+    """The runs of the benchmark; those that the work folder holds already are read.
+
+    Args:
+        tell: Hears of each run before it begins.
+        callbacks: For the trainers, a progress bar for instance.
+
+    Raises:
+        DataError: A file is missing or malformed.
+        ConfigError: The work folder holds runs of other settings.
+        BackboneError: A reader is missing.
+    """
+    bench = _Bench(config, config.evaluation_tasks(), tell, callbacks)
+    for name in (*config.readers, config.prompter):
+        find_source(name)  # a slip of the pen is better found now than hours later
+    read_mixture(Path(config.mixture))
+    runs = []
+    for reader in config.readers:
+        for seed in config.seeds:
+            own = [bench.run(name, reader, seed, config.steps, "steps") for name in config.methods]
+            seconds = next((run.seconds for run in own if run.method.startswith("lora")), 0.0)
+            by_name = {run.method: run for run in own}
+            for name in config.timed:
+                steps = _steps_in(seconds, by_name[name])
+                if steps > config.steps:
+                    own.append(bench.run(name, reader, seed, steps, "seconds"))
+            runs += own
+    return runs
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What stays the same from run to run."""
+
+    config: QualityConfig
+    tasks: Sequence[EvaluationTask]
+    tell: Told
+    callbacks: Sequence[TrainerCallback]
+
+    def run(self, name: str, reader: str, seed: int, steps: int, budget: str) -> QualityRun:
+        method = chosen_methods([name])[name]
+        recipe = recipe_of(base_recipe(self.config, name, reader, seed, steps, budget), method)
+        self.tell(f"{name} on {reader}, seed {seed}, {steps} steps: {method.about}")
+        return run_method(name, method, recipe, self._data(steps), budget=budget, callbacks=self.callbacks)
+
+    def _data(self, steps: int) -> RunData:
+        config, parts = self.config, self.config.curve_points
+        points = {steps * part // parts for part in range(1, parts + 1)}
+        return RunData(
+            tasks=[subsample(task, min(config.limit, task.rows), seed=0) for task in self.tasks],
+            curve_tasks=[subsample(task, min(config.curve_limit, task.rows), seed=0) for task in self.tasks],
+            points=tuple(sorted(points - {0})),
+        )
+
+
+def _steps_in(seconds: float, run: QualityRun) -> int:
+    """Steps that fit into so much time, at the speed that `run` had, by tens."""
+    return int(seconds / run.seconds * run.steps) // 10 * 10 if run.seconds else 0
+
+
+def base_recipe(config: QualityConfig, name: str, reader: str, seed: int, steps: int, budget: str) -> dict[str, Any]:
+    """The recipe that all methods share, with the folder of this run."""
+    folder = f"{config.work}/{reader.replace(':', '-')}-{name}-{budget}-s{seed}"
+    return config.recipe(reader, steps=steps, seed=seed, output=folder)

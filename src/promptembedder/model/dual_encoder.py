@@ -1,0 +1,225 @@
+"""The dual model as one sentence-transformers module: prompter, alignment, frozen reader and pooling."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptembedder.data import clean_text
+from promptembedder.errors import ConfigError
+from promptembedder.model.checkpoint import load_parts, put_away, restore_parts, save_parts
+from promptembedder.method import Parts, PrompterAway
+from promptembedder.method import Prompter
+from promptembedder.model.self_test import SELF_TEST_TEXT, SelfTest
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.method import MAX_TEMPLATE_TOKENS
+from promptembedder.method import LinearAlignment, RelaxedTokens, VocabularyAlignment, joined_tokens, soft_token_diagnostics
+from promptembedder.backbone import left_padded
+from promptembedder.types import Float, Tensor
+
+__all__ = ["DualEncoder"]
+
+
+class DualEncoder(SoftTokenEncoder):
+    """Soft tokens from the prompter, aligned to the reader; both are trained, the reader never is."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Put the parts together."""
+        super().__init__(parts.config, parts.reader, readout=parts.readout, head=parts.head)
+        self.prompter = parts.prompter
+        self.alignment = parts.alignment
+        self.deep = parts.deep
+        self.away, self.others = parts.away, parts.others
+        self.store.add_compiled(parts.compiled, self.trained_weights())
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
+        features = self.instructed_features(inputs, prompt)
+        if self.settings.conditioning == "instruction_and_text":
+            texts = [clean_text(text) for text in inputs]
+            rows = self._prompter_inputs([features["instruction"]] * len(texts), texts)
+            features |= {"prompter_ids": rows[0], "prompter_mask": rows[1]}
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write the trained weights, the compiled soft tokens, a self-test and the manifest; never a backbone."""
+        save_parts(Path(output_path), self.parts(), self_test=self.self_test())
+
+    @torch.no_grad()
+    def self_test(self, instruction: str | None = None) -> SelfTest | None:
+        """What the model makes of one sentence; None if it can make nothing of it now.
+
+        Args:
+            instruction: None: one that is at hand.
+        """
+        if self.reading.in_one:  # no process may call a reader alone whose weights all of them keep
+            return None
+        said = self._said()
+        at_hand = next(iter({**self.store.compiled_for(self.trained_weights()), **said}), None)
+        asked = instruction or at_hand or self.settings.default_instruction
+        if self.prompter is None and asked != at_hand and instruction is None:
+            return None
+        was_training = self.training
+        self.eval()
+        try:
+            vector = self.forward(self._on_device(self.preprocess([SELF_TEST_TEXT], prompt=asked)))[
+                "sentence_embedding"
+            ]
+        except ValueError:  # not finite: whoever loads it will be told why
+            return None
+        finally:
+            self.train(was_training)
+        ref = self.reader.ref
+        numbers = tuple(vector[0].float().cpu().tolist())
+        return SelfTest(instruction=asked, reader=ref.fingerprint, dtype=ref.quantization or ref.dtype, vector=numbers)
+
+    def restore(self, folder: Path) -> None:
+        """Copy the trained weights of a saved model into this one, in place; backbones are not loaded."""
+        restore_parts(self.parts(), folder)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "DualEncoder":
+        """The module that `save` wrote."""
+        return cls(load_parts(folder, cache_folder=cache_folder))
+
+    def parts(self) -> Parts:
+        """The parts as they are now; compiled soft tokens only as far as they fit the weights."""
+        return Parts(
+            config=self.settings,
+            reader=self.reader,
+            alignment=self.alignment,
+            deep=self.deep,
+            readout=self.readout,
+            head=self.head,
+            prompter=self.prompter,
+            compiled=self.store.compiled_for(self.trained_weights()),
+            away=self.away,
+            others=self.others,
+        )
+
+    def compile_instructions(self, instructions: Sequence[str]) -> None:
+        """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            rows = self.soft_tokens(instructions).cpu()
+        self.train(was_training)
+        named = [self.instruction_of(instruction) for instruction in instructions]
+        self.store.add_compiled(dict(zip(named, rows, strict=True)), self.trained_weights())
+
+    def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
+        """Soft tokens of each instruction, generated by the prompter."""
+        if self.settings.conditioning == "instruction_and_text":
+            raise ConfigError("soft tokens depend on the text here: conditioning is 'instruction_and_text'.")
+        said = self._said()
+        if said and said.keys() >= set(instructions):
+            return self._aligned(joined_tokens([said[instruction] for instruction in instructions], self.device))
+        ids, mask = self._prompter_inputs(instructions, None)
+        return self._soft_tokens_from(ids.to(self.device), mask.to(self.device))
+
+    @torch.no_grad()
+    def generated(self, instructions: Sequence[str], *, weights: bool = False) -> list[RelaxedTokens]:
+        """What the prompter says to each instruction, in its own input space; constants.
+
+        Args:
+            weights: With the weights behind them, as wide as the vocabulary, which alignment `vocabulary` reads.
+        """
+        if self.prompter is None:
+            return [self._said()[instruction] for instruction in instructions]
+        was_training = self.training
+        self.eval()
+        ids, mask = self._prompter_inputs(instructions, None)
+        tokens = self.prompter(*left_padded(ids.to(self.device), mask.to(self.device)))
+        self.train(was_training)
+        return (tokens if weights else RelaxedTokens(tokens.embeddings, None)).rows()
+
+    def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
+        """Soft tokens of each text under its instruction."""
+        return self._soft_tokens_from(features["prompter_ids"], features["prompter_mask"])
+
+    def align(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
+        """Relaxed tokens of the prompter as soft tokens of the reader, float32."""
+        if isinstance(self.alignment, VocabularyAlignment):
+            inputs = self.alignment(tokens, self.reader.input_table)
+        else:
+            inputs = self.alignment(tokens)
+        return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
+
+    def prompter_away(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterAway:
+        """What can stand for the prompter: its trained weights, for saving, and what it says to these instructions.
+
+        Args:
+            weights: As in `generated`.
+        """
+        assert self.prompter is not None
+        named = list(dict.fromkeys(map(self.instruction_of, instructions)))
+        said = self.generated(named, weights=weights)
+        return dataclasses.replace(put_away(self.prompter), tokens=dict(zip(named, said, strict=True)))
+
+    def put_away(self, instructions: Sequence[str]) -> None:
+        """Let go of the prompter; these instructions can still be asked for."""
+        self.away, self.prompter = self.prompter_away(instructions), None
+        self.store.forget()
+
+    def settle(self) -> None:
+        """Make what was trained of the alignments small to save.
+
+        The difference is folded into the fixed part, the same map; deeper alignments are rounded to bfloat16's numbers.
+        """
+        compiled = self.store.compiled_for(self.trained_weights())
+        if isinstance(self.alignment, LinearAlignment):
+            self.alignment.settle()
+        if self.deep is None:
+            self.store.add_compiled(compiled, self.trained_weights())
+        else:
+            self.deep.settle()  # what was compiled before belongs to other numbers, and is dropped
+
+    def take_back(self, prompter: Prompter | None) -> None:
+        """Generate with this prompter from now on; it is the one that was put away."""
+        self.prompter, self.away = prompter, None
+        self.store.forget()
+
+    def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
+        return {name: one.to(self.device) if isinstance(one, Tensor) else one for name, one in features.items()}
+
+    def _said(self) -> Mapping[str, RelaxedTokens]:
+        """What a prompter that was put away has said."""
+        return self.away.tokens if self.prompter is None and self.away is not None else {}
+
+    def _soft_tokens_from(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch prompt width"]:
+        if self.prompter is None:
+            raise ConfigError(
+                "this instruction is not compiled and the model was loaded without its prompter. "
+                "Load it with the prompter, or compile the instruction first."
+            )
+        return self._aligned(self.prompter(*left_padded(ids, mask)))
+
+    def _aligned(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
+        soft = self.align(tokens)
+        if self.training:
+            inputs = soft[..., : self.reader.dim]
+            self.diagnostics = soft_token_diagnostics(tokens, inputs, table_norm=self.reader.table_norm)
+        return soft
+
+    def _prompter_inputs(self, instructions: Sequence[str], texts: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+        """Ids and mask of what the prompter reads for each instruction (and text)."""
+        if self.prompter is None:
+            raise ConfigError(
+                f"instruction {instructions[0]!r} is not compiled and the model was loaded without its prompter. "
+                "Load it with the prompter, or compile the instruction first."
+            )
+        template = self.settings.prompter.template
+        asked = [template.replace("{instruction}", instruction) for instruction in instructions]
+        tokenizer, limit = self.prompter.backbone.tokenizer, self.prompter.backbone.max_positions
+        room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.settings.num_soft_tokens
+        if texts is None:
+            batch = tokenizer.tokenize(asked, max_length=room)
+            if batch.truncated:
+                raise ConfigError(
+                    f"an instruction is longer than the {room} tokens that are read. Say it in fewer words."
+                )
+        else:
+            batch = tokenizer.tokenize(texts, max_length=room, tails=[f"\n\n{question}" for question in asked])
+        return batch.ids, batch.mask

@@ -1,0 +1,107 @@
+"""The README of a saved model: what it was trained on and how, its LLMs, its instructions, and how to move it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
+
+from promptembedder.model.dual_encoder import DualEncoder
+
+__all__ = ["PromptEmbedderCardData"]
+
+_SHOWN_WORDINGS = 5  # of a task
+
+
+@dataclass
+class PromptEmbedderCardData(SentenceTransformerModelCardData):
+    """What sentence-transformers' trainer notes down, and what is special about this kind of model.
+
+    Attributes:
+        task_instructions: By task, the wordings that it was trained under; `note_instructions` fills it.
+    """
+
+    tags: list[str] = field(
+        default_factory=lambda: [
+            "promptembedder",
+            "sentence-transformers",
+            "sentence-similarity",
+            "feature-extraction",
+            "dense",
+        ]
+    )
+    template_path: Path = field(default=Path(__file__).parent / "model_card.md.jinja", init=False, repr=False)
+    task_instructions: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
+
+    def note_instructions(self, task: str, instructions: Sequence[str], document_instructions: Sequence[str]) -> None:
+        """Keep the wordings that a task is trained under."""
+        named = {task: instructions, f"{task}, documents": document_instructions}
+        for name, wordings in named.items():
+            if wordings and not (name != task and tuple(wordings) == tuple(instructions)):
+                more = len(wordings) - _SHOWN_WORDINGS
+                tail = [f"and {more} more wordings"] if more > 0 else []
+                self.task_instructions[name] = [*map(_one_line, wordings[:_SHOWN_WORDINGS]), *tail]
+
+    def try_to_set_base_model(self) -> None:
+        """The reader, where it has a name on the hub: it is named in the manifest, so nothing is looked up."""
+        ref = self._encoder().reader.ref
+        if _is_hub_name(ref.source):
+            self.base_model, self.base_model_revision = ref.source, ref.revision
+
+    def get_default_model_name(self) -> str:
+        """The kind of model and the LLM that it reads with."""
+        return f"PromptEmbedder on {self._encoder().reader.ref.source}"
+
+    def get_model_specific_metadata(self) -> dict[str, Any]:
+        """What the template needs beside what every SentenceTransformer has."""
+        if self.model is None:
+            return {}
+        encoder = self._encoder()
+        prompts = {name: _one_line(text) for name, text in self.model.prompts.items() if text}
+        return {
+            **super().get_model_specific_metadata(),
+            "reader": _described(vars(encoder.reader.ref)),
+            "prompter": _described(vars(encoder.prompter.backbone.ref)) if encoder.prompter is not None else None,
+            "readers": [encoder.reader.ref.source, *(side.ref["source"] for side in encoder.others)],
+            "trained_parameters": f"{sum(weight.numel() for weight in encoder.trained_weights()):,}",
+            "num_soft_tokens": encoder.settings.num_soft_tokens,
+            "default_instruction": _one_line(encoder.settings.default_instruction),
+            "saved_prompts": prompts,
+            "example_instruction": self._example_instruction(prompts),
+        }
+
+    def run_usage_snippet(self) -> None:
+        """Embed nothing: the template's example shows no numbers."""
+
+    def generate_usage_snippet(self) -> str:
+        """Nothing: the template has its own, under an instruction."""
+        return ""
+
+    def _example_instruction(self, prompts: Mapping[str, str]) -> str:
+        trained = next((wordings[0] for wordings in self.task_instructions.values()), None)
+        default = self._encoder().settings.default_instruction
+        return _one_line(trained or next(iter(prompts.values()), default)).replace('"', "'")
+
+    def _encoder(self) -> DualEncoder:
+        assert self.model is not None
+        encoder = self.model[0]
+        assert isinstance(encoder, DualEncoder)
+        return encoder
+
+
+def _is_hub_name(source: str) -> bool:
+    starts = (".", "/", "~", "random:")
+    return source.count("/") == 1 and not source.startswith(starts) and not source.lower().endswith(".gguf")
+
+
+def _described(ref: Mapping[str, Any]) -> str:
+    """One line about a backbone."""
+    source = ref["source"]
+    name = f"[{source}](https://huggingface.co/{source})" if _is_hub_name(source) else f"`{source}`"
+    revision = f" at revision `{ref['revision']}`" if ref["revision"] else ""
+    return f"{name}{revision}, {ref['layers']} layers, {ref['dtype']}, fingerprint `{ref['fingerprint'][:23]}`"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

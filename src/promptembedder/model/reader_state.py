@@ -1,0 +1,136 @@
+"""The reader's half of a saved model: one for each LLM that its prompter has been moved to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptembedder.errors import ModelFormatError, brief, shown
+from promptembedder.method import ReaderSide, ModelConfig
+from promptembedder.types import Float, Tensor
+from promptembedder.storage import Manifest, to_mapping
+from promptembedder.storage.tensors import load_tensors, save_tensors
+
+__all__ = ["ReaderEntry", "chosen_entry", "entries_of", "load_side", "save_side"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderEntry:
+    """A reader's half as the manifest names it: settings and files, no tensors."""
+
+    config: dict[str, Any]
+    backbone: dict[str, Any]
+    alignment_file: str = "alignment.safetensors"
+    soft_tokens_file: str = "soft_tokens.safetensors"
+    instructions: list[str] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """The reader as users name it."""
+        return str(self.backbone.get("source"))
+
+    @property
+    def files(self) -> list[str]:
+        """Those that the entry needs."""
+        return [self.alignment_file, *([self.soft_tokens_file] if self.instructions else [])]
+
+
+def entries_of(manifest: Manifest) -> list[ReaderEntry]:
+    """The readers of a saved model, the one that it opens with first.
+
+    Raises:
+        ModelFormatError: The manifest's list of readers is damaged, or names files that the manifest does not.
+    """
+    first = ReaderEntry(
+        config=manifest.config, backbone=manifest.backbones.get("reader", {}), instructions=manifest.instructions
+    )
+    entries = [first, *(_entry(one) for one in manifest.readers)]
+    unknown = [name for entry in entries for name in entry.files if name not in manifest.files]
+    if unknown:
+        raise ModelFormatError(
+            f"the manifest names {shown(unknown[0])} without its hash. Save or download the model again."
+        )
+    return entries
+
+
+def _entry(saved: Any) -> ReaderEntry:
+    try:
+        entry = ReaderEntry(**saved)
+    except TypeError as error:
+        raise ModelFormatError(
+            f"the manifest's list of readers is damaged: {brief(error)}. Save the model again."
+        ) from error
+    texts = entry.instructions
+    fits = {
+        "config": isinstance(entry.config, dict),
+        "backbone": isinstance(entry.backbone, dict),
+        "alignment_file": isinstance(entry.alignment_file, str),
+        "soft_tokens_file": isinstance(entry.soft_tokens_file, str),
+        "instructions": isinstance(texts, list) and all(isinstance(text, str) for text in texts),
+    }
+    wrong = [name for name, fine in fits.items() if not fine]
+    if wrong:
+        raise ModelFormatError(f"the manifest's list of readers is damaged: cannot use {wrong[0]}. Save it again.")
+    return entry
+
+
+def chosen_entry(manifest: Manifest, reader: str | None, folder: Path) -> ReaderEntry:
+    """The entry of `reader`; of the first one for None.
+
+    Raises:
+        ModelFormatError: The model was never moved to it.
+    """
+    entries = entries_of(manifest)
+    for entry in entries:
+        if reader is None or entry.source == reader:
+            return entry
+    known = ", ".join(entry.source for entry in entries)
+    raise ModelFormatError(
+        f"{folder} has alignments for {known}, none for {reader!r}. "
+        f"Make one: promptembedder move {folder} --to {reader}"
+    )
+
+
+def save_side(folder: Path, side: ReaderSide, place: int) -> ReaderEntry:
+    """Write the tensors of the reader at this place of the list (0: the one that the model opens with)."""
+    number = f".{place}" if place else ""
+    entry = ReaderEntry(
+        config=to_mapping(side.config),
+        backbone=dict(side.ref),
+        alignment_file=f"alignment{number}.safetensors",
+        soft_tokens_file=f"soft_tokens{number}.safetensors",
+        instructions=list(side.compiled),
+    )
+    save_tensors(folder / entry.alignment_file, {name: _narrow(tensor) for name, tensor in side.state.items()})
+    if side.compiled:
+        save_tensors(folder / entry.soft_tokens_file, {"soft_tokens": torch.stack(list(side.compiled.values()))})
+    return entry
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """The same numbers in half the bytes, where bfloat16 holds every one of them."""
+    if tensor.dtype != torch.float32 or not torch.equal(tensor.bfloat16().float(), tensor):
+        return tensor
+    return tensor.bfloat16()
+
+
+def load_side(folder: Path, entry: ReaderEntry, config: ModelConfig) -> ReaderSide:
+    """The tensors of an entry, as they were saved."""
+    return ReaderSide(
+        config=config,
+        ref=entry.backbone,
+        state=load_tensors(folder / entry.alignment_file),
+        compiled=_compiled(folder, entry),
+    )
+
+
+def _compiled(folder: Path, entry: ReaderEntry) -> dict[str, Tensor]:
+    if not entry.instructions:
+        return {}
+    path = folder / entry.soft_tokens_file
+    rows = load_tensors(path).get("soft_tokens", torch.zeros(0))
+    if len(rows) != len(entry.instructions):
+        raise ModelFormatError(f"{path} holds {len(rows)} sets of vectors, expected {len(entry.instructions)}.")
+    return dict(zip(entry.instructions, rows, strict=True))
