@@ -1,4 +1,4 @@
-"""`promptembedder bench ...`: the measurements behind the claims, each with the command that repeats it."""
+"""`python -m benchmarks ...`: the measurements behind the claims, each with the command that repeats it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from promptembedder import extras
 from benchmarks.corpus.command import corpus
-from benchmarks.transfer.command import move
-from benchmarks.quality.command import quality
 from benchmarks.faults.command import reliability
+from benchmarks.quality.command import quality
 from benchmarks.report import report as rewrite_tables
 from benchmarks.serving.command import serve
 from benchmarks.speed.command import speed
+from benchmarks.transfer.command import transfer
+from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from benchmarks.efficiency.benchmark import EfficiencyProgress
@@ -30,11 +30,11 @@ __all__ = ["bench"]
 _GIB = 1 << 30
 
 bench = typer.Typer(
-    help="Measure, side by side with what the method is compared with.\n\nExample: promptembedder bench speed",
+    help="Measure, side by side with what the method is compared with.\n\nExample: python -m benchmarks speed",
     no_args_is_help=True,
 )
 bench.command()(quality)
-bench.command()(move)
+bench.command()(transfer)
 bench.command()(speed)
 bench.command()(serve)
 bench.command()(corpus)
@@ -69,22 +69,22 @@ def efficiency(
 
     Stopped at any moment, the same command goes on where it was.
 
-    Example: promptembedder bench efficiency --lengths 32,128 --batches 8,16
+    Example: python -m benchmarks efficiency --lengths 32,128 --batches 8,16
     """
     report = Report(as_json)
     with one_line_errors():
         for module in ("matplotlib", "psutil"):  # missing, they are better missed now than after the measurements
             extras.require(module, extra="bench")
-        numbers = {"lengths": whole_numbers("lengths", lengths), "batches": whole_numbers("batches", batches)}
-        from benchmarks.efficiency.methods import METHODS
-        from benchmarks.efficiency.settings import EfficiencySettings
+        numbers = {"lengths": parse_ints("lengths", lengths), "batches": parse_ints("batches", batches)}
         from benchmarks.efficiency.benchmark import run_efficiency
+        from benchmarks.efficiency.config import EfficiencyConfig
+        from benchmarks.efficiency.methods import METHODS
         from benchmarks.efficiency.results import write_efficiency
 
-        settings = EfficiencySettings(
+        settings = EfficiencyConfig(
             reader=reader,
             prompter=prompter,
-            methods=tuple(METHODS) if methods is None else tuple(words(methods)),
+            methods=tuple(METHODS) if methods is None else tuple(split_commas(methods)),
             **numbers,
             memory_gib=memory_gib,
             device=device or _default_device(),
@@ -95,8 +95,8 @@ def efficiency(
         with _progress() as on_progress:
             result = run_efficiency(settings, output, overwrite=overwrite, on_progress=on_progress)
         files = [*write_efficiency(result, output), *_draw(result, output)]
-    report.say(_table(result))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(_table(result))
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **result.content()})
 
 

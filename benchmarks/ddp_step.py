@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from promptembedder import PromptEmbedder
-from promptembedder.method import text_encoder as trained_state
+from promptembedder.method.text_encoder import trained_state
+from promptembedder.training import LossConfig, build_contrastive_loss, destroy_distributed, init_distributed
+from promptembedder.training.distributed import Ranks, all_gather_with_grad
 from promptembedder.types import Tensor
-from promptembedder.training import LossConfig, contrastive_loss, joined_ranks, leave_ranks
-from promptembedder.training.distributed import Ranks, joint_rows
 
 Step = Callable[[], object]
 
@@ -35,16 +35,19 @@ def _steps(rows: int, tokens: int, ranks: Ranks) -> tuple[Step, Step, int, int]:
     others = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in trained]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, others)
     wrapped = DistributedDataParallel(model)
-    loss = contrastive_loss(model, LossConfig(), in_batch_negatives=True)
+    loss = build_contrastive_loss(model, LossConfig(), in_batch_negatives=True)
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
-    words, draw = ["red", "green", "cold", "warm", "house", "river", "stone", "song"], random.Random(ranks.own)
+    words, draw = ["red", "green", "cold", "warm", "house", "river", "stone", "song"], random.Random(ranks.rank)
     texts = [[" ".join(draw.choices(words, k=tokens)) for _ in range(rows)] for _ in range(2)]
 
     def step(embed: Callable[[dict], dict], joint: bool) -> None:
         columns = embed({"columns": [model.preprocess(own, prompt="Find it") for own in texts]})["columns"]
         if joint:
             stacked = torch.stack([column["sentence_embedding"] for column in columns], dim=1)
-            columns = [{"sentence_embedding": one} for one in joint_rows(stacked, rows * ranks.count, ranks).unbind(1)]
+            columns = [
+                {"sentence_embedding": one}
+                for one in all_gather_with_grad(stacked, rows * ranks.world_size, ranks).unbind(1)
+            ]
         value: Tensor = loss(columns, None)
         value.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -65,15 +68,15 @@ def _timed(step: Step, ranks: Ranks) -> float:
 
 def main(rows: int = 4, tokens: int = 64, repeats: int = 12) -> None:
     """Print what was measured."""
-    ranks = joined_ranks()
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.own]})
+    ranks = init_distributed()
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.rank]})
     own, together, trained_bytes, dim = _steps(rows, tokens, ranks)
     buffer, embeddings = torch.zeros(trained_bytes // 4), torch.zeros(rows, 2, dim)
     kinds: dict[str, Step] = {
         "alone": own if ranks.is_first else lambda: None,
         "beside": own,
         "together": together,
-        "gather": lambda: joint_rows(embeddings, rows * ranks.count, ranks),
+        "gather": lambda: all_gather_with_grad(embeddings, rows * ranks.world_size, ranks),
         "reduce": lambda: dist.all_reduce(buffer),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
@@ -87,9 +90,9 @@ def main(rows: int = 4, tokens: int = 64, repeats: int = 12) -> None:
             name: {"fastest": round(min(each), 4), "median": round(statistics.median(each), 4)}
             for name, each in seconds.items()
         }
-        found |= {"trained_bytes": trained_bytes, "gathered_bytes": embeddings.numel() * 4 * ranks.count}
+        found |= {"trained_bytes": trained_bytes, "gathered_bytes": embeddings.numel() * 4 * ranks.world_size}
         sys.stdout.write(json.dumps(found) + "\n")
-    leave_ranks()
+    destroy_distributed()
 
 
 if __name__ == "__main__":

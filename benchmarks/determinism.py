@@ -19,11 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
 from benchmarks.document import markdown_table, regenerate
-from promptembedder.data import docstring_corpus, training_pairs
-from promptembedder.storage import machine_facts, versions, write_json
-from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, new_model, task_data, train_model
+from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
+from promptembedder.data import load_docstring_corpus, sample_training_pairs
+from promptembedder.storage import describe_machine, versions, write_json
+from promptembedder.training import (
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    TrainingData,
+    build_task_data,
+    new_model,
+    train_model,
+)
 
 LLMS = ("random:tiny-llama", "smollm2-135m")
 INSTRUCTION = "Find the code that does what the sentence says"
@@ -64,7 +72,7 @@ OTHERS = (
 
 
 def _texts() -> list[str]:
-    pairs = docstring_corpus().test
+    pairs = load_docstring_corpus().test
     chosen = [pairs[place] for place in np.linspace(0, len(pairs) - 1, TEXTS // 2).astype(int)]
     return [text for pair in chosen for text in (pair.anchor, pair.positive)]
 
@@ -83,16 +91,17 @@ def _recipe(setting: Setting, llm: str, output: Path) -> Recipe:
 
 
 def _data() -> TrainingData:
-    corpus = docstring_corpus()
-    pairs = training_pairs(corpus, STEPS * BATCH, seed=0)
-    return TrainingData(task_data(pairs, "docstrings", instructions=[INSTRUCTION], document_instructions=[], seed=0))
+    corpus = load_docstring_corpus()
+    pairs = sample_training_pairs(corpus, STEPS * BATCH, seed=0)
+    tasks = build_task_data(pairs, "docstrings", instructions=[INSTRUCTION], document_instructions=[], seed=0)
+    return TrainingData(tasks)
 
 
 def _encoded(model: PromptEmbedder, texts: Sequence[str], way: str) -> np.ndarray:
     if way in ("sdpa", "eager"):
         for llm in (model.encoder.reader.model, model.encoder.prompter.backbone.model):
             llm.set_attn_implementation(way)
-        model.encoder.store.forget()
+        model.encoder.store.clear()
     batch = {"one by one": 1, "by 4": 4}.get(way, len(texts))
     if way == "reversed":
         return model.encode(texts[::-1], prompt=INSTRUCTION, batch_size=batch)[::-1]
@@ -122,7 +131,7 @@ def _work_with(setting: Setting, llm: str, own: Path, base_model: Path) -> None:
     model.eval()
     own.mkdir(parents=True, exist_ok=True)
     np.savez(own / "vectors.npz", **{way: _encoded(model, _texts(), way) for way in setting.ways})
-    facts = {"capability": torch.backends.cpu.get_cpu_capability(), "machine": machine_facts(), "losses": losses}
+    facts = {"capability": torch.backends.cpu.get_cpu_capability(), "machine": describe_machine(), "losses": losses}
     (own / "facts.json").write_text(json.dumps(facts))
 
 

@@ -1,4 +1,4 @@
-"""`promptembedder bench report`: the tables of a document, written anew from the results' JSON."""
+"""`python -m benchmarks report`: the tables of a document, written anew from the results' JSON."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,22 +20,22 @@ def report(
 ) -> None:
     """Put the results into a document, between its markers; the rest stays as it is.
 
-    Example: promptembedder bench report docs/results.md
+    Example: python -m benchmarks report docs/results.md
     """
     told = Report(as_json)
     with one_line_errors():
         from benchmarks.corpus.report import corpus_markdown
-        from benchmarks.efficiency.results import efficiency_markdown
-        from benchmarks.transfer.report import move_markdown
-        from benchmarks.quality.report import quality_markdown
         from benchmarks.document import regenerate
+        from benchmarks.efficiency.results import efficiency_markdown
         from benchmarks.faults.report import reliability_markdown
+        from benchmarks.quality.report import quality_markdown
         from benchmarks.serving.report import serving_markdown
         from benchmarks.speed.report import speed_markdown
+        from benchmarks.transfer.report import move_markdown
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
         pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
         pages["reliability"] = reliability_markdown
         done = regenerate(document, results, pages)
-    told.say(f"{escape(str(document))}: wrote {', '.join(done)}")
+    told.print(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

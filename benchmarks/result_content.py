@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.quality.mixture_config import MixtureConfig
 from promptembedder.errors import ConfigError
-from promptembedder.storage import machine_facts, versions
+from promptembedder.storage import describe_machine, versions
 
 __all__ = ["merged_content", "provenance", "provenance_markdown"]
 
@@ -22,7 +22,7 @@ def provenance(config: MixtureConfig) -> dict[str, Any]:
     named = {"mixture": Path(config.mixture).name, "tasks": Path(config.tasks).name}
     return {
         "commands": [shlex.join(["promptembedder", *sys.argv[1:]])],
-        "machine": machine_facts(),
+        "machine": describe_machine(),
         "versions": versions(),
         "settings": dataclasses.asdict(config) | named,
     }

@@ -1,4 +1,4 @@
-"""What the site's build does beside turning pages into HTML: the commands' reference, from the program itself."""
+"""MkDocs hook that generates the reference of commands from the program."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,27 +13,28 @@ __all__ = ["commands", "on_files", "page"]
 
 _INTRODUCTION = """# Commands
 
-`promptembedder COMMAND --help` says the same. Every option that takes a value can also come from the environment, as
-`PROMPTEMBEDDER_COMMAND_OPTION`, or from a YAML file (`--config`); a flag wins over the environment, that over the file.
-A mistake is one line on stderr and exit code 2.
+`promptembedder COMMAND --help` prints the same. Every option with a value can also be set in the environment, as
+`PROMPTEMBEDDER_COMMAND_OPTION`, or in a YAML file (`--config`). A flag overrides the
+environment, which overrides the file.
+A usage error is one line on stderr and exit code 2.
 
-Every command has `--json` (one JSON object, the last line of stdout; words go to stderr), `--config` and `--help`.
+Every command has `--json` (one JSON object as the last line of stdout; messages go to stderr), `--config` and `--help`.
 """
 
 
 def on_files(files: Any, *, config: Any) -> Any:
-    """Add `cli.md` to the site's pages."""
+    """Add `cli.md` to the pages of the site."""
     files.append(File.generated(config, "cli.md", content=page()))
     return files
 
 
 def page() -> str:
-    """The reference of all commands, in Markdown."""
+    """Return the reference of all commands in Markdown."""
     return "\n".join([_INTRODUCTION, *(_section(words, command) for words, command in commands())])
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """All commands that do something, with the words that call them; a group's own come after its name."""
+    """Yield the full name and the command object of each visible command that is not a group."""
     yield from _leaves("promptembedder", typer.main.get_command(app))
 
 
@@ -64,7 +65,7 @@ def _section(words: str, command: Any) -> str:
 
 
 def _help(command: Any) -> str:
-    """The command's words, a paragraph a line; what begins with `Example:` becomes a block of its own."""
+    """Return the help text, one line per paragraph; a paragraph that starts with `Example:` becomes a code block."""
     paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
     return "\n\n".join(_paragraph(one.replace("\b\n", "").replace("\b", "")) for one in paragraphs)
 
@@ -96,5 +97,5 @@ def _default(option: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a table: one line, with nothing that Markdown or HTML reads as its own."""
+    """Return text for a table cell: one line, with Markdown and HTML escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

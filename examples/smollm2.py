@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 
-from promptembedder.backbones import Backbone, BackboneConfig, load_backbone
+from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
 
 __all__ = ["answer"]
 
@@ -16,7 +16,7 @@ def _smollm2() -> Backbone:
 def answer(question: str, found: Sequence[str], *, max_new_tokens: int = 40) -> str:
     """What SmolLM2 says to the question when it is shown the texts. 135M parameters: it is often wrong."""
     backbone = _smollm2()
-    tokenizer = backbone.tokenizer.foreign
+    tokenizer = backbone.tokenizer.hf
     notes = "\n".join(found)
     asked = f"Answer the question from these notes, in one sentence.\n\nNotes:\n{notes}\n\nQuestion: {question}"
     tokens = tokenizer.apply_chat_template(

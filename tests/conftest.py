@@ -22,7 +22,7 @@ gc.disable()  # while modules are imported, as the program does; on again when a
 
 if TYPE_CHECKING:  # importing them takes seconds, and half of the tests need no model
     from promptembedder import ModelConfig, PromptEmbedder
-    from promptembedder.backbones import Backbone
+    from promptembedder.backbone import Backbone
 
 WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
 THINGS = ("house", "river", "car", "stone", "song", "road")
@@ -82,7 +82,7 @@ def lively_backbones() -> Iterator[None]:
 
     With the usual ones attention and next-token distributions are flat: a wrong position, mask or order hardly shows.
     """
-    from promptembedder.backbones import RANDOM_MODELS
+    from promptembedder.backbone import RANDOM_MODELS
 
     def lively(build: Callable[[], Any]) -> Callable[[], Any]:
         def built() -> Any:
@@ -101,7 +101,7 @@ def lively_backbones() -> Iterator[None]:
 @pytest.fixture
 def new_backbone(lively_backbones: None) -> "Callable[..., Backbone]":
     """Makes a tiny backbone in float32: `new_backbone("tiny-gpt2", head=True, layers=2)`."""
-    from promptembedder.backbones import BackboneConfig, load_backbone
+    from promptembedder.backbone import BackboneConfig, load_backbone
 
     def made(name: str = "tiny-llama", *, head: bool = False, **changes: Any) -> "Backbone":
         return load_backbone(BackboneConfig(source=f"random:{name}", dtype="float32", **changes), head=head)
@@ -114,7 +114,7 @@ def backbone_folder(tmp_path: Path, lively_backbones: None) -> Path:
     """A tiny backbone as files."""
     import torch
 
-    from promptembedder.backbones.random_models import random_model, random_tokenizer
+    from promptembedder.backbone.random_models import random_model, random_tokenizer
 
     folder = tmp_path / "backbone"
     random_model("tiny-qwen3", layers=None, dtype=torch.float32).save_pretrained(folder)
@@ -140,7 +140,7 @@ def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
     ) -> "ModelConfig":
         backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2, text_start=text_start)
         if changes.get("placement") == "prefix":
-            changes = {"deep_every": 0, "text_weight": 0.0, **changes}
+            changes = {"deep_prompt_interval": 0, "text_pooling_weight": 0.0, **changes}
         return ModelConfig(
             prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
             reader=BackboneConfig(source=f"random:{reader}", dtype="float32", text_start=text_start),
@@ -165,7 +165,9 @@ def new_model(new_config: "Callable[..., ModelConfig]") -> "Callable[..., Prompt
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             fitted = (
-                [] if model.encoder.readout is None else [model.encoder.readout.centre, model.encoder.readout.shared]
+                []
+                if model.encoder.text_pooling is None
+                else [model.encoder.text_pooling.centre, model.encoder.text_pooling.shared]
             )
             for weight in (*model.encoder.trained_weights(), *fitted):
                 weight.add_(0.05 * torch.randn(weight.shape, generator=generator))

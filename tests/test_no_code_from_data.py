@@ -8,7 +8,7 @@ import pytest
 
 import promptembedder
 from promptembedder.errors import ModelFormatError
-from promptembedder.models import open_model
+from promptembedder.model import load_encoder
 
 SOURCE = Path(promptembedder.__file__).parent
 FORBIDDEN = re.compile(
@@ -69,5 +69,5 @@ def test_a_folder_that_brings_code_is_refused_and_the_code_does_not_run(tmp_path
     modules = [{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     with pytest.raises(ModelFormatError, match="own.Own"):
-        open_model(str(folder), device="cpu")
+        load_encoder(str(folder), device="cpu")
     assert not mark.exists()

@@ -1,4 +1,4 @@
-"""The names that users may rely on."""
+"""Public names and silent imports."""
 
 import importlib
 import pkgutil
@@ -18,15 +18,23 @@ PACKAGES = [
 
 
 def test_the_top_level_names_are_these() -> None:
-    assert promptembedder.__all__ == ["BackboneConfig", "ModelConfig", "PromptEmbedder", "PrompterConfig"]
+    assert promptembedder.__all__ == [
+        "BackboneConfig",
+        "ModelConfig",
+        "PromptEmbedder",
+        "PrompterConfig",
+        "transfer_to",
+    ]
     assert dir(promptembedder) == promptembedder.__all__
 
 
 def test_a_top_level_name_is_the_one_of_its_package() -> None:
-    from promptembedder.backbones import BackboneConfig
-    from promptembedder.models import ModelConfig, PromptEmbedder, PrompterConfig
+    from promptembedder.backbone import BackboneConfig
+    from promptembedder.method import ModelConfig, PrompterConfig
+    from promptembedder.model import PromptEmbedder
+    from promptembedder.training import transfer_to
 
-    named = [BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig]
+    named = [BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig, transfer_to]
     assert [getattr(promptembedder, name) for name in promptembedder.__all__] == named
 
 
@@ -48,6 +56,14 @@ def test_importing_the_package_or_its_commands_costs_nothing(module: str) -> Non
     program = f"import sys, {module}; print({{'torch', 'transformers', 'numpy'}} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert (answer.stdout.strip(), answer.stderr) == ("set()", "")
+
+
+@pytest.mark.parametrize("module", ["promptembedder.backbone.load", "promptembedder.training"])
+def test_importing_transformers_and_torchao_prints_nothing(module: str) -> None:
+    """The import used to log "Failed to load ..." for its GPU kernels, and torch a note on pytrees."""
+    program = f"import {module}, logging; print(logging.getLogger('torchao').level)"
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert (result.stdout.strip(), result.stderr) == ("0", "")
 
 
 def test_errors_are_one_small_tree() -> None:

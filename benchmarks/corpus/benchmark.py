@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from promptembedder.batch import MANIFEST_LINES
 from benchmarks.corpus.runs import EmbedRun, check_output, made_corpus, made_model
+from promptembedder.batch import MANIFEST_LINES
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.storage import file_sha256, machine_facts, versions
+from promptembedder.storage import describe_machine, file_sha256, versions
 
 __all__ = ["CorpusBenchSettings", "run_corpus"]
 
@@ -63,7 +63,7 @@ def run_corpus(settings: CorpusBenchSettings, *, on_part: Callable[[str], None] 
         faults = _faults(model, work, settings, on_part) if settings.faults else []
     return {
         "commands": [_command(settings)],
-        "machine": machine_facts(),
+        "machine": describe_machine(),
         "versions": versions(),
         "settings": {**asdict(settings), "work": None},
         "rows": rows,
@@ -82,7 +82,7 @@ def _command(settings: CorpusBenchSettings) -> str:
         "seed": settings.seed,
     }
     words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
-    return shlex.join(["promptembedder", "bench", "corpus", *words])
+    return shlex.join(["benchmarks", "corpus", *words])
 
 
 def _measured(

@@ -1,4 +1,4 @@
-"""`promptembedder bench corpus`: what embedding a corpus costs beside the model, and what faults it survives."""
+"""`python -m benchmarks corpus`: what embedding a corpus costs beside the model, and what faults it survives."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints
 
 __all__ = ["corpus"]
 
@@ -29,7 +29,7 @@ def corpus(
 ) -> None:
     """Speed, memory and faults of `embed` with a tiny model, here and through Ray.
 
-    Example: promptembedder bench corpus --rows 10000 --faults 4
+    Example: python -m benchmarks corpus --rows 10000 --faults 4
     """
     report = Report(as_json)
     with one_line_errors():
@@ -39,8 +39,8 @@ def corpus(
         from benchmarks.corpus.report import corpus_markdown, write_corpus
 
         settings = CorpusBenchSettings(
-            rows=whole_numbers("rows", rows) if rows.strip() else (),
-            workers=whole_numbers("workers", workers),
+            rows=parse_ints("rows", rows) if rows.strip() else (),
+            workers=parse_ints("workers", workers),
             shard_rows=shard_rows,
             faults=faults,
             fault_rows=fault_rows,
@@ -51,5 +51,5 @@ def corpus(
             content = run_corpus(settings, on_part=lambda doing: status.update(escape(doing)))
         files = write_corpus(content, output)
     report.page(corpus_markdown(content))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

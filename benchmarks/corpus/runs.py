@@ -13,11 +13,9 @@ from typing import IO, Any
 
 import torch
 
-from promptembedder.backbone import BackboneConfig
-from promptembedder.backbone import quiet_transformers
-from promptembedder.backbone import random_model, random_tokenizer
+from promptembedder.backbone import BackboneConfig, quiet_transformers, random_model, random_tokenizer
 from promptembedder.batch import ShardFolder
-from promptembedder.data import docstring_corpus
+from promptembedder.data import load_docstring_corpus
 from promptembedder.errors import DataError
 from promptembedder.extras import require
 from promptembedder.method import ModelConfig, PrompterConfig
@@ -45,7 +43,7 @@ def made_model(folder: Path) -> Path:
 
 def made_corpus(path: Path, rows: int, *, seed: int) -> Path:
     """Rows of two to five words of Python's own documentation, each with an id."""
-    texts = [pair.positive for pair in docstring_corpus().test]
+    texts = [pair.positive for pair in load_docstring_corpus().test]
     words = sorted({word for text in texts for word in text.split() if word.isalpha()})
     draw = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.efficiency.cell import measure_cell
+from benchmarks.efficiency.config import EfficiencyConfig
 from benchmarks.efficiency.limits import fitted_batch, searched_batch
 from benchmarks.efficiency.methods import StepModel, prepare_backbone
 from benchmarks.efficiency.results import EfficiencyResult, Row, measured_row, ratios_of, skipped_row
-from benchmarks.efficiency.settings import EfficiencySettings
 from benchmarks.efficiency.worker import ProcessWorker, StartWorker
 from benchmarks.journal import Journal
 from benchmarks.memory import GIB, room_for
-from promptembedder.storage import machine_facts, versions
+from promptembedder.storage import describe_machine, versions
 
 __all__ = ["JOURNAL_NAME", "EfficiencyProgress", "run_efficiency"]
 
@@ -31,7 +31,7 @@ class EfficiencyProgress:
 
 
 def run_efficiency(
-    settings: EfficiencySettings,
+    settings: EfficiencyConfig,
     folder: Path,
     *,
     overwrite: bool = False,
@@ -54,7 +54,7 @@ def run_efficiency(
     path = folder / JOURNAL_NAME
     if overwrite:
         path.unlink(missing_ok=True)
-    machine, made_with = machine_facts(), versions()
+    machine, made_with = describe_machine(), versions()
     run = _Run(settings, Journal(path, machine=machine, versions=made_with), start, on_progress)
     rows = run.rows()
     return EfficiencyResult(
@@ -77,7 +77,7 @@ class _Run:
 
     def __init__(
         self,
-        settings: EfficiencySettings,
+        settings: EfficiencyConfig,
         journal: Journal,
         start: StartWorker,
         on_progress: Callable[[EfficiencyProgress], None],
@@ -172,7 +172,7 @@ class _Run:
         self.on_progress(EfficiencyProgress(done=self._done, rows=rows, doing=doing))
 
 
-def _limit_bytes(settings: EfficiencySettings) -> int | None:
+def _limit_bytes(settings: EfficiencyConfig) -> int | None:
     """What a process may take; None leaves it to the GPU."""
     if settings.memory_gib is not None:
         return int(settings.memory_gib * GIB)
@@ -180,11 +180,11 @@ def _limit_bytes(settings: EfficiencySettings) -> int | None:
     return room_for(settings.device) if settings.device == "cpu" else None
 
 
-def _memory_bytes(settings: EfficiencySettings) -> int:
+def _memory_bytes(settings: EfficiencyConfig) -> int:
     """The memory that the largest batch is asked for."""
     if settings.memory_gib is not None:
         return int(settings.memory_gib * GIB)
-    facts = machine_facts()
+    facts = describe_machine()
     memory = facts["memory_bytes" if settings.device == "cpu" else "gpu_memory_bytes"]
     assert isinstance(memory, int)
     return memory

@@ -6,18 +6,26 @@ from dataclasses import dataclass
 
 import torch
 
-from promptembedder.backbone import RANDOM_MODELS, BackboneConfig, converted_gguf, default_cache_folder, find_source, resolved_dtype
+from promptembedder.backbone import (
+    RANDOM_MODELS,
+    BackboneConfig,
+    TextCacheConfig,
+    TextCacheStore,
+    convert_gguf,
+    default_cache_folder,
+    find_source,
+    resolve_dtype,
+)
 from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig
-from promptembedder.model import BaselineEmbedder, InstructedTransformer, PromptEmbedder
-from promptembedder.backbone import TextStatesConfig, TextStateStore
+from promptembedder.model import BaselineEmbedder, PromptedSentenceTransformer, PromptEmbedder
 
 __all__ = ["INSTRUCTION", "METHODS", "Method", "StepModel", "default_prompter", "prepare_backbone", "require_methods"]
 
 INSTRUCTION = "Retrieve semantically similar text"
 
 _ANY_LENGTH = 1 << 20  # tokens; the benchmark itself says how long its texts are
-_ALL_IN_MEMORY = TextStatesConfig(memory_gib=1024.0)  # the limit of the process itself is what holds
+_ALL_IN_MEMORY = TextCacheConfig(memory_gib=1024.0)  # the limit of the process itself is what holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +33,36 @@ class Method:
     """What is trained.
 
     Attributes:
-        deep_every: See `ModelConfig`.
-        text_weight: Likewise.
+        deep_prompt_interval: See `ModelConfig`.
+        text_pooling_weight: Likewise.
         baseline: None is the method of this library.
         moved: The alignment alone is trained, as in a move: the prompter is not in memory.
         held: The texts' states are kept in memory, as in a second epoch over the same texts.
     """
 
-    deep_every: int = 0
-    text_weight: float = 0.0
+    deep_prompt_interval: int = 0
+    text_pooling_weight: float = 0.0
     baseline: BaselineConfig | None = None
     moved: bool = False
     held: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "promptembedder": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight),
-    "promptembedder-moved": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight, moved=True),
-    "promptembedder-held": Method(deep_every=ModelConfig.deep_every, text_weight=ModelConfig.text_weight, held=True),
+    "promptembedder": Method(
+        deep_prompt_interval=ModelConfig.deep_prompt_interval, text_pooling_weight=ModelConfig.text_pooling_weight
+    ),
+    "promptembedder-moved": Method(
+        deep_prompt_interval=ModelConfig.deep_prompt_interval,
+        text_pooling_weight=ModelConfig.text_pooling_weight,
+        moved=True,
+    ),
+    "promptembedder-held": Method(
+        deep_prompt_interval=ModelConfig.deep_prompt_interval,
+        text_pooling_weight=ModelConfig.text_pooling_weight,
+        held=True,
+    ),
     "promptembedder-input": Method(),
-    "static": Method(baseline=BaselineConfig(kind="static", wordings=((INSTRUCTION,),))),
+    "static": Method(baseline=BaselineConfig(kind="static", instruction_variants=((INSTRUCTION,),))),
     "lora": Method(baseline=BaselineConfig(kind="lora", lora_rank=16)),
     "lora-checkpointing": Method(baseline=BaselineConfig(kind="lora", lora_rank=16, gradient_checkpointing=True)),
     "full": Method(baseline=BaselineConfig(kind="full")),
@@ -65,27 +83,27 @@ class StepModel:
     device: str
     dtype: str
 
-    def build(self) -> InstructedTransformer:
+    def build(self) -> PromptedSentenceTransformer:
         """The untrained model, made on its device without a detour over the CPU.
 
         Raises:
             BackboneError: A backbone cannot be loaded.
         """
-        method, dtype = METHODS[self.method], str(resolved_dtype(self.dtype, device=self.device))
+        method, dtype = METHODS[self.method], str(resolve_dtype(self.dtype, device=self.device))
         config = ModelConfig(
             prompter=PrompterConfig(backbone=BackboneConfig(source=self.prompter, dtype="float32")),
             reader=BackboneConfig(source=self.reader, dtype=dtype.removeprefix("torch.")),
-            deep_every=method.deep_every,
-            text_weight=method.text_weight,
+            deep_prompt_interval=method.deep_prompt_interval,
+            text_pooling_weight=method.text_pooling_weight,
             max_seq_length=_ANY_LENGTH,
         )
         with torch.device(self.device):
             if method.baseline is None:
                 model = PromptEmbedder.create(config=config, device=self.device)
                 if method.moved:
-                    model.encoder.put_away([INSTRUCTION, config.default_instruction])
+                    model.encoder.offload_prompter([INSTRUCTION, config.default_instruction])
                 if method.held:
-                    model.encoder.text_states = TextStateStore(_ALL_IN_MEMORY, model.encoder.reader.ref)
+                    model.encoder.text_cache = TextCacheStore(_ALL_IN_MEMORY, model.encoder.reader.identity)
                 return model
             return BaselineEmbedder.create(config, method.baseline, device=self.device)
 
@@ -123,4 +141,4 @@ def prepare_backbone(name: str) -> None:
     if source.kind == "random" and shape not in RANDOM_MODELS:
         raise BackboneError(f"no random model is named {shape!r}. Use one of: {', '.join(RANDOM_MODELS)}.")
     if source.kind in ("installed", "gguf"):
-        converted_gguf(source, default_cache_folder())
+        convert_gguf(source, default_cache_folder())

@@ -10,12 +10,12 @@ import torch
 from benchmarks.efficiency.methods import INSTRUCTION, StepModel
 from benchmarks.memory import PeakMemory, memory_in_use, release_memory
 from promptembedder.errors import ConfigError
-from promptembedder.model import InstructedTransformer
 from promptembedder.method import SoftTokenEncoder
+from promptembedder.model import PromptedSentenceTransformer
+from promptembedder.training import LossConfig, OptimConfig, build_contrastive_loss
 from promptembedder.types import Float, Tensor
-from promptembedder.training import LossConfig, OptimConfig, contrastive_loss
 
-__all__ = ["StepMemory", "StepMeter", "StepTime", "Trainee"]
+__all__ = ["StepMemory", "StepMeter", "StepTime", "TrainStep"]
 
 # so small that weights, and with them the work of a step, stay as they are however often it is repeated
 _LEARNING_RATE = 1e-7
@@ -68,16 +68,16 @@ class StepTime:
     cpu_seconds: float | None
 
 
-class Trainee:
+class TrainStep:
     """A model in training: loss, optimiser and step are the trainer's, only the texts are made up.
 
     Left out of the step: tokenisation and the data loader, which run beside it and cost all methods the same.
     """
 
-    def __init__(self, model: InstructedTransformer, *, seed: int = 0) -> None:
+    def __init__(self, model: PromptedSentenceTransformer, *, seed: int = 0) -> None:
         """Train `model`; random tokens are drawn from `seed`."""
         self.model = model.train()
-        self.loss = contrastive_loss(model, LossConfig(), in_batch_negatives=True)
+        self.loss = build_contrastive_loss(model, LossConfig(), in_batch_negatives=True)
         trained = model.text_encoder.trained_weights()
         # fused, as the trainer's default
         self.optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, fused=True)
@@ -101,7 +101,7 @@ class Trainee:
 
     def _column(self, head: dict[str, Any], batch: int, length: int) -> dict[str, Any]:
         encoder = self.model.text_encoder
-        rows = encoder.reader.input_table.shape[0]
+        rows = encoder.reader.input_embeddings.shape[0]
         ids = torch.randint(0, rows, (batch, length), generator=self._generator)
         here = torch.ones_like(ids)
         joined = {
@@ -159,7 +159,7 @@ class StepMeter:
         """
         self.model, self.limit_bytes, self.on_excess = model, limit_bytes, on_excess
         self.on_gpu = torch.device(model.device).type == "cuda"
-        self._trainee: Trainee | None = None
+        self._trainee: TrainStep | None = None
         self._warm: tuple[int, int] | None = None
         self._columns: list[dict[str, Any]] = []
 
@@ -205,13 +205,13 @@ class StepMeter:
         """Let go of the model."""
         self._trainee, self._warm, self._columns = None, None, []
 
-    def _ready(self) -> Trainee:
+    def _ready(self) -> TrainStep:
         if self._trainee is None:
             if self.on_gpu and self.limit_bytes is not None:
                 total = torch.cuda.get_device_properties(self.model.device).total_memory
                 # of the current GPU; torch takes no device without a number here
                 torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / total))
-            self._trainee = Trainee(self.model.build())
+            self._trainee = TrainStep(self.model.build())
         return self._trainee
 
     def _warm_up(self, length: int, batch: int) -> None:

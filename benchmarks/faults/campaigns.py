@@ -17,7 +17,7 @@ from benchmarks.faults.soak import soaked
 from benchmarks.faults.text import TEXTS
 from benchmarks.faults.training import kills_in_training
 from promptembedder.errors import ConfigError
-from promptembedder.storage import machine_facts, versions
+from promptembedder.storage import describe_machine, versions
 
 __all__ = ["CAMPAIGNS", "ReliabilitySettings", "campaign_row", "run_reliability"]
 
@@ -108,13 +108,13 @@ def run_reliability(
 
 def campaign_row(campaign: Campaign, *, full: bool) -> dict[str, Any]:
     """A campaign as plain values, with command, machine and versions."""
-    words = ["promptembedder", "bench", "reliability", *(["--full"] if full else []), "--only", campaign.name]
+    words = ["benchmarks", "reliability", *(["--full"] if full else []), "--only", campaign.name]
     return {
         **dataclasses.asdict(campaign),
         "failures": list(campaign.failures),
         "unit": CAMPAIGNS[campaign.name].unit,
         "command": shlex.join([*words, "--seed", str(campaign.seed)]),
-        "machine": machine_facts(),
+        "machine": describe_machine(),
         "versions": versions(),
     }
 

@@ -1,4 +1,4 @@
-"""`promptembedder bench reliability`: kills, full disks, damaged files and hostile texts, tried and counted."""
+"""`python -m benchmarks reliability`: kills, full disks, damaged files and hostile texts, tried and counted."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, words
+from promptembedder.cli.options import ConfigOption, JsonOption, split_commas
 
 __all__ = ["reliability"]
 
@@ -25,15 +25,15 @@ def reliability(
 ) -> None:
     """Try faults on a tiny model and count those survived; exit code 1 if one was not.
 
-    Example: promptembedder bench reliability --only corrupted-folders
+    Example: python -m benchmarks reliability --only corrupted-folders
     """
     report = Report(as_json)
     with one_line_errors():
-        from benchmarks.faults.campaigns import ReliabilitySettings, run_reliability
         from benchmarks.document import regenerate
+        from benchmarks.faults.campaigns import ReliabilitySettings, run_reliability
         from benchmarks.faults.report import reliability_markdown, write_reliability
 
-        settings = ReliabilitySettings(full=full, only=() if only is None else tuple(words(only)), seed=seed)
+        settings = ReliabilitySettings(full=full, only=() if only is None else tuple(split_commas(only)), seed=seed)
         files: list[Path] = []
         with err.status("") as status:
             rows = run_reliability(
@@ -46,7 +46,7 @@ def reliability(
             files.append(document)
     files = list(dict.fromkeys(files))
     report.page(reliability_markdown({"campaigns": rows}))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], "campaigns": rows})
     if any(row["survived"] < row["tried"] for row in rows):
         raise typer.Exit(1)

@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptembedder.backbone import converted_gguf, find_source
-from promptembedder.backbone import check_gguf
-from promptembedder.batch import JOB_NAME, MANIFEST_LINES, ShardFolder, ShardRecord
 from benchmarks.faults.fuzz_inputs import mutated_bytes, mutated_json, mutated_lines, mutated_tensor_file
 from benchmarks.faults.fuzz_reader import FuzzedReader
 from benchmarks.faults.gguf import write_tiny_gguf
 from benchmarks.faults.model import tiny_embedder
-from promptembedder.model import PromptEmbedder, model_config, open_model, read_self_test
-from promptembedder.model import entries_of
+from promptembedder.backbone import check_gguf, convert_gguf, find_source
+from promptembedder.batch import JOB_NAME, MANIFEST_LINES, ShardFolder, ShardRecord
+from promptembedder.model import PromptEmbedder, load_encoder, model_config, read_self_test, reader_records
 from promptembedder.storage import MANIFEST_NAME, read_manifest
-from promptembedder.storage.tensors import load_state, save_state
-from promptembedder.storage.tensors import load_tensors, save_tensors
-from promptembedder.training.checkpoints import last_whole_checkpoint, new_checkpoint
+from promptembedder.storage.tensors import load_state, load_tensors, save_state, save_tensors
+from promptembedder.training.checkpoints import find_last_checkpoint, write_checkpoint
 
 __all__ = ["checkpoint", "gguf", "gguf_header", "manifest", "opening", "self_test", "shards", "state", "tensors"]
 
@@ -50,7 +47,7 @@ def manifest(folder: Path) -> FuzzedReader:
     def read(data: bytes) -> object:
         (folder / "model" / MANIFEST_NAME).write_bytes(data)
         found = read_manifest(folder / "model")
-        return [(entry, model_config(found)) for entry in entries_of(found)]
+        return [(entry, model_config(found)) for entry in reader_records(found)]
 
     return FuzzedReader(seeds=seeds, mutate=mutated_json, read=read)
 
@@ -62,7 +59,7 @@ def opening(folder: Path) -> FuzzedReader:
 
     def read(data: bytes) -> object:
         (folder / "model" / MANIFEST_NAME).write_bytes(data)
-        return open_model(str(folder / "model"), device="cpu", cache_folder=folder / "cache")
+        return load_encoder(str(folder / "model"), device="cpu", cache_folder=folder / "cache")
 
     return FuzzedReader(seeds=seeds, mutate=mutated_json, read=read)
 
@@ -93,7 +90,7 @@ def state(folder: Path) -> FuzzedReader:
 
 def checkpoint(folder: Path) -> FuzzedReader:
     """The list of a checkpoint's files; a checkpoint is whole or left out, never an error."""
-    with new_checkpoint(folder / "run", 5) as scratch:
+    with write_checkpoint(folder / "run", 5) as scratch:
         (scratch / "weights").write_bytes(b"abc")
     place = folder / "run" / "checkpoint-5"
     _lay_traps(place)
@@ -101,7 +98,7 @@ def checkpoint(folder: Path) -> FuzzedReader:
 
     def read(data: bytes) -> object:
         path.write_bytes(data)
-        return last_whole_checkpoint(folder / "run")
+        return find_last_checkpoint(folder / "run")
 
     return FuzzedReader(seeds=[path.read_bytes()], mutate=mutated_json, read=read)
 
@@ -125,7 +122,7 @@ def shards(folder: Path) -> FuzzedReader:
         (output / MANIFEST_LINES).write_bytes(data)
         held = ShardFolder(output)
         held.begin(job, overwrite=False)
-        records: dict[int, ShardRecord] = {n: one for n, one in held.finished().items() if held.is_whole(one)}
+        records: dict[int, ShardRecord] = {n: one for n, one in held.finished().items() if held.is_intact(one)}
         return sum(one.rows + one.tokens + one.padding + one.truncated for one in records.values()), sorted(records)
 
     return FuzzedReader(
@@ -155,7 +152,7 @@ def gguf(folder: Path) -> FuzzedReader:
     def read(data: bytes) -> object:
         (folder / "tiny.gguf").write_bytes(data)
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        return converted_gguf(find_source(str(folder / "tiny.gguf")), folder / "cache")
+        return convert_gguf(find_source(str(folder / "tiny.gguf")), folder / "cache")
 
     return FuzzedReader(seeds=header.seeds, mutate=header.mutate, read=read)
 

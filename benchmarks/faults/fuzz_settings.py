@@ -23,10 +23,17 @@ def recipe(folder: Path) -> FuzzedReader:
     sections = [{name: content} for name, content in to_mapping(Recipe()).items() if content is not None]
     short = {
         "data": {"pairs": "pairs.jsonl", "instructions": ["one", "two"], "limit": 10},
-        "model": {"reader": {"source": "random:tiny-llama", "layers": 2}, "num_soft_tokens": 3, "deep_every": 0},
+        "model": {
+            "reader": {"source": "random:tiny-llama", "layers": 2},
+            "num_soft_tokens": 3,
+            "deep_prompt_interval": 0,
+        },
         "optim": {"steps": 5, "batch_size": 4, "learning_rate": 1e-4},
     }
-    baseline = {"baseline": {"kind": "static", "wordings": [["a", "b"], ["c"]]}, "run": {"output": "x", "seed": 1}}
+    baseline = {
+        "baseline": {"kind": "static", "instruction_variants": [["a", "b"], ["c"]]},
+        "run": {"output": "x", "seed": 1},
+    }
 
     def read(data: bytes) -> Recipe:
         path.write_bytes(data)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory import memory_in_use
 from benchmarks.faults.model import tiny_embedder
 from benchmarks.faults.result import Campaign
-from promptembedder.data import docstring_corpus
+from benchmarks.memory import memory_in_use
+from promptembedder.data import load_docstring_corpus
 
 __all__ = ["SoakSample", "grown_bytes", "soak", "soak_campaign", "soaked"]
 
@@ -52,7 +52,7 @@ def soak(
         every_s: Seconds between samples.
     """
     model = tiny_embedder(seed=seed)
-    words = [pair.positive for pair in docstring_corpus().test]
+    words = [pair.positive for pair in load_docstring_corpus().test]
     draw = random.Random(seed)
     fixed = words[:_COMPARED]
     expected = model.encode(fixed, prompt=_INSTRUCTION, batch_size=_BATCH)

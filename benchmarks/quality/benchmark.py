@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from promptembedder.backbone import find_source
-from benchmarks.quality.mixture_config import MixtureConfig
 from benchmarks.quality.methods import chosen_methods
+from benchmarks.quality.mixture_config import MixtureConfig
 from benchmarks.quality.run import QualityRun, RunData, recipe_of, run_method
+from promptembedder.backbone import find_source
 from promptembedder.data import read_mixture
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, subsample

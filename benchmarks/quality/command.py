@@ -1,4 +1,4 @@
-"""`promptembedder bench quality`: how good each way is, after equal steps and in equal time."""
+"""`python -m benchmarks quality`: how good each way is, after equal steps and in equal time."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,10 +7,23 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.options import (
+    BatchSizeOption,
+    DtypeOption,
+    HeldOutOption,
+    LimitOption,
+    MaxLengthOption,
+    MixtureOption,
+    OnlyOption,
+    OutputOption,
+    PrompterOption,
+    RowsOption,
+    TasksOption,
+    WorkOption,
+)
 from promptembedder import extras
-from benchmarks.options import BatchSizeOption, DtypeOption, HeldOutOption, LimitOption, MaxLengthOption, MixtureOption, OnlyOption, OutputOption, PrompterOption, RowsOption, TasksOption, WorkOption
 from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from benchmarks.quality.benchmark import QualityConfig
@@ -49,7 +62,7 @@ def quality(
 
     Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
 
-    Example: promptembedder bench quality --mixture mixture.json --tasks tasks.json --limit 50
+    Example: python -m benchmarks quality --mixture mixture.json --tasks tasks.json --limit 50
     """
     report = Report(as_json)
     with one_line_errors():
@@ -61,11 +74,11 @@ def quality(
             mixture=str(mixture),
             tasks=str(tasks),
             only=tuple(only or ()),
-            readers=tuple(words(readers)),
+            readers=tuple(split_commas(readers)),
             prompter=prompter,
-            methods=tuple(words(methods)),
-            timed=tuple(words(timed)),
-            seeds=whole_numbers("seeds", seeds),
+            methods=tuple(split_commas(methods)),
+            timed=tuple(split_commas(timed)),
+            seeds=parse_ints("seeds", seeds),
             steps=steps,
             batch_size=batch_size,
             max_seq_length=max_length,
@@ -78,16 +91,16 @@ def quality(
             work=str(work),
         )
         content, files = _measure(settings, output, report)
-    report.say(_table(content))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(_table(content))
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})
 
 
 def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
     from benchmarks.quality.benchmark import bench_quality
-    from benchmarks.result_content import provenance
     from benchmarks.quality.report import quality_content, quality_with_held, write_quality
-    from promptembedder.cli.console import TrainingBar
+    from benchmarks.result_content import provenance
+    from promptembedder.cli.training_bar import TrainingBar
 
     runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
     content = quality_with_held(folder, quality_content(runs, provenance(settings)))
@@ -96,7 +109,13 @@ def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[d
 
 def _draw(content: dict[str, Any], folder: Path) -> list[Path]:
     """Scores over time and by task, one pair of pictures a reader."""
-    from promptembedder.plots import QualityCurve, QualityPoint, TaskScorePoint, plot_quality_over_time, plot_task_scores
+    from promptembedder.plots import (
+        QualityCurve,
+        QualityPoint,
+        TaskScorePoint,
+        plot_quality_over_time,
+        plot_task_scores,
+    )
 
     files: list[Path] = []
     for reader in dict.fromkeys(run["reader"] for run in content["runs"]):

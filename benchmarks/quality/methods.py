@@ -16,7 +16,7 @@ class Method:
 
     Attributes:
         changes: To the benchmark's recipe; everything else stays equal.
-        frozen: Not trained: the way that `open_model` knows as frozen:WAY:READER.
+        frozen: Not trained: the way that `load_encoder` knows as frozen:WAY:READER.
         untrained: The recipe's model as it is before the first step.
         fallbacks: Other stand-ins for unseen instructions that the same trained model is scored with, by the name that
             the results give them.
@@ -36,49 +36,53 @@ def _lora(rate: float, **baseline: Any) -> dict[str, Any]:
 METHODS = {
     "promptembedder": Method(about="generated soft tokens after the text, at every layer, vocabulary softmax"),
     "promptembedder-input": Method(
-        about="generated soft tokens at the reader's input alone", changes={"model": {"deep_every": 0}}
+        about="generated soft tokens at the reader's input alone", changes={"model": {"deep_prompt_interval": 0}}
     ),
     "promptembedder-hidden": Method(
         about="projected hidden states instead of the softmax", changes={"model": {"relaxation": {"kind": "hidden"}}}
     ),
     "promptembedder-prefix": Method(
         about="generated soft tokens before the text",
-        changes={"model": {"placement": "prefix", "deep_every": 0, "text_weight": 0.0}},
+        changes={"model": {"placement": "prefix", "deep_prompt_interval": 0, "text_pooling_weight": 0.0}},
     ),
     "promptembedder-no-text": Method(
-        about="generated soft tokens alone, without the text's own states", changes={"model": {"text_weight": 0.0}}
+        about="generated soft tokens alone, without the text's own states",
+        changes={"model": {"text_pooling_weight": 0.0}},
     ),
     "promptembedder-centred": Method(
-        about="with the text's own states centred, not whitened", changes={"model": {"text_rank": 0}}
+        about="with the text's own states centred, not whitened", changes={"model": {"whitening_rank": 0}}
     ),
     "promptembedder-stepwise": Method(
         about="with the loss after one soft token, two, and so on", changes={"loss": {"stepwise": True}}
     ),
     "promptembedder-21-layers": Method(
         about="with the first 21 layers of the reader alone, 70 % of SmolLM2's",
-        changes={"model": {"reader": {"layers": 21}, "text_layers": 9}},
+        changes={"model": {"reader": {"layers": 21}, "text_pooling_layer": 9}},
     ),
     "promptembedder-exit-0.7": Method(
         about="trained with texts that leave the reader after 0.7 of its layers",
-        changes={"model": {"exit_depth": 0.7}},
+        changes={"model": {"early_exit_fraction": 0.7}},
     ),
     "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",
-        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 0, "text_weight": 0.0}},
+        changes={"baseline": {"kind": "static"}, "model": {"deep_prompt_interval": 0, "text_pooling_weight": 0.0}},
         fallbacks={"static-default": "default"},
     ),
     "static-shared": Method(
         about="one set of free soft tokens for everything",
-        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 0, "text_weight": 0.0}},
+        changes={
+            "baseline": {"kind": "static", "fallback": "shared"},
+            "model": {"deep_prompt_interval": 0, "text_pooling_weight": 0.0},
+        },
     ),
     "static-shared-deep": Method(
         about="one set of free soft tokens for everything, at every layer of the reader",
-        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_every": 1}},
+        changes={"baseline": {"kind": "static", "fallback": "shared"}, "model": {"deep_prompt_interval": 1}},
     ),
     "static-deep": Method(
         about="free soft tokens for each task at every layer of the reader",
-        changes={"baseline": {"kind": "static"}, "model": {"deep_every": 1}},
+        changes={"baseline": {"kind": "static"}, "model": {"deep_prompt_interval": 1}},
         fallbacks={"static-deep-default": "default"},
     ),
     "lora-1e-4": Method(about="LoRA, rank 16, all matrices, learning rate 1e-4", changes=_lora(1e-4)),
@@ -91,7 +95,7 @@ METHODS = {
     "promptembedder-untrained": Method(about="the method before its first training step", untrained=True),
     "frozen-whitened": Method(
         about="mean of the text's frozen states after 30 % of the layers, whitened: what the method adds to a summary",
-        changes={"model": {"text_weight": 1e6}},  # beside which the summary vanishes
+        changes={"model": {"text_pooling_weight": 1e6}},  # beside which the summary vanishes
         untrained=True,
     ),
     "frozen-mean": Method(about="frozen reader, mean of the text's states", frozen="mean"),

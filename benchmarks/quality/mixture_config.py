@@ -59,7 +59,7 @@ class MixtureConfig:
                 "mixture": self.mixture,
                 "limit": self.rows,
                 "held_out": self.held_out,
-                "held_out_wordings": 1,
+                "held_out_variants": 1,
             },
             "optim": {"steps": steps, "batch_size": self.batch_size},
             "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1), "keep_checkpoints": 1},

@@ -17,7 +17,7 @@ from benchmarks.quality.methods import Method
 from benchmarks.quality.wordings import held_out_scores
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, score_tasks
-from promptembedder.model import StaticEncoder, open_model
+from promptembedder.model import StaticEncoder, load_encoder
 from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
@@ -77,8 +77,8 @@ def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
     own = to_mapping(dataclasses.replace(recipe, data=data, run=run))
     if recipe.baseline is not None and recipe.baseline.kind != "static":
         own["model"] = {name: own["model"][name] for name in _READ_BY_ALL}
-    if recipe.text_states.kind == "exact":  # changes how long a run takes, not what comes of it
-        del own["text_states"]
+    if recipe.text_cache.kind == "exact":  # changes how long a run takes, not what comes of it
+        del own["text_cache"]
     for backbone in (own["model"]["reader"], own["model"].get("prompter", {}).get("backbone", {})):
         if backbone.get("quantization") is None:  # as before there was a choice: runs of then stay known
             backbone.pop("quantization", None)
@@ -135,7 +135,7 @@ def _untrained_run(name: str, method: Method, recipe: Recipe, data: RunData) -> 
     if method.untrained:
         model: SentenceTransformer = new_model(recipe, pairs)
     else:
-        model = open_model(f"frozen:{method.frozen}:{recipe.model.reader.source}").model
+        model = load_encoder(f"frozen:{method.frozen}:{recipe.model.reader.source}").model
         model.max_seq_length = recipe.model.max_seq_length
     scores = _scores(model, data.tasks)
     return QualityRun(
@@ -157,7 +157,7 @@ def _trained_run(
     pairs = load_training_data(recipe.data, seed=recipe.run.seed)
     folder = Path(recipe.run.output)
     if (folder / MANIFEST_NAME).is_file():  # trained, and stopped before its scores were written
-        model = open_model(str(folder)).model
+        model = load_encoder(str(folder)).model
     else:
         checkpoint = prepare_output(recipe)
         model = new_model(recipe, pairs)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from promptembedder.backbone import BackboneConfig, load_backbone, resolved_dtype
 from benchmarks.efficiency.methods import default_prompter, prepare_backbone
 from benchmarks.serving.load import Answer, closed_loop, open_loop
-from benchmarks.serving.servers import OURS, RunningServer, our_server, rival_servers, save_plain_model
+from benchmarks.serving.servers import OURS, RunningServer, baseline_servers, our_server, save_plain_model
 from benchmarks.speed.cases import Case, texts_of
+from promptembedder.backbone import BackboneConfig, load_backbone, resolve_dtype
 from promptembedder.errors import ConfigError
 from promptembedder.method import ModelConfig, PrompterConfig
 from promptembedder.model import PromptEmbedder
-from promptembedder.storage import machine_facts, versions
+from promptembedder.storage import describe_machine, versions
 
-__all__ = ["INSTRUCTIONS", "ServingSettings", "run_serving"]
+__all__ = ["INSTRUCTIONS", "ServingConfig", "run_serving"]
 
 INSTRUCTIONS = (
     "Find texts about the same topic",
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServingSettings:
+class ServingConfig:
     """What is measured.
 
     Attributes:
@@ -88,7 +88,7 @@ class ServingSettings:
     @property
     def number_format(self) -> str:
         """What `dtype` stands for on this machine."""
-        return str(resolved_dtype(self.dtype)).removeprefix("torch.")
+        return str(resolve_dtype(self.dtype)).removeprefix("torch.")
 
     def command(self) -> str:
         """The command that measures just this."""
@@ -106,10 +106,10 @@ class ServingSettings:
         words = [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in names]
         words.append(f"--request-texts {','.join(map(str, self.request_texts))}")
         words += [f"--dtype {self.number_format}", *(["--infinity PATH"] if self.infinity else [])]
-        return " ".join(["promptembedder bench serve", *words])
+        return " ".join(["python -m benchmarks serve", *words])
 
 
-def run_serving(settings: ServingSettings, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_serving(settings: ServingConfig, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure everything; returns the content of `serve.json`.
 
     Raises:
@@ -126,7 +126,7 @@ def run_serving(settings: ServingSettings, *, on_part: Callable[[str], None] = l
         mixed = texts_of(Case(kind="mixed", length=_LONGEST, texts=_TEXTS), reader)
         alike = texts_of(Case(kind="length", length=settings.length, texts=settings.texts), reader, seed=1)
         infinity = None if settings.infinity is None else Path(settings.infinity)
-        with our_server(folder) as ours, rival_servers(plain, settings.number_format, infinity) as rivals:
+        with our_server(folder) as ours, baseline_servers(plain, settings.number_format, infinity) as rivals:
             rows = _mixed_rows(settings, [ours, *rivals], mixed, on_part)
             rows += _instruction_rows(settings, [ours, *rivals], alike, on_part)
             on_part("one client")
@@ -137,10 +137,10 @@ def run_serving(settings: ServingSettings, *, on_part: Callable[[str], None] = l
             capacity = next(row["requests_per_second"] for row in rows if row["server"] == OURS)
             with our_server(folder, max_waiting=settings.soak_waiting) as server:
                 rows.append(_soak_row(settings, server, model, mixed, capacity))
-    return {"commands": [settings.command()], "machine": machine_facts(), "versions": versions(), "rows": rows}
+    return {"commands": [settings.command()], "machine": describe_machine(), "versions": versions(), "rows": rows}
 
 
-def _new_model(settings: ServingSettings) -> PromptEmbedder:
+def _new_model(settings: ServingConfig) -> PromptEmbedder:
     reader = BackboneConfig(source=settings.reader, dtype=settings.number_format)
     prompter = PrompterConfig(backbone=BackboneConfig(source=default_prompter(settings.reader), dtype="float32"))
     config = ModelConfig(prompter=prompter, reader=reader, max_seq_length=_LONGEST)
@@ -149,7 +149,7 @@ def _new_model(settings: ServingSettings) -> PromptEmbedder:
 
 
 def _mixed_rows(
-    settings: ServingSettings, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
+    settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
     """Texts of 16 to 512 tokens, one or several a request, from many clients at once."""
     rows = []
@@ -167,7 +167,7 @@ def _mixed_rows(
 
 
 def _instruction_rows(
-    settings: ServingSettings, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
+    settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
     """The same texts under eight instructions: asked together where the server can, else in eight requests at once."""
     ways = [(server, "one request") for server in servers if server.takes_instructions]
@@ -244,7 +244,7 @@ def _overhead_rows(server: RunningServer, model: PromptEmbedder, texts: Sequence
 
 
 def _soak_row(
-    settings: ServingSettings, server: RunningServer, model: PromptEmbedder, texts: Sequence[str], capacity: float
+    settings: ServingConfig, server: RunningServer, model: PromptEmbedder, texts: Sequence[str], capacity: float
 ) -> Row:
     """Requests at a multiple of the capacity; every vector is compared with that of the model in this process."""
     asked = INSTRUCTIONS[:4]

@@ -1,4 +1,4 @@
-"""`promptembedder bench serve`: requests a second against other servers, and a long overload."""
+"""`python -m benchmarks serve`: requests a second against other servers, and a long overload."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints
 
 __all__ = ["serve"]
 
@@ -38,19 +38,19 @@ def serve(
 
     Load is sent to servers that this command starts on this machine, and to no other.
 
-    Example: promptembedder bench serve --seconds 5 --clients 8
+    Example: python -m benchmarks serve --seconds 5 --clients 8
     """
     report = Report(as_json)
     with one_line_errors():
         extras.require("psutil", extra="bench")
         extras.require("fastapi", extra="serve")
-        from benchmarks.serving.benchmark import ServingSettings, run_serving
+        from benchmarks.serving.benchmark import ServingConfig, run_serving
         from benchmarks.serving.report import serving_markdown, write_serving
 
-        settings = ServingSettings(
+        settings = ServingConfig(
             reader=reader,
             clients=clients,
-            request_texts=whole_numbers("request-texts", request_texts),
+            request_texts=parse_ints("request-texts", request_texts),
             seconds=seconds,
             rounds=rounds,
             length=length,
@@ -65,5 +65,5 @@ def serve(
             content = run_serving(settings, on_part=lambda doing: status.update(escape(doing)))
         files = write_serving(content, output)
     report.page(serving_markdown(content))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

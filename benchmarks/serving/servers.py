@@ -12,12 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.serving.load import LoadClient
 from promptembedder import extras
 from promptembedder.backbone import Backbone, quiet_transformers
-from benchmarks.serving.load import LoadClient
 from promptembedder.errors import ConfigError
 
-__all__ = ["INFINITY", "OURS", "PLAIN", "RunningServer", "our_server", "rival_servers", "save_plain_model"]
+__all__ = ["INFINITY", "OURS", "PLAIN", "RunningServer", "baseline_servers", "our_server", "save_plain_model"]
 
 OURS, PLAIN, INFINITY = "promptembedder", "FastAPI + sentence-transformers", "infinity"
 _START_S = 300.0
@@ -66,7 +66,7 @@ def our_server(folder: Path, *, max_waiting: int = 2048) -> Iterator[RunningServ
 
 
 @contextmanager
-def rival_servers(folder: Path, dtype: str, infinity: Path | None) -> Iterator[list[RunningServer]]:
+def baseline_servers(folder: Path, dtype: str, infinity: Path | None) -> Iterator[list[RunningServer]]:
     """The plain server, and infinity if its program is given, with the sentence-transformers model in `folder`."""
     with ExitStack() as servers:
         plain = [sys.executable, "-m", "benchmarks.serving.plain_server", str(folder), "{port}", dtype]
@@ -84,10 +84,10 @@ def save_plain_model(reader: Backbone, folder: Path, *, max_length: int) -> None
     """The reader as a sentence-transformers model with mean pooling, in the form that older versions read too."""
     with quiet_transformers():
         reader.model.save_pretrained(folder)
-        reader.tokenizer.foreign.save_pretrained(folder)
+        reader.tokenizer.hf.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    pad = reader.tokenizer.foreign.pad_token or reader.tokenizer.foreign.eos_token
+    pad = reader.tokenizer.hf.pad_token or reader.tokenizer.hf.eos_token
     changes = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad}
     path.write_text(json.dumps(tokenizer | changes), encoding="utf-8")
     modules = [

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from promptembedder.backbone import resolved_dtype
 from benchmarks.efficiency.methods import INSTRUCTION, default_prompter, prepare_backbone
 from benchmarks.journal import Journal
+from benchmarks.speed.cases import OURS, Case, build_embedder, calls_of, texts_of
 from benchmarks.speed.machine_rates import copy_rate, forward_flops, matmul_rate, require_device, seconds_of
-from benchmarks.speed.cases import OURS, Case, calls_of, new_embedder, texts_of
+from promptembedder.backbone import resolve_dtype
 from promptembedder.errors import ConfigError
 from promptembedder.model import PromptEmbedder
-from promptembedder.storage import machine_facts, versions
+from promptembedder.storage import describe_machine, versions
 from promptembedder.training import OptimConfig
 
-__all__ = ["SpeedSettings", "run_speed", "slowest_profile"]
+__all__ = ["SpeedConfig", "run_speed", "slowest_profile"]
 
 JOURNAL_NAME = "speed.journal.jsonl"
 _PROFILED_ROWS = 25
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedSettings:
+class SpeedConfig:
     """What is measured.
 
     Attributes:
@@ -69,16 +69,16 @@ class SpeedSettings:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         require_device(self.device)
-        resolved_dtype(self.dtype)
+        resolve_dtype(self.dtype)
 
     @property
     def number_format(self) -> str:
         """What `dtype` stands for on this device."""
-        return str(resolved_dtype(self.dtype, device=self.device)).removeprefix("torch.")
+        return str(resolve_dtype(self.dtype, device=self.device)).removeprefix("torch.")
 
     def command(self) -> str:
         """The command that measures just this."""
-        words = ["promptembedder bench speed", f"--reader {self.reader}"]
+        words = ["python -m benchmarks speed", f"--reader {self.reader}"]
         words += [] if self.prompter is None else [f"--prompter {self.prompter}"]
         for name in ("lengths", "texts", "instructions", "soft_tokens"):
             words.append(f"--{name.replace('_', '-')} {','.join(map(str, getattr(self, name)))}")
@@ -99,12 +99,12 @@ class SpeedSettings:
         found += [Case(kind="texts", length=length, texts=each) for each in self.texts]
         found += [Case(kind="instructions", length=length, texts=some, instructions=each) for each in self.instructions]
         found += [Case(kind="soft_tokens", length=length, texts=some, soft_tokens=each) for each in self.soft_tokens]
-        found += [Case(kind="exit_depth", length=length, texts=some)]
+        found += [Case(kind="early_exit_fraction", length=length, texts=some)]
         return [*found, Case(kind="epoch", length=length, texts=2 * self.batch)]
 
 
 def run_speed(
-    settings: SpeedSettings,
+    settings: SpeedConfig,
     folder: Path,
     *,
     overwrite: bool = False,
@@ -126,10 +126,10 @@ def run_speed(
     path = folder / JOURNAL_NAME
     if overwrite:
         path.unlink(missing_ok=True)
-    machine, made_with = machine_facts(), versions()
+    machine, made_with = describe_machine(), versions()
     run = _Run(settings, prompter, Journal(path, machine=machine, versions=made_with))
     rates = run.rates()
-    rows = [row for case in settings.cases() for row in _told(run, case, on_case)]
+    rows = [row for case in settings.cases() for row in _measure_case(run, case, on_case)]
     return {
         "command": settings.command(),
         "machine": machine,
@@ -140,7 +140,7 @@ def run_speed(
     }
 
 
-def slowest_profile(settings: SpeedSettings, rows: Sequence[Mapping[str, Any]]) -> str:
+def slowest_profile(settings: SpeedConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """What the case takes its time for that encodes the fewest tokens a second, as torch's profiler tells."""
     slow = min((row for row in rows if row["method"] == OURS and row["kind"] == "length"), key=_tokens_a_second)
     case = Case(kind="length", length=slow["length"], texts=slow["texts"])
@@ -158,7 +158,7 @@ def slowest_profile(settings: SpeedSettings, rows: Sequence[Mapping[str, Any]]) 
 class _Run:
     """One pass over all cases; what the journal holds is not measured again."""
 
-    def __init__(self, settings: SpeedSettings, prompter: str, journal: Journal) -> None:
+    def __init__(self, settings: SpeedConfig, prompter: str, journal: Journal) -> None:
         self.settings, self.prompter, self.journal = settings, prompter, journal
         self._model: tuple[Case, PromptEmbedder] | None = None
 
@@ -236,13 +236,13 @@ class _Run:
         return {**same, "dtype": settings.number_format, "repeats": settings.repeats, "what": what, **own, **rates}
 
 
-def _told(run: _Run, case: Case, on_case: Callable[[str], None]) -> list[Row]:
+def _measure_case(run: _Run, case: Case, on_case: Callable[[str], None]) -> list[Row]:
     on_case(f"{case.kind}: {case.texts} texts of {case.length} tokens")
     return run.measure(case)
 
 
-def _model(settings: SpeedSettings, prompter: str, case: Case) -> PromptEmbedder:
-    return new_embedder(
+def _model(settings: SpeedConfig, prompter: str, case: Case) -> PromptEmbedder:
+    return build_embedder(
         case, reader=settings.reader, prompter=prompter, device=settings.device, dtype=settings.number_format
     )
 

@@ -11,13 +11,21 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from promptembedder.backbone import Backbone, BackboneConfig, like_length_batches, quiet_transformers
 from benchmarks.efficiency.methods import INSTRUCTION
-from benchmarks.efficiency.step import Trainee
+from benchmarks.efficiency.step import TrainStep
+from promptembedder.backbone import (
+    Backbone,
+    BackboneConfig,
+    TextCacheConfig,
+    TextCacheStore,
+    left_pad_ids,
+    length_bucketed_batches,
+    quiet_transformers,
+    text_positions,
+    unpad,
+)
 from promptembedder.method import ModelConfig, PrompterConfig, SoftTokenEncoder
 from promptembedder.model import PromptEmbedder
-from promptembedder.backbone import TextStatesConfig, TextStateStore, token_rows
-from promptembedder.backbone import left_padded_rows, text_positions
 
 __all__ = [
     "BARE",
@@ -26,9 +34,9 @@ __all__ = [
     "SENTENCE_TRANSFORMERS",
     "Case",
     "bare_forward",
+    "build_embedder",
     "calls_of",
     "last_token_model",
-    "new_embedder",
     "texts_of",
 ]
 
@@ -51,7 +59,8 @@ class Case:
     """One thing that is timed.
 
     Attributes:
-        kind: `length`, `mixed`, `texts`, `instructions`, `soft_tokens`, `exit_depth` or `epoch`.
+        kind: `length`, `mixed`, `texts`, `bare`, `instructions`, `soft_tokens`, `early_exit_fraction` or `epoch`.
+            `bare` is `length` without sentence-transformers, whose model is a copy of the reader on the disk.
         length: Tokens of a text; of the longest, where they are mixed (the shortest has 16).
     """
 
@@ -62,7 +71,7 @@ class Case:
     soft_tokens: int = ModelConfig.num_soft_tokens
 
 
-def new_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
+def build_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
     """An untrained model for the case; how long it takes does not depend on its weights."""
     config = ModelConfig(
         prompter=PrompterConfig(backbone=BackboneConfig(source=prompter, dtype="float32")),
@@ -86,8 +95,8 @@ def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
 
 def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
     text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has one token at least
-    ids = reader.tokenizer.foreign(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
-    decoded: str = reader.tokenizer.foreign.decode(ids)
+    ids = reader.tokenizer.hf(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    decoded: str = reader.tokenizer.hf.decode(ids)
     return decoded
 
 
@@ -102,10 +111,12 @@ def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
     elif case.kind == "instructions":
         alone: Call = lambda: [model.encode_instructions(texts, [each]) for each in instructions]  # noqa: E731
         yield {OURS: many, **({ONE_BY_ONE: alone} if case.instructions == 2 else {})}
-    elif case.kind == "exit_depth":
+    elif case.kind == "early_exit_fraction":
         yield {name: _encoding_at(depth, model, texts) for name, depth in EXITS.items()}
     elif case.kind == "soft_tokens":
         yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION)}
+    elif case.kind == "bare":
+        yield {OURS: lambda: model.encode(texts, prompt=INSTRUCTION), BARE: bare_forward(model, texts)}
     else:
         with last_token_model(model.encoder.reader, case) as other:
             yield {
@@ -117,11 +128,11 @@ def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
 
 def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> Call:
     def encode() -> None:
-        model.exit_depth = depth
+        model.early_exit_fraction = depth
         try:
             model.encode(list(texts), prompt=INSTRUCTION)
         finally:
-            model.exit_depth = 1.0
+            model.early_exit_fraction = 1.0
 
     return encode
 
@@ -129,10 +140,10 @@ def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> C
 def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
     """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
     encoder = model.encoder
-    rows = token_rows(encoder.token_features(texts))
+    rows = unpad(encoder.token_features(texts))
     budget = max(encoder.packed_tokens() or encoder.reading.max_batch_tokens, *map(len, rows))
-    groups = like_length_batches([len(row) for row in rows], max_tokens=budget)
-    batches = [left_padded_rows([rows[place] for place in group], device=encoder.device) for group in groups]
+    groups = length_bucketed_batches([len(row) for row in rows], max_tokens=budget)
+    batches = [left_pad_ids([rows[place] for place in group], device=encoder.device) for group in groups]
 
     def forward() -> None:
         with torch.inference_mode():
@@ -150,27 +161,27 @@ def last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransform
     with tempfile.TemporaryDirectory() as folder:
         with quiet_transformers():
             reader.model.save_pretrained(folder)
-            reader.tokenizer.foreign.save_pretrained(folder)
+            reader.tokenizer.hf.save_pretrained(folder)
             # with one, sentence-transformers would make a chat of each text, with a system message before it
             (Path(folder) / "chat_template.jinja").unlink(missing_ok=True)
-            kwargs = {"dtype": reader.input_table.dtype}
+            kwargs = {"dtype": reader.input_embeddings.dtype}
             transformer = Transformer(folder, model_kwargs=kwargs, max_seq_length=case.length)
         if transformer.tokenizer.pad_token is None:
             transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
         pooling = Pooling(reader.dim, pooling_mode="lasttoken")
-        yield SentenceTransformer(modules=[transformer, pooling], device=str(reader.input_table.device))
+        yield SentenceTransformer(modules=[transformer, pooling], device=str(reader.input_embeddings.device))
 
 
 def _training_steps(case: Case, model: PromptEmbedder) -> dict[str, Call]:
     """A step that reads its texts, and one whose texts were read in an earlier epoch."""
     model.max_seq_length = 2 * case.length
-    trainee = Trainee(model)
+    trainee = TrainStep(model)
     columns = trainee.columns(case.length - 1, case.texts // 2)
     encoder = model.encoder
-    store = TextStateStore(TextStatesConfig(memory_gib=1024.0), encoder.reader.ref)
+    store = TextCacheStore(TextCacheConfig(memory_gib=1024.0), encoder.reader.identity)
 
-    def step(states: TextStateStore | None) -> None:
-        encoder.text_states = states
+    def step(states: TextCacheStore | None) -> None:
+        encoder.text_cache = states
         trainee.step(columns)
 
     assert isinstance(encoder, SoftTokenEncoder)

@@ -1,4 +1,4 @@
-"""`promptembedder bench speed`: encoding against the bare LLM, sentence-transformers and the machine's own rates."""
+"""`python -m benchmarks speed`: encoding against the bare LLM, sentence-transformers and the machine's own rates."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints
 
 __all__ = ["speed"]
 
@@ -37,23 +37,23 @@ def speed(
 
     Stopped at any moment, the same command goes on where it was.
 
-    Example: promptembedder bench speed --lengths 32,128
+    Example: python -m benchmarks speed --lengths 32,128
     """
     report = Report(as_json)
     with one_line_errors():
         extras.require("psutil", extra="bench")
         numbers = {
-            "lengths": whole_numbers("lengths", lengths),
-            "texts": whole_numbers("texts", texts),
-            "instructions": whole_numbers("instructions", instructions),
-            "soft_tokens": whole_numbers("soft_tokens", soft_tokens),
+            "lengths": parse_ints("lengths", lengths),
+            "texts": parse_ints("texts", texts),
+            "instructions": parse_ints("instructions", instructions),
+            "soft_tokens": parse_ints("soft_tokens", soft_tokens),
         }
         import torch
 
-        from benchmarks.speed.benchmark import SpeedSettings, run_speed, slowest_profile
+        from benchmarks.speed.benchmark import SpeedConfig, run_speed, slowest_profile
         from benchmarks.speed.report import speed_markdown, write_speed
 
-        settings = SpeedSettings(
+        settings = SpeedConfig(
             reader=reader,
             prompter=prompter,
             length=length,
@@ -72,5 +72,5 @@ def speed(
             profile = slowest_profile(settings, content["rows"])
         files = write_speed(content, profile, output)
     report.page(speed_markdown(content))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})

@@ -102,7 +102,7 @@ def _growth(rows: Sequence[Row], kind: str, label: str) -> str:
 
 
 def _exits(rows: Sequence[Row]) -> str:
-    ways = {row["method"]: row for row in rows if row["kind"] == "exit_depth"}
+    ways = {row["method"]: row for row in rows if row["kind"] == "early_exit_fraction"}
     if not ways:
         return ""
     full = ways[next(iter(EXITS))]

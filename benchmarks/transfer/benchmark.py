@@ -10,19 +10,27 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from promptembedder.backbone import BackboneConfig, find_source
-from benchmarks.quality.mixture_config import MixtureConfig
 from benchmarks.quality.curve import CurvePoint, ScoreCurve, read_curve
 from benchmarks.quality.methods import METHODS, chosen_methods
+from benchmarks.quality.mixture_config import MixtureConfig
 from benchmarks.quality.run import recipe_of, settings_key, without_held_out
 from benchmarks.quality.wordings import held_out_scores
+from promptembedder.backbone import BackboneConfig, find_source
 from promptembedder.data import read_mixture
 from promptembedder.errors import ConfigError
 from promptembedder.evaluation import EvaluationTask, score_tasks, subsample
-from promptembedder.model import InstructedTransformer, Move, PromptEmbedder
 from promptembedder.method import AlignmentConfig
+from promptembedder.model import PromptedSentenceTransformer, PromptEmbedder, TransferConfig
 from promptembedder.storage import MANIFEST_NAME, write_json
-from promptembedder.training import Recipe, TrainingData, load_training_data, moved_model, new_model, prepare_output, train_model
+from promptembedder.training import (
+    Recipe,
+    TrainingData,
+    build_transferred_model,
+    load_training_data,
+    new_model,
+    prepare_output,
+    train_model,
+)
 
 __all__ = ["START_NAMES", "MoveBenchConfig", "MoveRun", "bench_move"]
 
@@ -118,17 +126,17 @@ class _Bench:
     def moved(self, source: str, target: str, start: str) -> MoveRun:
         recipe = self._recipe(target, _NATIVE, f"{_named(source)}-{_named(target)}-moved-{start}")
 
-        def make() -> InstructedTransformer:
+        def make() -> PromptedSentenceTransformer:
             model = PromptEmbedder.from_pretrained(self._source(source))
             kind = "vocabulary" if start == "vocabulary" else "linear"
             closed = "ridge" if start in ("vocabulary", "fresh") else start
-            move = Move(
+            move = TransferConfig(
                 reader=BackboneConfig(source=target, dtype=self.config.dtype),
                 alignment=AlignmentConfig(kind=kind, start=closed),
                 carried=start not in ("fresh", "random"),
             )
             asked = [task.instruction for task in self.tasks]
-            moved, _ = moved_model(model, move, self._data(recipe), also=asked, seed=self.config.seed)
+            moved, _ = build_transferred_model(model, move, self._data(recipe), also=asked, seed=self.config.seed)
             return moved
 
         trained, points = self._run(recipe, make, told=[source, start, self.config.source_steps])
@@ -153,7 +161,7 @@ class _Bench:
         return str(folder)
 
     def _run(
-        self, recipe: Recipe, make: Callable[[], InstructedTransformer], *, told: Sequence[object] = ()
+        self, recipe: Recipe, make: Callable[[], PromptedSentenceTransformer], *, told: Sequence[object] = ()
     ) -> tuple[int, tuple[CurvePoint, ...]]:
         """Bytes that train, and the scores on the way; `told`: what they depend on beside recipe and tasks."""
         folder, key = Path(recipe.run.output), self._key(recipe, told)
@@ -163,7 +171,7 @@ class _Bench:
             write_json(folder / _RESULT_NAME, held)
         return held["trained_bytes"], tuple(CurvePoint(**point) for point in held["points"])
 
-    def _trained(self, recipe: Recipe, make: Callable[[], InstructedTransformer]) -> dict[str, Any]:
+    def _trained(self, recipe: Recipe, make: Callable[[], PromptedSentenceTransformer]) -> dict[str, Any]:
         folder = Path(recipe.run.output)
         self.tell(f"{folder.name}: {recipe.optim.steps} steps")
         checkpoint = _checkpoint(recipe)
@@ -176,7 +184,7 @@ class _Bench:
         points = [dataclasses.asdict(point) for point in read_curve(folder / "curve.jsonl")]
         return {"trained_bytes": trained, "points": points}
 
-    def _scores(self, model: InstructedTransformer, data: TrainingData) -> dict[str, float]:
+    def _scores(self, model: PromptedSentenceTransformer, data: TrainingData) -> dict[str, float]:
         was_training = model.training
         model.eval()
         kept = held_out_scores(model, data, kinds=("seen", "unseen"))

@@ -1,4 +1,4 @@
-"""`promptembedder bench move`: how soon a moved model is as good as one trained on the new reader."""
+"""`python -m benchmarks transfer`: how soon a moved model is as good as one trained on the new reader."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,19 +7,32 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.options import (
+    BatchSizeOption,
+    DtypeOption,
+    HeldOutOption,
+    LimitOption,
+    MaxLengthOption,
+    MixtureOption,
+    OnlyOption,
+    OutputOption,
+    PrompterOption,
+    RowsOption,
+    TasksOption,
+    WorkOption,
+)
 from promptembedder import extras
-from benchmarks.options import BatchSizeOption, DtypeOption, HeldOutOption, LimitOption, MaxLengthOption, MixtureOption, OnlyOption, OutputOption, PrompterOption, RowsOption, TasksOption, WorkOption
 from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, whole_numbers, words
+from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 from promptembedder.errors import ConfigError
 
 if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
     from benchmarks.transfer.benchmark import MoveBenchConfig
 
-__all__ = ["draw_moves", "move"]
+__all__ = ["transfer"]
 
 
-def move(
+def transfer(
     mixture: MixtureOption,
     tasks: TasksOption,
     only: OnlyOption = None,
@@ -51,7 +64,7 @@ def move(
 
     Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
 
-    Example: promptembedder bench move --mixture mixture.json --tasks tasks.json --limit 50
+    Example: python -m benchmarks transfer --mixture mixture.json --tasks tasks.json --limit 50
     """
     report = Report(as_json)
     with one_line_errors():
@@ -63,12 +76,12 @@ def move(
             mixture=str(mixture),
             tasks=str(tasks),
             only=tuple(only or ()),
-            routes=tuple(_route(text) for text in words(routes)),
+            routes=tuple(_route(text) for text in split_commas(routes)),
             prompter=prompter,
-            starts=tuple(words(starts)),
-            native=tuple(words(native)),
+            starts=tuple(split_commas(starts)),
+            native=tuple(split_commas(native)),
             source_steps=source_steps,
-            points=whole_numbers("points", points),
+            points=parse_ints("points", points),
             batch_size=batch_size,
             max_seq_length=max_length,
             rows=rows,
@@ -79,8 +92,8 @@ def move(
             work=str(work),
         )
         content, files = _measure(settings, output, report)
-    report.say(_table(content))
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+    report.print(_table(content))
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})
 
 
@@ -92,36 +105,19 @@ def _route(text: str) -> tuple[str, str]:
 
 
 def _measure(settings: "MoveBenchConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
-    from benchmarks.transfer.benchmark import bench_move
-    from benchmarks.transfer.report import move_content, move_with_held, write_move
     from benchmarks.result_content import provenance
-    from promptembedder.cli.console import TrainingBar
+    from benchmarks.transfer.benchmark import bench_move
+    from benchmarks.transfer.report import merge_results, move_content, write_move
+    from promptembedder.cli.training_bar import TrainingBar
+    from promptembedder.plots import plot_transfers
 
     runs = bench_move(settings, tell=report.say, callbacks=[TrainingBar()])
-    content = move_with_held(folder, move_content(runs, provenance(settings)))
-    return content, [*write_move(folder, content), *draw_moves(content, folder)]
-
-
-def draw_moves(content: dict[str, Any], folder: Path) -> list[Path]:
-    """The mean of the tasks over steps, one pair of pictures for each new reader."""
-    from benchmarks.transfer.report import move_label
-    from promptembedder.plots import QualityCurve, QualityPoint, plot_quality_over_time
-
-    files: list[Path] = []
-    for target in dict.fromkeys(row["to"] for row in content["runs"]):
-        by_label: dict[str, list[QualityPoint]] = {}
-        for row in content["runs"]:
-            if row["to"] == target:
-                point = QualityPoint(step=row["steps"], seconds=row["seconds"], score=row["mean"])
-                by_label.setdefault(move_label(row), []).append(point)
-        curves = [QualityCurve(method=label, points=tuple(points)) for label, points in by_label.items()]
-        stem = folder / f"move_to_{target.replace(':', '-').replace('/', '-')}"
-        files += plot_quality_over_time(curves, stem, title=f"to {target}")
-    return files
+    content = merge_results(folder, move_content(runs, provenance(settings)))
+    return content, [*write_move(folder, content), *plot_transfers(content, folder)]
 
 
 def _table(content: dict[str, Any]) -> Table:
-    from benchmarks.transfer.report import move_label
+    from promptembedder.plots import transfer_label
 
     table = Table(title="mean over the tasks, 0..100", title_justify="left")
     for name in ("to", "method"):
@@ -129,5 +125,5 @@ def _table(content: dict[str, Any]) -> Table:
     for name in ("steps", "mean", "seconds"):
         table.add_column(name, justify="right")
     for row in content["runs"]:
-        table.add_row(row["to"], move_label(row), str(row["steps"]), f"{row['mean']:.1f}", f"{row['seconds']:.0f}")
+        table.add_row(row["to"], transfer_label(row), str(row["steps"]), f"{row['mean']:.1f}", f"{row['seconds']:.0f}")
     return table

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.document import markdown_table
-from benchmarks.transfer.benchmark import MoveRun
 from benchmarks.quality.curve import CurvePoint
 from benchmarks.result_content import merged_content, provenance_markdown
+from benchmarks.transfer.benchmark import MoveRun
+from promptembedder.plots import transfer_label
 from promptembedder.storage import write_csv, write_json, write_text
 
-__all__ = ["move_content", "move_label", "move_markdown", "move_with_held", "steps_to_share", "write_move"]
+__all__ = ["merge_results", "move_content", "move_markdown", "steps_to_share", "write_move"]
 
 _SHARE = 0.95  # of the native score: what counts as there
 _HELD_OUT = "held-out"
@@ -23,7 +24,7 @@ def move_content(runs: Sequence[MoveRun], provenance: Mapping[str, Any]) -> dict
     return {**provenance, "runs": [_row(run, point) for run in runs for point in run.points]}
 
 
-def move_with_held(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def merge_results(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` with the runs that `folder` already holds and that are not among its own.
 
     Raises:
@@ -54,11 +55,6 @@ def _row(run: MoveRun, point: CurvePoint) -> dict[str, Any]:
         "seconds": point.seconds,
         "trained_bytes": run.trained_bytes if point.step else 0,
     }
-
-
-def move_label(row: Mapping[str, Any]) -> str:
-    """How a run is called in tables and pictures."""
-    return f"moved from {row['from']}, {row['start']}" if row["method"] == "moved" else f"{row['method']} from scratch"
 
 
 def steps_to_share(rows: Sequence[Mapping[str, Any]], native: float) -> int | None:
@@ -92,7 +88,7 @@ def move_markdown(content: Mapping[str, Any]) -> str:
         by_label: dict[str, list[Mapping[str, Any]]] = {}
         for row in content["runs"]:
             if row["to"] == target:
-                by_label.setdefault(move_label(row), []).append(row)
+                by_label.setdefault(transfer_label(row), []).append(row)
         native = by_label.get("promptembedder from scratch", [])
         goal = native[-1]["mean"] if native else None
         points = list(dict.fromkeys(row["steps"] for rows in by_label.values() for row in rows))

@@ -1,8 +1,5 @@
 """Turn any frozen LLM into an instruction-following text embedder."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,39 +7,26 @@ if TYPE_CHECKING:
     from promptembedder.backbone import BackboneConfig
     from promptembedder.method import ModelConfig, PrompterConfig
     from promptembedder.model import PromptEmbedder
+    from promptembedder.training import transfer_to
 
-__all__ = ["BackboneConfig", "ModelConfig", "PromptEmbedder", "PrompterConfig"]
+__all__ = ["BackboneConfig", "ModelConfig", "PromptEmbedder", "PrompterConfig", "transfer_to"]
 
-_HOMES = {
-    "BackboneConfig": "promptembedder.backbones",
-    "ModelConfig": "promptembedder.models",
-    "PromptEmbedder": "promptembedder.models",
-    "PrompterConfig": "promptembedder.models",
+_MODULE_OF = {
+    "BackboneConfig": "promptembedder.backbone",
+    "ModelConfig": "promptembedder.method",
+    "PromptEmbedder": "promptembedder.model",
+    "PrompterConfig": "promptembedder.method",
+    "transfer_to": "promptembedder.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use: `import promptembedder` alone costs nothing."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that `import promptembedder` does not import torch."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'promptembedder' has no attribute {name!r}")
-    with _torchao_unheard():
-        return getattr(import_module(_HOMES[name]), name)
-
-
-@contextmanager
-def _torchao_unheard() -> Iterator[None]:
-    """While this lasts, torchao, which transformers imports, does not warn of kernels for GPUs that are not there."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """List the public names."""
     return __all__

@@ -1,14 +1,14 @@
-"""What a caller may catch. Every message says what was wrong, the value found, and the mend.
+"""Exceptions of the library. Each message states the problem, the value, and how to fix it.
 
 PromptEmbedderError
-├── BackboneError       a foreign LLM cannot be found, read or used
-├── ConfigError         a setting is unknown or out of range (also a ValueError)
-├── DataError           a data file or row cannot be used (also a ValueError)
-├── ModelFormatError    a saved model cannot be read, or does not fit its backbone
-├── RanksDifferError    processes that train one model together are not in step
-├── SaveError           a folder cannot be written; what was there before is as it was (also an OSError)
-├── TrainingStoppedError  training went wrong and was stopped before it spoilt what is saved
-└── WeightsError        weights, or what they compute, are not finite (also a ValueError)
+├── BackboneError         an LLM cannot be found, loaded or used
+├── ConfigError           a configuration value is unknown or out of range (also a ValueError)
+├── DataError             a data file or row cannot be used (also a ValueError)
+├── ModelFormatError      a saved model is incomplete, damaged or does not fit its backbone
+├── RanksDifferError      ranks of distributed training hold different values
+├── SaveError             a folder cannot be written; its previous content is unchanged (also an OSError)
+├── TrainingStoppedError  training diverged and was stopped before the divergence was saved
+└── WeightsError          weights or outputs are not finite (also a ValueError)
 """
 
 __all__ = [
@@ -21,66 +21,66 @@ __all__ = [
     "SaveError",
     "TrainingStoppedError",
     "WeightsError",
-    "brief",
-    "shown",
-    "shown_name",
+    "first_line",
+    "printable",
+    "short_repr",
 ]
 
-_MOST_SHOWN_CHARS, _MOST_BRIEF_CHARS = 80, 300
+_MAX_REPR_CHARS, _MAX_LINE_CHARS = 80, 300
 
 
 class PromptEmbedderError(Exception):
-    """Base of all errors that a caller can mend."""
+    """Base class of all errors that a caller can fix."""
 
 
 class BackboneError(PromptEmbedderError):
-    """A backbone is unknown, missing, damaged or not what the saved model was trained on."""
+    """Unknown, missing or damaged backbone, or a backbone that the saved model was not trained on."""
 
 
 class ConfigError(PromptEmbedderError, ValueError):
-    """A setting is unknown or out of range."""
+    """Configuration value that is unknown or out of range."""
 
 
 class DataError(PromptEmbedderError, ValueError):
-    """A data file or one of its rows cannot be used."""
+    """Data file or row that cannot be used."""
 
 
 class ModelFormatError(PromptEmbedderError):
-    """A saved model is torn, tampered with, or of a format that this version does not read."""
+    """Saved model that is incomplete, was changed, or has a format that this version does not support."""
 
 
 class RanksDifferError(PromptEmbedderError):
-    """Processes that train one model together hold different numbers where they must hold the same."""
+    """Different values on ranks of distributed training where they must be equal."""
 
 
 class SaveError(PromptEmbedderError, OSError):
-    """A folder cannot be written: the disk is full, read-only or gone; what was there before is as it was."""
+    """Folder that cannot be written: full, read-only or missing disk. Its previous content is unchanged."""
 
 
 class TrainingStoppedError(PromptEmbedderError):
-    """Training went wrong: a loss, gradient, weight or soft token out of all bounds."""
+    """Diverged training: a loss, gradient, weight or soft token is out of bounds."""
 
 
 class WeightsError(PromptEmbedderError, ValueError):
-    """Weights, or what they compute, are not finite, or not what they were when the model was saved."""
+    """Weights or outputs that are not finite, or that differ from those of the saved model."""
 
 
-def shown(value: object) -> str:
-    """A value as a message may hold it: its repr, cut short, whatever a stranger has made of it."""
+def short_repr(value: object) -> str:
+    """Return `repr(value)`, truncated to fit an error message. Never raises for untrusted values."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of too many digits; lists in lists in lists
+    except (ValueError, RecursionError):  # an int of too many digits; deeply nested lists
         text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= _MOST_SHOWN_CHARS else f"{text[: _MOST_SHOWN_CHARS - 3]}..."
+    return text if len(text) <= _MAX_REPR_CHARS else f"{text[: _MAX_REPR_CHARS - 3]}..."
 
 
-def brief(error: BaseException | str) -> str:
-    """The first line of what a foreign error says, or of its words, cut short: it may repeat what a stranger wrote."""
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an error's message or of a text, truncated: it may contain untrusted input."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     text = text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate could not be printed
-    return text if len(text) <= _MOST_BRIEF_CHARS else f"{text[: _MOST_BRIEF_CHARS - 3]}..."
+    return text if len(text) <= _MAX_LINE_CHARS else f"{text[: _MAX_LINE_CHARS - 3]}..."
 
 
-def shown_name(name: str) -> str:
-    """A name as a message may hold it: itself, where it is one line that can be printed and not too long."""
-    return name if name.isprintable() and len(name) <= _MOST_BRIEF_CHARS else shown(name)
+def printable(name: str) -> str:
+    """Return `name` if it is printable and short, else its truncated repr."""
+    return name if name.isprintable() and len(name) <= _MAX_LINE_CHARS else short_repr(name)

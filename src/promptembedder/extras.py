@@ -1,47 +1,50 @@
-"""Optional dependencies: asked for by name, refused with the line that installs them."""
+"""Import of optional dependencies, with the install line in the error if one is missing."""
 
 import importlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["foreign_imports", "require"]
+__all__ = ["require", "require_version", "silence_torchao"]
+
+_TORCHAO_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """The imported `module`, which comes with the optional `extra`.
+    """Import `module`, which the optional `extra` installs.
 
     Raises:
-        ImportError: The module is not installed; the message holds the install line.
+        ImportError: The module is not installed. The message contains the install line.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there and one of its own imports is broken: that is not ours to explain
+            raise  # the module is installed, but one of its imports is broken: an install line would mislead
         raise ImportError(f'{module} is not installed. Run: pip install "promptembedder[{extra}]"') from error
 
 
 @contextmanager
-def foreign_imports(distribution: str, *, extra: str, at_least: str) -> Iterator[None]:
-    """While this lasts, names of `distribution` are imported, which comes with the optional `extra`.
+def require_version(distribution: str, *, extra: str, at_least: str) -> Iterator[None]:
+    """Check the version of `distribution`, which the optional `extra` installs, before the imports in the context.
 
-    A context, so that the imports of a file that cannot do without stay at its top.
+    This is a context manager so that the imports of a module that needs `distribution` stay at its top.
 
     Args:
-        at_least: The oldest version whose names these are, as in pyproject.toml.
+        at_least: Oldest supported version, as in pyproject.toml.
 
     Raises:
-        ImportError: It is not installed, or older; the message holds the install line.
+        ImportError: The distribution is missing or older than `at_least`. The message contains the install line.
     """
-    from importlib import metadata  # a tenth of the time that the program takes to show its help
+    from importlib import metadata  # imported here: it takes a tenth of the time of `promptembedder --help`
 
     try:
         version = metadata.version(distribution)
     except metadata.PackageNotFoundError as error:
         raise ImportError(f'{distribution} is not installed. Run: pip install "promptembedder[{extra}]"') from error
-    if _numbers(version) < _numbers(at_least):
+    if _version_tuple(version) < _version_tuple(at_least):
         raise ImportError(
             f"{distribution} {version} is installed, promptembedder needs {at_least} or later. "
             f'Run: pip install --upgrade "promptembedder[{extra}]"'
@@ -49,7 +52,25 @@ def foreign_imports(distribution: str, *, extra: str, at_least: str) -> Iterator
     yield
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The first three numbers of a version; those that it leaves out are 0."""
-    found = [int(number) for number in re.findall(r"\d+", version)[:3]]
-    return tuple(found + [0] * (3 - len(found)))
+@contextmanager
+def silence_torchao() -> Iterator[None]:
+    """Suppress log records below ERROR of torchao's import, which transformers triggers if torchao is installed.
+
+    torchao logs "Failed to load ..." for each GPU kernel that does not fit the machine, and torch notes a deprecation
+    in torchao. Both levels are restored on exit.
+    """
+    loggers = [logging.getLogger(name) for name in _TORCHAO_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _version_tuple(version: str) -> tuple[int, ...]:
+    """Parse the first three numbers of a version. Missing numbers are 0."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return tuple(numbers + [0] * (3 - len(numbers)))

@@ -1,10 +1,10 @@
-"""The vocabulary of tensor axes, and the types that carry it.
+"""Tensor types and the names of their axes.
 
 batch          rows of one forward pass
-texts, docs    rows of a caller's list
+texts, docs    items of the caller's list
 seq            text tokens, padding included
 prompt         soft tokens (K)
-dim            width; dim_p of the prompter's input space, dim_r of the reader's
+dim            width: dim_p of the prompter's input space, dim_r of the reader's
 vocab          entries of a vocabulary table
 heads, layers  of a backbone
 """

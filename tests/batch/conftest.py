@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.backbones.random_models import random_model, random_tokenizer
+from promptembedder.backbone.random_models import random_model, random_tokenizer
 
 COMPILED, OTHER = "Find texts on the same topic", "Find the text that answers the question"
 

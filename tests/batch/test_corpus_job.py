@@ -1,5 +1,6 @@
 """Laws of the sharded job: whatever the engine, and however often it was cut off, it is `encode` of each text."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,11 +20,11 @@ import pytest
 
 from promptembedder import PromptEmbedder
 from promptembedder.batch import (
+    CorpusConfig,
     CorpusProgress,
     CorpusReport,
-    CorpusSettings,
-    EmbedSettings,
-    KeptColumn,
+    EmbedConfig,
+    PassthroughColumn,
     ShardFolder,
     ShardRecord,
     embed_corpus,
@@ -31,7 +32,8 @@ from promptembedder.batch import (
 )
 from promptembedder.batch.shard_worker import ShardWorker
 from promptembedder.errors import ConfigError, DataError, ModelFormatError
-from promptembedder.storage import file_sha256, owned_folder
+from promptembedder.model import model_identity
+from promptembedder.storage import MANIFEST_NAME, file_sha256, lock_directory, read_manifest, write_manifest
 
 TOPIC, QUESTION = "Find texts on the same topic", "Find the text that answers the question"
 WORDS = ("red", "green", "blue", "cold", "warm", "house", "river", "car", "stone", "song")
@@ -56,9 +58,9 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def done(saved_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., CorpusReport]:
-    def run(output: str = "out", **settings: Any) -> CorpusReport:
-        chosen = CorpusSettings(**{"instructions": (TOPIC,), "shard_rows": 4, **settings})
-        return embed_corpus(saved_model, [corpus], tmp_path / output, settings=chosen)
+    def run(output: str = "out", **config: Any) -> CorpusReport:
+        chosen = CorpusConfig(**{"instructions": (TOPIC,), "shard_rows": 4, **config})
+        return embed_corpus(saved_model, [corpus], tmp_path / output, config=chosen)
 
     return run
 
@@ -79,15 +81,18 @@ def content_of(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in folder.iterdir()}
 
 
-def test_the_shards_hold_what_encode_says_of_each_text_in_order(
+def test_shards_equal_encode_of_each_text_in_order(
     done: Callable[..., CorpusReport], saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    report = done(instructions=(TOPIC, QUESTION), kept=(KeptColumn("year", "int"), KeptColumn("lang")))
+    (corpus / "a.jsonl").write_text((corpus / "a.jsonl").read_text().replace("}", ', "lang": "en"}', 1))
+    report = done(
+        instructions=(TOPIC, QUESTION), passthrough=(PassthroughColumn("year", "int"), PassthroughColumn("lang"))
+    )
     lines = [json.loads(line) for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
     table = table_of(tmp_path / "out")
     assert table["id"].to_pylist() == [line["id"] for line in lines]
     assert table["year"].to_pylist() == [line["year"] for line in lines]
-    assert table["lang"].null_count == len(lines)
+    assert table["lang"].to_pylist() == ["en"] + [None] * (len(lines) - 1)
     model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
     for name, instruction in report.columns.items():
         alone = [model.encode([line["text"]], prompt=instruction)[0] for line in lines]
@@ -97,29 +102,29 @@ def test_the_shards_hold_what_encode_says_of_each_text_in_order(
     for record in records_in(tmp_path / "out"):
         metadata = pq.read_schema(tmp_path / "out" / record.file).metadata
         assert metadata[b"promptembedder.model_sha256"].decode() == record.model_sha256
-        assert record.model_sha256 == file_sha256(saved_model / "promptembedder.json")
+        assert record.model_sha256 == model_identity(saved_model).sha256
         assert record.source_sha256 == file_sha256(Path(record.source))
 
 
-def test_it_is_the_single_file_in_pieces(
+def test_shards_equal_the_single_file_output(
     done: Callable[..., CorpusReport], saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     done(shard_rows=100)
     model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
-    embed_files(model, [corpus / "a.jsonl"], tmp_path / "a.parquet", settings=EmbedSettings(instructions=(TOPIC,)))
+    embed_files(model, [corpus / "a.jsonl"], tmp_path / "a.parquet", config=EmbedConfig(instructions=(TOPIC,)))
     one = pq.read_table(tmp_path / "a.parquet")
     np.testing.assert_array_equal(
         vectors_in(one, "embedding"), vectors_in(table_of(tmp_path / "out"), "embedding")[:25]
     )
 
 
-def test_run_again_it_does_nothing_and_after_damage_only_what_is_missing(
+def test_rerun_embeds_only_missing_or_damaged_shards(
     done: Callable[..., CorpusReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done()
     whole = content_of(tmp_path / "out")
     loads: list[object] = []
-    monkeypatch.setattr(ShardWorker, "__init__", lambda self, settings: loads.append(settings))
+    monkeypatch.setattr(ShardWorker, "__init__", lambda self, config: loads.append(config))
     again = done(max_batch_tokens=100)  # how much is read at once may change
     assert (again.skipped_shards, again.embedded_rows, loads) == (11, 0, [])
     monkeypatch.undo()
@@ -134,7 +139,7 @@ def test_run_again_it_does_nothing_and_after_damage_only_what_is_missing(
     assert content_of(tmp_path / "out") == whole
 
 
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
+def test_killed_job_resumes_to_identical_shards(
     done: Callable[..., CorpusReport], saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     done("whole", shard_rows=2)
@@ -196,30 +201,30 @@ def _title(process: Any) -> str:
         return ""
 
 
-def test_rows_that_cannot_be_used_are_told_and_counted(
+def test_invalid_rows_are_counted_and_listed_with_their_reason(
     done: Callable[..., CorpusReport], corpus: Path, tmp_path: Path
 ) -> None:
     with (corpus / "b.jsonl").open("a") as file:
         file.write('{"id": "x", "text": 7}\nbroken\n{"id": "y", "text": "red", "year": "old"}\n')
-    report = done(kept=(KeptColumn("year", "int"),))
+    report = done(passthrough=(PassthroughColumn("year", "int"),))
     assert (report.rows, report.rejected) == (38, 3)
     rejects = [record.rejects for record in records_in(tmp_path / "out") if record.rejects]
     told = [json.loads(line) for name in rejects for line in (tmp_path / "out" / name).read_text().splitlines()]
     assert [line["row"] for line in told] == [13, 14, 15]
-    for line, words in zip(told, ("holds 7 (int)", "broken JSON", "'year' holds 'old' (str), not int"), strict=True):
+    for line, words in zip(told, ("holds 7 (int)", "broken JSON", "'year' contains 'old' (str), not int"), strict=True):
         assert line["source"].endswith("b.jsonl")
         assert words in line["reason"]
 
 
 def test_progress_counts_every_row_once(saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     seen: list[CorpusProgress] = []
-    settings = CorpusSettings(shard_rows=10, max_batch_tokens=80)
-    embed_corpus(saved_model, [corpus], tmp_path / "out", settings=settings, on_progress=seen.append)
+    config = CorpusConfig(shard_rows=10, max_batch_tokens=80)
+    embed_corpus(saved_model, [corpus], tmp_path / "out", config=config, on_progress=seen.append)
     rows = [at.rows for at in seen]
     assert rows == sorted(rows)
     assert {0, 10, 20, 25, 35, 38} < set(rows)  # within a shard, too
     assert (rows[0], rows[-1]) == (0, 38)
-    assert {at.of_rows for at in seen} == {38}
+    assert {at.total_rows for at in seen} == {38}
     assert seen[-1].tokens > 38
 
 
@@ -231,42 +236,42 @@ def test_another_job_in_the_folder_is_refused_with_the_reason_and_left_as_it_is(
     for changes, words in (
         ({"instructions": (QUESTION,)}, "columns was"),
         ({"shard_rows": 5}, "shard_rows was 4, now it is 5"),
-        ({"kept": (KeptColumn("year", "int"),)}, "kept was"),
+        ({"passthrough": (PassthroughColumn("year", "int"),)}, "kept was"),
     ):
-        with pytest.raises(DataError, match=f"holds shards of another job: {words}.*or overwrite it"):
+        with pytest.raises(DataError, match=f"contains shards of another job: {words}.*or overwrite it"):
             done(**changes)
     text = (corpus / "b.jsonl").read_text()
     (corpus / "b.jsonl").write_text(text.replace("red", "blue"))
-    with pytest.raises(DataError, match=r"b\.jsonl is another file\. Name another output, or overwrite it"):
+    with pytest.raises(DataError, match=r"b\.jsonl has changed\. Name another output, or overwrite it"):
         done()
     written_corpus(corpus / "c.jsonl", 1, first=90)
     (corpus / "b.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"c\.jsonl is in one of them alone"):
+    with pytest.raises(DataError, match=r"c\.jsonl is in only one of the jobs"):
         done()
     assert content_of(tmp_path / "out") == whole
     assert done(overwrite=True).skipped_shards == 0
     assert table_of(tmp_path / "out").num_rows == 39
 
 
-def test_a_folder_of_something_else_is_never_touched(done: Callable[..., CorpusReport], tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(done: Callable[..., CorpusReport], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"holds other files, the first 'thesis\.txt'"):
+        with pytest.raises(DataError, match=r"contains other files, the first 'thesis\.txt'"):
             done(overwrite=overwrite)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_a_second_process_in_the_folder_is_refused(done: Callable[..., CorpusReport], tmp_path: Path) -> None:
-    with owned_folder(tmp_path / "out"), pytest.raises(ConfigError, match=f"is in use by process {os.getpid()}"):
+    with lock_directory(tmp_path / "out"), pytest.raises(ConfigError, match=f"is in use by process {os.getpid()}"):
         done()
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(
+def test_full_disk_exits_with_one_line_and_the_job_resumes(
     done: Callable[..., CorpusReport], saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands for it: the write fails in the middle."""
-    done("whole", kept=(KeptColumn("year", "int"),))
+    done("whole", passthrough=(PassthroughColumn("year", "int"),))
     largest = max(path.stat().st_size for path in (tmp_path / "whole").glob("part-*"))
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -278,7 +283,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     failed = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert failed.returncode == 2
     assert "error: cannot write" in failed.stderr and "Free the disk and run the command again." in failed.stderr
-    assert done(kept=(KeptColumn("year", "int"),)).rows == 38
+    assert done(passthrough=(PassthroughColumn("year", "int"),)).rows == 38
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
@@ -289,36 +294,36 @@ def test_a_worker_that_finds_another_model_says_where(
     shutil.copytree(saved_model, model)
     before = ShardWorker.__init__
 
-    def elsewhere(self: ShardWorker, settings: Any) -> None:
-        with (model / "promptembedder.json").open("a") as file:
-            file.write("\n")
-        before(self, settings)
+    def elsewhere(self: ShardWorker, config: Any) -> None:
+        manifest = read_manifest(model)
+        write_manifest(model, dataclasses.replace(manifest, config={**manifest.config, "max_seq_length": 9}))
+        before(self, config)
 
     monkeypatch.setattr(ShardWorker, "__init__", elsewhere)
-    with pytest.raises(ModelFormatError, match=r"a worker on .* finds another model in .*model\. Put the model where"):
-        embed_corpus(model, [corpus], tmp_path / "out", settings=CorpusSettings())
+    with pytest.raises(ModelFormatError, match=r"a worker on .* finds another model in .*model\. Copy the model to"):
+        embed_corpus(model, [corpus], tmp_path / "out", config=CorpusConfig())
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("config", "message"),
     [
-        ({"workers": 2}, "the local engine is one worker, got workers 2"),
+        ({"workers": 2}, "the local engine has one worker, got workers 2"),
         ({"engine": "spark"}, "engine must be local or ray, got 'spark'"),
         ({"shard_rows": 0}, "shard_rows must be at least 1, got 0"),
         ({"instructions": ("a", " a")}, "the instruction 'a' is given twice"),
         ({"instructions": (" ",)}, "an instruction is blank"),
-        ({"kept": (KeptColumn("a"), KeptColumn("a", "int"))}, "the column 'a' is given twice"),
+        ({"passthrough": (PassthroughColumn("a"), PassthroughColumn("a", "int"))}, "the column 'a' is given twice"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        CorpusSettings(**settings)
+        CorpusConfig(**config)
 
 
 def test_a_pipe_is_refused(done: Callable[..., CorpusReport], saved_model: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match="can be read only once"):
-        embed_corpus(saved_model, [tmp_path / "pipe.txt"], tmp_path / "out", settings=CorpusSettings())
+        embed_corpus(saved_model, [tmp_path / "pipe.txt"], tmp_path / "out", config=CorpusConfig())
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_a_pipe_is_refused(done: Callable[..., CorpusReport], saved_model: Path,
     ],
 )
 def test_a_kept_value_is_of_its_columns_type(words: str, row: dict[str, Any], value: object) -> None:
-    kept = KeptColumn.parsed(words).value(row, "row 1")
+    kept = PassthroughColumn.parse(words).value(row, "row 1")
     assert (kept, type(kept)) == (value, type(value))
 
 
@@ -345,14 +350,51 @@ def test_a_kept_value_is_of_its_columns_type(words: str, row: dict[str, Any], va
     [("a", {"a": 1}), ("a:int", {"a": True}), ("a:int", {"a": 1.5}), ("a:int", {"a": 1 << 63}), ("a:bool", {"a": 2})],
 )
 def test_a_kept_value_of_another_type_is_refused(words: str, row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="row 1: column 'a' holds"):
-        KeptColumn.parsed(words).value(row, "row 1")
+    with pytest.raises(DataError, match="row 1: column 'a' contains"):
+        PassthroughColumn.parse(words).value(row, "row 1")
 
 
 def test_a_kept_column_that_makes_no_sense_is_refused() -> None:
-    for words, message in (("a:date", "type 'date'. Use one of"), (":int", "no name"), ("id", "written anyway")):
+    for words, message in (("a:date", "type 'date'. Use one of"), (":int", "no name"), ("id", "always written")):
         with pytest.raises(ConfigError, match=message):
-            KeptColumn.parsed(words)
+            PassthroughColumn.parse(words)
+
+
+def test_passthrough_column_that_no_row_has_is_refused_before_the_model_is_loaded(
+    done: Callable[..., CorpusReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ran to its end and wrote a column of nulls."""
+    monkeypatch.setattr(ShardWorker, "__init__", lambda self, config: pytest.fail("a model was loaded"))
+    with pytest.raises(DataError, match="has the column 'yeer': found 'id', 'text', 'year'. Name one of these"):
+        done(passthrough=(PassthroughColumn("year", "int"), PassthroughColumn("yeer", "int")))
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_compiling_another_instruction_keeps_finished_shards(saved_model: Path, corpus: Path, tmp_path: Path) -> None:
+    """The manifest's hash identified the model, so that a new compiled instruction invalidated every shard."""
+    model, config = tmp_path / "model", CorpusConfig(instructions=(TOPIC,), shard_rows=4)
+    shutil.copytree(saved_model, model)
+    first = embed_corpus(model, [corpus], tmp_path / "out", config=config)
+    embedder = PromptEmbedder.from_pretrained(model, device="cpu")
+    embedder.compile_instructions(["Find texts in the same language"])
+    embedder.save(str(tmp_path / "compiled"))
+    assert file_sha256(tmp_path / "compiled" / MANIFEST_NAME) != file_sha256(model / MANIFEST_NAME)
+    assert model_identity(tmp_path / "compiled").sha256 == model_identity(model).sha256
+    shutil.rmtree(model)
+    (tmp_path / "compiled").rename(model)
+    again = embed_corpus(model, [corpus], tmp_path / "out", config=config)
+    assert (again.skipped_shards, again.embedded_rows) == (first.shards, 0)
+
+
+def test_job_of_an_earlier_version_is_resumed_under_the_hash_of_the_manifest(
+    done: Callable[..., CorpusReport], saved_model: Path, tmp_path: Path
+) -> None:
+    done()
+    old, path = file_sha256(saved_model / MANIFEST_NAME), tmp_path / "out" / "job.json"
+    path.write_text(path.read_text().replace(model_identity(saved_model).sha256, old))
+    (tmp_path / "out" / records_in(tmp_path / "out")[3].file).unlink()
+    assert done().skipped_shards == 10
+    assert records_in(tmp_path / "out")[3].model_sha256 == old
 
 
 def test_nothing_is_logged(done: Callable[..., CorpusReport], caplog: pytest.LogCaptureFixture) -> None:

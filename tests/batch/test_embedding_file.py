@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from promptembedder.batch import column_names, embedding_schema, whole_embedding_file
+from promptembedder.batch import atomic_embedding_file, column_names, embedding_schema
 from promptembedder.errors import DataError
 
 VECTORS = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)  # [instructions, texts, dim]
@@ -20,7 +20,7 @@ def test_one_instruction_has_one_plain_column_and_several_are_numbered() -> None
 
 def test_vectors_come_back_bit_for_bit_with_ids_and_metadata(tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
-    with whole_embedding_file(target, embedding_schema(instructions=2, dim=4, metadata={"model": "ümlaut"})) as file:
+    with atomic_embedding_file(target, embedding_schema(instructions=2, dim=4, metadata={"model": "ümlaut"})) as file:
         file.append(["a", "b", "c"], VECTORS)
         file.append(["d"], VECTORS[:, :1])
     table = pq.read_table(target)
@@ -40,7 +40,7 @@ def test_a_vector_that_is_not_finite_is_refused_by_the_id_of_its_row_and_leaves_
     broken[1, 2, 0] = value
     with (
         pytest.raises(DataError, match="'c' is not finite"),
-        whole_embedding_file(tmp_path / "out.parquet", embedding_schema(instructions=2, dim=4, metadata={})) as file,
+        atomic_embedding_file(tmp_path / "out.parquet", embedding_schema(instructions=2, dim=4, metadata={})) as file,
     ):
         file.append(["a", "b", "c"], broken)
     assert list(tmp_path.iterdir()) == []
@@ -50,6 +50,6 @@ def test_a_folder_that_cannot_be_made_is_an_error_the_caller_can_mend(tmp_path: 
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(DataError, match="cannot write"),
-        whole_embedding_file(tmp_path / "file" / "out.parquet", embedding_schema(instructions=1, dim=4, metadata={})),
+        atomic_embedding_file(tmp_path / "file" / "out.parquet", embedding_schema(instructions=1, dim=4, metadata={})),
     ):
         pass

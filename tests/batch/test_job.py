@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.batch import EmbedReport, EmbedSettings, check_files, embed_files
+from promptembedder.batch import EmbedConfig, EmbedReport, check_files, embed_files
 from promptembedder.batch import job as job_module
 from promptembedder.data import TextRow
 from promptembedder.errors import ConfigError, DataError
+from promptembedder.model import ModelIdentity
 
 TEXTS = ["a rather long text about rivers and their mouths", "short", "", "Grüße 🙂", "two\nlines", "short", "end"]
 TEXTS_OF_ANY_FORMAT = ["a rather long text about rivers, and their mouths", "short", 'with "quotes"', "Grüße 🙂", "end"]
@@ -62,8 +63,8 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
     model: PromptEmbedder, corpus: Path, tmp_path: Path, max_batch_tokens: int, chunk_rows: int
 ) -> None:
     output = tmp_path / "new" / "out.parquet"
-    settings = EmbedSettings(instructions=(TOPIC,), max_batch_tokens=max_batch_tokens, chunk_rows=chunk_rows)
-    report = embed_files(model, [corpus], output, settings=settings)
+    config = EmbedConfig(instructions=(TOPIC,), max_batch_tokens=max_batch_tokens, chunk_rows=chunk_rows)
+    report = embed_files(model, [corpus], output, config=config)
     np.testing.assert_allclose(column(output, "embedding"), one_by_one(model, TEXTS, TOPIC), atol=1e-5)
     assert pq.read_table(output)["id"].to_pylist() == [f"doc-{row}" for row in range(len(TEXTS))]
     assert (report.rows, report.dim, report.columns) == (len(TEXTS), model.encoder.reader.dim, {"embedding": TOPIC})
@@ -76,7 +77,11 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"placement": "prefix", "deep_every": 0, "text_weight": 0.0}, {"conditioning": "instruction_and_text"}],
+    [
+        {},
+        {"placement": "prefix", "deep_prompt_interval": 0, "text_pooling_weight": 0.0},
+        {"conditioning": "instruction_and_text"},
+    ],
     ids=["one_pass", "prefix", "text"],
 )
 def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
@@ -84,8 +89,8 @@ def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
 ) -> None:
     model = PromptEmbedder.create(config=dataclasses.replace(CONFIG, max_seq_length=20, **changes), device="cpu")
     output = tmp_path / "out.parquet"
-    settings = EmbedSettings(instructions=(TOPIC, QUESTION), max_batch_tokens=50, chunk_rows=5)
-    report = embed_files(model, [corpus], output, settings=settings)
+    config = EmbedConfig(instructions=(TOPIC, QUESTION), max_batch_tokens=50, chunk_rows=5)
+    report = embed_files(model, [corpus], output, config=config)
     assert report.columns == {"embedding_0": TOPIC, "embedding_1": QUESTION}
     assert report.truncated == 1  # a text, not a text for each instruction
     for name, instruction in report.columns.items():
@@ -93,7 +98,7 @@ def test_several_instructions_are_as_one_by_one_for_every_kind_of_model(
 
 
 def test_without_instructions_the_default_one_is_used(model: PromptEmbedder, corpus: Path, tmp_path: Path) -> None:
-    report = embed_files(model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings())
+    report = embed_files(model, [corpus], tmp_path / "out.parquet", config=EmbedConfig())
     assert report.columns == {"embedding": CONFIG.default_instruction}
     np.testing.assert_allclose(column(report.output, "embedding"), one_by_one(model, TEXTS, None), atol=1e-5)
 
@@ -101,9 +106,7 @@ def test_without_instructions_the_default_one_is_used(model: PromptEmbedder, cor
 def test_an_instruction_means_the_same_with_blanks_around_it(
     model: PromptEmbedder, corpus: Path, tmp_path: Path
 ) -> None:
-    report = embed_files(
-        model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings(instructions=(f" {TOPIC}\n",))
-    )
+    report = embed_files(model, [corpus], tmp_path / "out.parquet", config=EmbedConfig(instructions=(f" {TOPIC}\n",)))
     assert report.columns == {"embedding": TOPIC}
     np.testing.assert_allclose(column(report.output, "embedding"), one_by_one(model, TEXTS, f" {TOPIC}\n"), atol=1e-5)
 
@@ -119,7 +122,7 @@ def test_all_formats_of_the_same_texts_give_the_same_vectors(model: PromptEmbedd
     vectors = {}
     for kind, path in files.items():
         output = tmp_path / f"{kind}-out.parquet"
-        embed_files(model, [path], output, settings=EmbedSettings(max_batch_tokens=100))
+        embed_files(model, [path], output, config=EmbedConfig(max_batch_tokens=100))
         vectors[kind] = column(output, "embedding")
     for kind in files:
         np.testing.assert_array_equal(vectors[kind], vectors["jsonl"])
@@ -131,7 +134,7 @@ def test_files_follow_each_other_and_repeated_ids_are_kept_and_told(
     first = written_jsonl(tmp_path / "a.jsonl", ["one", "two"], ids=["x", "y"])
     second = written_jsonl(tmp_path / "b.jsonl", ["three", "four", "five"], ids=["y", "z", "x"])
     with caplog.at_level(logging.WARNING, logger="promptembedder"):
-        report = embed_files(model, [first, second], tmp_path / "out.parquet", settings=EmbedSettings(chunk_rows=2))
+        report = embed_files(model, [first, second], tmp_path / "out.parquet", config=EmbedConfig(chunk_rows=2))
     assert pq.read_table(report.output)["id"].to_pylist() == ["x", "y", "y", "z", "x"]
     expected = one_by_one(model, ["one", "two", "three", "four", "five"], None)
     np.testing.assert_allclose(column(report.output, "embedding"), expected, atol=1e-5)
@@ -141,14 +144,15 @@ def test_files_follow_each_other_and_repeated_ids_are_kept_and_told(
 def test_distinct_ids_are_not_worth_a_word(
     model: PromptEmbedder, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embed_files(model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings())
+    embed_files(model, [corpus], tmp_path / "out.parquet", config=EmbedConfig())
     assert caplog.text == ""
 
 
 def test_the_metadata_says_what_made_the_file(model: PromptEmbedder, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
-    settings = EmbedSettings(instructions=(TOPIC, "Zu welchem Thema gehört der Text?"))
-    embed_files(model, [corpus], output, settings=settings, model_name="runs/x", model_sha256="ab12")
+    identity = ModelIdentity(sha256="ab12", manifest_sha256="cd34", reader="")
+    config = EmbedConfig(instructions=(TOPIC, "Zu welchem Thema gehört der Text?"))
+    embed_files(model, [corpus], output, config=config, model_name="runs/x", identity=identity)
     found = pq.read_schema(output).metadata
     said = {key.decode().removeprefix("promptembedder."): value.decode() for key, value in found.items()}
     assert said["model"] == "runs/x"
@@ -178,9 +182,9 @@ def test_a_job_that_is_stopped_leaves_everything_as_it_was(
         if done > 3:
             raise stop
 
-    settings = EmbedSettings(chunk_rows=3, overwrite=True)
+    config = EmbedConfig(chunk_rows=3, overwrite=True)
     with pytest.raises(stop):
-        embed_files(model, [corpus], output, settings=settings, on_rows=stop_in_the_second_chunk)
+        embed_files(model, [corpus], output, config=config, on_rows=stop_in_the_second_chunk)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -188,9 +192,9 @@ def test_an_existing_output_is_replaced_only_on_demand(model: PromptEmbedder, co
     output = tmp_path / "out.parquet"
     output.write_bytes(b"of yesterday")
     with pytest.raises(DataError, match="exists"):
-        embed_files(model, [corpus], output, settings=EmbedSettings())
+        embed_files(model, [corpus], output, config=EmbedConfig())
     assert output.read_bytes() == b"of yesterday"
-    embed_files(model, [corpus], output, settings=EmbedSettings(overwrite=True))
+    embed_files(model, [corpus], output, config=EmbedConfig(overwrite=True))
     assert pq.read_metadata(output).num_rows == len(TEXTS)
 
 
@@ -211,9 +215,9 @@ def test_no_more_than_a_chunk_of_rows_is_read_ahead(
         done += rows
 
     monkeypatch.setattr(job_module, "read_texts", counted)
-    settings = EmbedSettings(chunk_rows=4, max_batch_tokens=20)
+    config = EmbedConfig(chunk_rows=4, max_batch_tokens=20)
     # a path that is no file stands for a pipe: it is neither hashed nor looked into beforehand
-    report = embed_files(model, [tmp_path / "pipe.jsonl"], tmp_path / "out.parquet", settings=settings, on_rows=watch)
+    report = embed_files(model, [tmp_path / "pipe.jsonl"], tmp_path / "out.parquet", config=config, on_rows=watch)
     assert (report.rows, done) == (10, 10)
     assert max(ahead) == 4
 
@@ -227,40 +231,40 @@ def test_a_fault_of_the_last_file_shows_before_the_first_is_embedded(
     other.write_text("words\nhello\n")
     for bad in (tmp_path / "missing.jsonl", empty, other):
         with pytest.raises(DataError, match=bad.name):
-            embed_files(model, [corpus, bad], tmp_path / "out.parquet", settings=EmbedSettings(), on_rows=pytest.fail)
+            embed_files(model, [corpus, bad], tmp_path / "out.parquet", config=EmbedConfig(), on_rows=pytest.fail)
 
 
 def test_outputs_that_cannot_be_meant_are_refused(corpus: Path, tmp_path: Path) -> None:
-    settings = EmbedSettings(overwrite=True)
+    config = EmbedConfig(overwrite=True)
     with pytest.raises(DataError, match="no files"):
-        check_files([], tmp_path / "out.parquet", settings=settings)
+        check_files([], tmp_path / "out.parquet", config=config)
     with pytest.raises(DataError, match=r"end in \.parquet"):
-        check_files([corpus], tmp_path / "out.csv", settings=settings)
+        check_files([corpus], tmp_path / "out.csv", config=config)
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(DataError, match="is a folder"):
-        check_files([corpus], tmp_path / "folder.parquet", settings=settings)
+        check_files([corpus], tmp_path / "folder.parquet", config=config)
     table = tmp_path / "texts.parquet"
     pq.write_table(pa.table({"text": TEXTS}), table)
     with pytest.raises(DataError, match="both a file to embed and the output"):
-        check_files([table], tmp_path / "." / "texts.parquet", settings=settings)
+        check_files([table], tmp_path / "." / "texts.parquet", config=config)
 
 
 def test_settings_are_checked_at_the_door() -> None:
     with pytest.raises(ConfigError, match="max_batch_tokens must be at least 1, got 0"):
-        EmbedSettings(max_batch_tokens=0)
+        EmbedConfig(max_batch_tokens=0)
     with pytest.raises(ConfigError, match="chunk_rows must be at least 1, got -1"):
-        EmbedSettings(chunk_rows=-1)
+        EmbedConfig(chunk_rows=-1)
     with pytest.raises(ConfigError, match="blank"):
-        EmbedSettings(instructions=(TOPIC, " "))
+        EmbedConfig(instructions=(TOPIC, " "))
     with pytest.raises(ConfigError, match="twice"):
-        EmbedSettings(instructions=(TOPIC, QUESTION, f"{TOPIC} "))
+        EmbedConfig(instructions=(TOPIC, QUESTION, f"{TOPIC} "))
 
 
 def test_a_model_that_cuts_its_vectors_is_refused(corpus: Path, tmp_path: Path) -> None:
     model = PromptEmbedder.create(config=CONFIG, device="cpu")
     model.truncate_dim = 16
     with pytest.raises(ConfigError, match="cut to 16"):
-        embed_files(model, [corpus], tmp_path / "out.parquet", settings=EmbedSettings())
+        embed_files(model, [corpus], tmp_path / "out.parquet", config=EmbedConfig())
 
 
 def test_reports_are_values() -> None:

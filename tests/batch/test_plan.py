@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from promptembedder.batch import plan as plan_module
-from promptembedder.batch.plan import CorpusPlan, placed_rows, plan_corpus
+from promptembedder.batch.plan import CorpusPlan, plan_corpus, read_shard_rows
 from promptembedder.data import SourceFile, TextRow, find_sources, read_texts
 from promptembedder.errors import DataError
 
@@ -25,7 +25,7 @@ def planned(*paths: Path, shard_rows: int = 2, **columns: str | None) -> CorpusP
 
 def rows_of(plan: CorpusPlan) -> list[TextRow]:
     """Read shard by shard, the last one first: each has to be found from its place alone."""
-    shards = [[row for _, row in placed_rows(task) if isinstance(row, TextRow)] for task in reversed(plan.tasks)]
+    shards = [[row for _, row in read_shard_rows(task) if isinstance(row, TextRow)] for task in reversed(plan.tasks)]
     return [row for shard in reversed(shards) for row in shard]
 
 
@@ -54,7 +54,7 @@ def test_the_shards_of_a_file_are_its_rows(tmp_path: Path, ending: str, shard_ro
     plan = planned(path, shard_rows=shard_rows)
     assert rows_of(plan) == list(read_texts(path))
     assert [task.number for task in plan.tasks] == list(range(-(-len(TEXTS) // shard_rows)))
-    assert (plan.rows, plan.unusable) == (len(TEXTS), 0)
+    assert (plan.rows, plan.invalid) == (len(TEXTS), 0)
 
 
 @given(
@@ -82,8 +82,8 @@ def test_rows_that_cannot_be_used_keep_their_number_and_say_why(tmp_path: Path) 
     path = tmp_path / "a.jsonl"
     path.write_text('broken\n{"text": "one"}\n\n[1]\n{"text": 3}\n{"body": "no"}\n{"text": "last"}\n')
     plan = planned(path)
-    assert (plan.rows, plan.unusable) == (6, 4)
-    found = [(place.start.row, row) for task in plan.tasks for place, row in placed_rows(task)]
+    assert (plan.rows, plan.invalid) == (6, 4)
+    found = [(place.start.row, row) for task in plan.tasks for place, row in read_shard_rows(task)]
     assert [number for number, _ in found] == list(range(6))
     assert [row for _, row in found if isinstance(row, TextRow)] == [TextRow("1", "one"), TextRow("5", "last")]
     reasons = " | ".join(str(row) for _, row in found if isinstance(row, DataError))
@@ -95,8 +95,8 @@ def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, monkey
     rows = [{"id": f"d{i}", "text": "x"} for i in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, [{"id": "other", "text": "x"}, rows[17]])))
-    monkeypatch.setattr(plan_module, "_HASHES_AT_ONCE", 8)  # so that they are looked at in several parts
-    with pytest.raises(DataError, match=r"b\.jsonl, row 2: the id 'd17' came before, in .*a\.jsonl, row 18\."):
+    monkeypatch.setattr(plan_module, "_HASHES_PER_PASS", 8)  # so that they are looked at in several parts
+    with pytest.raises(DataError, match=r"b\.jsonl, row 2: the id 'd17' is repeated, first in .*a\.jsonl, row 18\."):
         planned(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
 
 

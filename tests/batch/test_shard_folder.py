@@ -39,7 +39,7 @@ def test_a_sound_line_is_read(tmp_path: Path) -> None:
     (tmp_path / "part-0.parquet").write_bytes(b"abc")
     held = written(tmp_path, json.dumps(dataclasses.asdict(RECORD)))
     assert held.finished() == {0: RECORD}
-    assert held.is_whole(RECORD)
+    assert held.is_intact(RECORD)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_a_link_out_of_the_folder_is_no_shard(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "part-0.parquet").symlink_to(tmp_path / "outside")
-    assert not ShardFolder(folder).is_whole(RECORD)
+    assert not ShardFolder(folder).is_intact(RECORD)

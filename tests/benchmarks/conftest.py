@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+from typer.testing import CliRunner, Result
 
-from promptembedder.benchmarks import EfficiencySettings, efficiency_step
-from promptembedder.benchmarks.efficiency_methods import StepModel
-from promptembedder.benchmarks.efficiency_step import StepMemory, StepMeter, StepTime, Trainee
-from promptembedder.benchmarks.memory import OutOfMemoryError
+from benchmarks.efficiency import step as efficiency_step
+from benchmarks.efficiency.config import EfficiencyConfig
+from benchmarks.efficiency.methods import StepModel
+from benchmarks.efficiency.step import StepMemory, StepMeter, StepTime, TrainStep
+from benchmarks.memory import OutOfMemoryError
 
 TINY = "random:tiny-llama"
 
@@ -21,20 +23,20 @@ def step_model() -> Callable[..., StepModel]:
 
 
 @pytest.fixture
-def trainee(step_model: Callable[..., StepModel]) -> Callable[..., Trainee]:
-    def made(method: str, **names: str) -> Trainee:
-        return Trainee(step_model(method, **names).build())
+def trainee(step_model: Callable[..., StepModel]) -> Callable[..., TrainStep]:
+    def made(method: str, **names: str) -> TrainStep:
+        return TrainStep(step_model(method, **names).build())
 
     return made
 
 
 @pytest.fixture
-def settings_of() -> Callable[..., EfficiencySettings]:
+def settings_of() -> Callable[..., EfficiencyConfig]:
     """Settings of a run that takes a moment."""
 
-    def made(**changes: object) -> EfficiencySettings:
+    def made(**changes: object) -> EfficiencyConfig:
         usual = {"methods": ("promptembedder", "static", "lora"), "lengths": (8, 16), "batches": (2, 4)}
-        return EfficiencySettings(**{"reader": TINY, "dtype": "float32", "repeats": 3, **usual, **changes})  # type: ignore[arg-type]
+        return EfficiencyConfig(**{"reader": TINY, "dtype": "float32", "repeats": 3, **usual, **changes})  # type: ignore[arg-type]
 
     return made
 
@@ -103,3 +105,29 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[StepModel, int
     """A worker that really measures, without a process of its own; its memory is then anybody's guess."""
     monkeypatch.setattr(efficiency_step, "release_memory", lambda device: None)  # takes longer than a tiny step
     return lambda model, limit_bytes: StepMeter(model)
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """Call `python -m benchmarks` with these arguments; an unexpected exception propagates."""
+    from benchmarks.cli import bench
+
+    def call(*arguments: object, env: dict[str, str] | None = None) -> Result:
+        return CliRunner().invoke(bench, [str(argument) for argument in arguments], env=env, catch_exceptions=False)
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Callable[..., Result]) -> Callable[..., str]:
+    """Call the program, check for exit code 2 and one line on stderr, and return the line."""
+
+    def call(*arguments: object) -> str:
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        return result.stderr
+
+    return call

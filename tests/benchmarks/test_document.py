@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.benchmarks import markdown_table, regenerate
+from benchmarks.document import markdown_table, regenerate
 from promptembedder.errors import DataError
 
 TEXT = "before\n\n<!-- quality -->\nold 41.0\n<!-- end quality -->\n\nafter\n"

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from promptembedder.benchmarks import EfficiencyProgress, EfficiencySettings, run_efficiency, write_efficiency
-from promptembedder.benchmarks import efficiency as efficiency_module
-from promptembedder.benchmarks import efficiency_cell as cell_module
-from promptembedder.benchmarks.efficiency import JOURNAL_NAME
-from promptembedder.benchmarks.efficiency_results import ratios_of
-from promptembedder.benchmarks.efficiency_step import StepMeter
+from benchmarks.efficiency import benchmark as efficiency_module
+from benchmarks.efficiency import cell as cell_module
+from benchmarks.efficiency.benchmark import JOURNAL_NAME, EfficiencyProgress, run_efficiency
+from benchmarks.efficiency.config import EfficiencyConfig
+from benchmarks.efficiency.results import ratios_of, write_efficiency
+from benchmarks.efficiency.step import StepMeter
 from promptembedder.errors import BackboneError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from tests.benchmarks.conftest import Workshop
 
-SettingsOf = Callable[..., EfficiencySettings]
+SettingsOf = Callable[..., EfficiencyConfig]
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
@@ -136,7 +136,7 @@ def test_another_machine_or_other_versions_are_refused(
     part: str, settings_of: SettingsOf, workshop: "Workshop", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_efficiency(settings_of(), tmp_path, start=workshop.start)
-    name = {"machine": "machine_facts", "versions": "versions"}[part]
+    name = {"machine": "describe_machine", "versions": "versions"}[part]
     there = getattr(efficiency_module, name)()
     monkeypatch.setattr(efficiency_module, name, lambda: {**there, "another": "fact"})
     with pytest.raises(DataError, match=rf"another {part.removesuffix('s')} \(another differ\).*--overwrite"):
@@ -203,7 +203,7 @@ def test_results_are_written_as_json_csv_and_a_page(
 def test_the_command_repeats_the_settings(settings_of: SettingsOf) -> None:
     command = settings_of(memory_gib=2.5, search_largest=True).command()
     assert command == (
-        "promptembedder bench efficiency --reader random:tiny-llama --prompter random:tiny-llama "
+        "python -m benchmarks efficiency --reader random:tiny-llama --prompter random:tiny-llama "
         "--methods promptembedder,static,lora --lengths 8,16 --batches 2,4 --memory-gib 2.5 "
         "--device cpu --dtype float32 --repeats 3 --search-largest"
     )

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptembedder.benchmarks.efficiency_limits import MAX_BATCH, fitted_batch, searched_batch
+from benchmarks.efficiency.limits import MAX_BATCH, fitted_batch, searched_batch
 
 
 @given(st.integers(1, 2000), st.integers(0, 10**6), st.integers(64, 10_000))

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from promptembedder.backbones import BackboneConfig
-from promptembedder.benchmarks import METHODS
-from promptembedder.benchmarks.efficiency_methods import StepModel, default_prompter, prepare_backbone
+from benchmarks.efficiency.methods import METHODS, StepModel, default_prompter, prepare_backbone
+from promptembedder.backbone import BackboneConfig
 from promptembedder.errors import BackboneError
 
 
@@ -15,10 +14,10 @@ from promptembedder.errors import BackboneError
 def test_the_model_is_the_one_that_the_library_builds(method: str, step_model: Callable[..., StepModel]) -> None:
     model = step_model(method).build()
     assert {weight.device.type for weight in model.parameters()} == {"cpu"}
-    settings, baseline = model.text_encoder.settings, METHODS[method].baseline
+    settings, baseline = model.text_encoder.config, METHODS[method].baseline
     assert settings.reader == BackboneConfig(source="random:tiny-llama", dtype="float32")
     if baseline is None:
-        assert settings.deep_every == METHODS[method].deep_every
+        assert settings.deep_prompt_interval == METHODS[method].deep_prompt_interval
         assert settings.prompter.backbone.dtype == "float32"
         assert (model.text_encoder.prompter is None) == METHODS[method].moved
     else:
@@ -42,7 +41,7 @@ def test_a_backbone_is_checked_by_name() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", list(METHODS))
 def test_on_a_gpu_everything_is_made_and_measured_there(method: str) -> None:
-    from promptembedder.benchmarks.efficiency_step import StepMeter
+    from benchmarks.efficiency.step import StepMeter
 
     names = {"reader": "random:tiny-llama", "prompter": "random:tiny-llama"}
     model = StepModel(method=method, device="cuda", dtype="bfloat16", **names)

@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptembedder.benchmarks import METHODS
-from promptembedder.benchmarks.efficiency_methods import INSTRUCTION, StepModel
-from promptembedder.benchmarks.efficiency_step import StepMeter, Trainee
+from benchmarks.efficiency.methods import INSTRUCTION, METHODS, StepModel
+from benchmarks.efficiency.step import StepMeter, TrainStep
 from promptembedder.errors import ConfigError
 
-NewTrainee = Callable[..., Trainee]
+NewTrainee = Callable[..., TrainStep]
 
 methods = pytest.mark.parametrize("method", list(METHODS))
 
 
-def trained_by(trainee: Trainee) -> dict[str, Tensor]:
+def trained_by(trainee: TrainStep) -> dict[str, Tensor]:
     """Gradients of a step by name, weights without one left out."""
     trainee.loss_of(trainee.columns(8, 3)).backward()
     named = trainee.model.named_parameters()
@@ -108,7 +107,7 @@ def test_a_reader_without_so_many_positions_is_refused(trainee: NewTrainee) -> N
             model.columns(96, 2)
 
 
-def kept_bytes(model: Trainee, length: int) -> int:
+def kept_bytes(model: TrainStep, length: int) -> int:
     """Bytes that autograd keeps for the backward pass, weights aside; memory that is shared counts once."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from promptembedder.benchmarks.efficiency_methods import StepModel
-from promptembedder.benchmarks.efficiency_worker import ProcessWorker
-from promptembedder.benchmarks.memory import OutOfMemoryError
+from benchmarks.efficiency.methods import StepModel
+from benchmarks.efficiency.worker import ProcessWorker
+from benchmarks.memory import OutOfMemoryError
 from promptembedder.errors import BackboneError
 
 

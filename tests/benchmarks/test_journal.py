@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.benchmarks.journal import Journal
+from benchmarks.journal import Journal
 from promptembedder.errors import DataError
 
 FACTS = {"machine": {"cpu": "one"}, "versions": {"torch": "2"}}

@@ -6,15 +6,8 @@ import time
 import pytest
 import torch
 
-from promptembedder.benchmarks import memory as memory_module
-from promptembedder.benchmarks.memory import (
-    OutOfMemoryError,
-    PeakMemory,
-    is_out_of_memory,
-    memory_in_use,
-    release_memory,
-    room_for,
-)
+from benchmarks import memory as memory_module
+from benchmarks.memory import OutOfMemoryError, PeakMemory, is_out_of_memory, memory_in_use, release_memory, room_for
 
 MIB = 1 << 20
 

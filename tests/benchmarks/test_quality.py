@@ -7,19 +7,11 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from promptembedder.benchmarks import (
-    QUALITY_METHODS,
-    QualityConfig,
-    QualityRun,
-    bench_quality,
-    quality_content,
-    quality_markdown,
-    quality_with_held,
-    write_quality,
-)
-from promptembedder.benchmarks import quality_run as quality_run_module
-from promptembedder.benchmarks.quality import base_recipe
-from promptembedder.benchmarks.quality_run import recipe_of, settings_key
+from benchmarks.quality import run as quality_run_module
+from benchmarks.quality.benchmark import QualityConfig, base_recipe, bench_quality
+from benchmarks.quality.methods import QUALITY_METHODS
+from benchmarks.quality.report import quality_content, quality_markdown, quality_with_held, write_quality
+from benchmarks.quality.run import QualityRun, recipe_of, settings_key
 from promptembedder.errors import ConfigError
 from promptembedder.storage import to_mapping
 
@@ -111,7 +103,7 @@ def test_equal_time_is_as_many_steps_as_fit_into_the_first_loras(
             mean=1.0,
         )
 
-    monkeypatch.setattr("promptembedder.benchmarks.quality.run_method", run_method)
+    monkeypatch.setattr("benchmarks.quality.benchmark.run_method", run_method)
     timed = [run for run in bench_quality(config) if run.budget == "seconds"]
     assert [(run.method, run.steps) for run in timed] == [("promptembedder", 20)]  # 3 steps in 2 s, so 24 in 16; tens
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from promptembedder.benchmarks import CAMPAIGNS, ReliabilitySettings, reliability_markdown, write_reliability
-from promptembedder.benchmarks.reliability_child import run_in_child
-from promptembedder.benchmarks.reliability_soak import SoakSample, grown_bytes
+from benchmarks.faults.campaigns import CAMPAIGNS, ReliabilitySettings
+from benchmarks.faults.child import run_in_child
+from benchmarks.faults.report import reliability_markdown, write_reliability
+from benchmarks.faults.soak import SoakSample, grown_bytes
 from promptembedder.errors import ConfigError, DataError
 
 # texts and readers have tests of their own, beside this one
@@ -27,7 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("reliability")
     page = folder / "page.md"
     page.write_text("before\n<!-- reliability -->\n<!-- end reliability -->\nafter\n")
-    command = [sys.executable, "-m", "promptembedder", "bench", "reliability", "--json", "-o", str(folder)]
+    command = [sys.executable, "-m", "benchmarks", "reliability", "--json", "-o", str(folder)]
     command += ["--only", ",".join(FAULTS)]
     done = subprocess.run([*command, "--document", str(page)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Hostile inputs, a short run: the long one is `promptembedder bench reliability`."""
+"""Hostile inputs, a short run: the long one is `python -m benchmarks reliability`."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from promptembedder.benchmarks.reliability_fuzz_inputs import (
+from benchmarks.faults.fuzz_inputs import (
     fuzz_input,
     mutated_bytes,
     mutated_json,
@@ -14,7 +14,7 @@ from promptembedder.benchmarks.reliability_fuzz_inputs import (
     mutated_tensor_file,
     mutated_yaml,
 )
-from promptembedder.benchmarks.reliability_fuzz_reader import FuzzedReader, OutsideWatch
+from benchmarks.faults.fuzz_reader import FuzzedReader, OutsideWatch
 
 JSON = (b'{"a": [1, {"b": null}], "c": "x"}', b"[[1], 2]")
 TENSORS = (b"\x02\0\0\0\0\0\0\0{}", b'\x0b\0\0\0\0\0\0\0{"a": [1]} ' + b"\0" * 8)
@@ -23,9 +23,9 @@ SHORT = """
 import json, logging, sys, tempfile, warnings
 from contextlib import ExitStack
 from pathlib import Path
-from promptembedder.benchmarks.reliability_fuzz_inputs import fuzz_input
-from promptembedder.benchmarks.reliability_fuzz_reader import OutsideWatch
-from promptembedder.benchmarks.reliability_fuzz_worker import READERS, made_reader
+from benchmarks.faults.fuzz_inputs import fuzz_input
+from benchmarks.faults.fuzz_reader import OutsideWatch
+from benchmarks.faults.fuzz_worker import READERS, made_reader
 
 logging.disable(logging.CRITICAL)
 warnings.simplefilter("ignore")

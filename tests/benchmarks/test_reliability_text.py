@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.faults.hostile_text import KINDS, hostile_text
+from benchmarks.faults.model import tiny_embedder
+from benchmarks.faults.text import TEXTS, text_faults
 from promptembedder import PromptEmbedder
-from promptembedder.benchmarks.reliability_hostile_text import KINDS, hostile_text
-from promptembedder.benchmarks.reliability_model import tiny_embedder
-from promptembedder.benchmarks.reliability_text import TEXTS, text_faults
 
 PLAIN = "a plain text beside the others"
 

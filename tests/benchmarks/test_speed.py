@@ -11,10 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from promptembedder.backbones import Backbone
-from promptembedder.benchmarks import SpeedSettings, run_speed, slowest_profile, speed_markdown, write_speed
-from promptembedder.benchmarks.machine_rates import copy_rate, forward_flops, matmul_rate
-from promptembedder.benchmarks.speed_cases import (
+from benchmarks.speed.benchmark import SpeedConfig, run_speed, slowest_profile
+from benchmarks.speed.cases import (
     BARE,
     EXITS,
     HELD,
@@ -23,24 +21,26 @@ from promptembedder.benchmarks.speed_cases import (
     READ,
     SENTENCE_TRANSFORMERS,
     Case,
+    build_embedder,
     calls_of,
     last_token_model,
-    new_embedder,
     texts_of,
 )
-from promptembedder.benchmarks.speed_report import speed_ratio
+from benchmarks.speed.machine_rates import copy_rate, forward_flops, matmul_rate
+from benchmarks.speed.report import speed_markdown, speed_ratio, write_speed
+from promptembedder.backbone import Backbone
 from promptembedder.errors import ConfigError
 
 TINY = "random:tiny-llama"
 
 
 def embedder(case: Case, reader: str = TINY) -> Any:
-    return new_embedder(case, reader=reader, prompter=TINY, device="cpu", dtype="float32")
+    return build_embedder(case, reader=reader, prompter=TINY, device="cpu", dtype="float32")
 
 
-def settings(**changes: Any) -> SpeedSettings:
+def settings(**changes: Any) -> SpeedConfig:
     sizes = {"lengths": (8, 16), "length": 16, "texts": (1, 3), "instructions": (1, 2), "soft_tokens": (1, 2)}
-    return SpeedSettings(
+    return SpeedConfig(
         **{"reader": TINY, "dtype": "float32", "tokens": 32, "batch": 2, "repeats": 2, **sizes, **changes}
     )
 
@@ -96,11 +96,9 @@ def test_the_other_library_is_given_texts_and_not_chats() -> None:
     """An LLM with a chat template gets a system message before each text from it, if it finds the template."""
     case = Case(kind="mixed", length=30, texts=7)
     reader = embedder(case).encoder.reader
-    reader.tokenizer.foreign.chat_template = (
-        "{% for message in messages %}system: be kind {{ message.content }}{% endfor %}"
-    )
+    reader.tokenizer.hf.chat_template = "{% for message in messages %}system: be kind {{ message.content }}{% endfor %}"
     texts = texts_of(case, reader)
-    own = [len(reader.tokenizer.foreign(text)["input_ids"]) for text in texts]
+    own = [len(reader.tokenizer.hf(text)["input_ids"]) for text in texts]
     with last_token_model(reader, case) as other:
         assert other.preprocess(texts)["attention_mask"].sum(dim=1).tolist() == own
 
@@ -132,7 +130,7 @@ def test_a_run_has_every_case_and_the_same_run_again_measures_nothing(
         ("instructions", OURS),
         ("instructions", ONE_BY_ONE),
         ("soft_tokens", OURS),
-        *(("exit_depth", way) for way in EXITS),
+        *(("early_exit_fraction", way) for way in EXITS),
         ("epoch", READ),
         ("epoch", HELD),
     }
@@ -146,7 +144,7 @@ def test_a_run_has_every_case_and_the_same_run_again_measures_nothing(
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("promptembedder.benchmarks.speed.new_embedder", refused)
+    monkeypatch.setattr("benchmarks.speed.benchmark.build_embedder", refused)
     assert run_speed(settings(), tmp_path)["rows"] == first["rows"]
     with pytest.raises(AssertionError, match="measured again"):
         run_speed(settings(length=12), tmp_path)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from promptembedder.benchmarks.wordings import held_out_scores
+from benchmarks.quality.wordings import held_out_scores
 from promptembedder.training import TaskData, TrainingData
 
 

@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def run() -> Callable[..., Result]:
     """Calls the program with these words; what it raises by mistake is raised."""
-    from promptembedder.cli.app import app  # after the line on top
+    from promptembedder.cli.app import app
 
     def called(*words: object, env: dict[str, str] | None = None) -> Result:
         return CliRunner().invoke(app, [str(word) for word in words], env=env, catch_exceptions=False)

@@ -83,7 +83,7 @@ def test_search_needs_no_prompter_after_compile(
     words = ("search", model, "x", "--corpus", corpus, "--json")
     before = json.loads(run(*words).stdout)
     assert loaded[-1].encoder.prompter is not None
-    defaults = (before["instruction"], loaded[-1].encoder.settings.default_instruction)
+    defaults = (before["instruction"], loaded[-1].encoder.config.default_instruction)
     assert run("compile", model, *(word for text in defaults for word in ("--instruction", text))).exit_code == 0
     after = json.loads(run(*words).stdout)
     assert loaded[-1].encoder.prompter is None
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_changes_nothing(
     refused: Refused, model: Path, tmp_path: Path
 ) -> None:
     before = contents(tmp_path)
-    assert "is no saved model" in refused("compile", tmp_path / "nowhere", "--instruction", NEW)
+    assert "is not a saved model" in refused("compile", tmp_path / "nowhere", "--instruction", NEW)
     assert "blank" in refused("compile", model, "--instruction", NEW, "--instruction", " ")
     (tmp_path / "taken").mkdir()
     assert "exists" in refused("compile", model, "--instruction", NEW, "-o", tmp_path / "taken")

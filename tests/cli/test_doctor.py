@@ -25,10 +25,10 @@ def test_a_machine_on_which_the_suite_runs_is_well(run: Run, saved_model: Path) 
     found = findings(result)
     assert [one for one in found.values() if one["state"] == "broken"] == []
     assert found["package", "torch"]["state"] == found["extra", "serve"]["state"] == "ok"
-    assert "float32" in found["device", "cpu"]["says"]
+    assert "float32" in found["device", "cpu"]["detail"]
     assert found["backbone", "smollm2-135m"]["state"] == "ok"
     assert found["self-test", "random:tiny-llama"]["state"] == "ok"
-    assert "cosine 1.000000" in found["self-test", str(saved_model)]["says"]
+    assert "cosine 1.000000" in found["self-test", str(saved_model)]["detail"]
 
 
 def test_a_model_that_computes_other_vectors_is_broken(run: Run, saved_model: Path, tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_what_is_absent_comes_with_the_line_that_gets_it(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(doctor_checks, "version", without)
     extras = {one.name: one for one in doctor_checks.extras()}
-    assert (extras["search"].state, extras["search"].says) == ("absent", "no lancedb")
-    assert extras["search"].mend == 'pip install "promptembedder[search]"'
+    assert (extras["search"].state, extras["search"].detail) == ("absent", "no lancedb")
+    assert extras["search"].fix == 'pip install "promptembedder[search]"'
     packages = {one.name: one for one in doctor_checks.packages()}
-    assert (packages["safetensors"].state, packages["safetensors"].mend) == ("broken", 'pip install "safetensors>=0.5"')
-    assert packages["numpy"].says == "numpy 0.0.1 is not >=1.26"
+    assert (packages["safetensors"].state, packages["safetensors"].fix) == ("broken", 'pip install "safetensors>=0.5"')
+    assert packages["numpy"].detail == "numpy 0.0.1 is not >=1.26"
 
 
 def test_a_hub_out_of_reach_is_told_with_its_mend(run: Run) -> None:
@@ -64,4 +64,4 @@ def test_a_hub_out_of_reach_is_told_with_its_mend(run: Run) -> None:
     result = run("doctor", "--online", "--json")
     assert result.exit_code == 1
     hub = next(one for (part, _), one in findings(result).items() if part == "hub")
-    assert hub["state"] == "broken" and "HF_HUB_OFFLINE" in hub["mend"]
+    assert hub["state"] == "broken" and "HF_HUB_OFFLINE" in hub["fix"]

@@ -1,6 +1,5 @@
 """Laws of `promptembedder embed`."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from promptembedder import PromptEmbedder
+from promptembedder.model import model_identity
 
 COMPILED, OTHER = "Find texts on the same topic", "Find the text that answers the question"
 
@@ -27,9 +27,7 @@ def texts_in(corpus: Path) -> list[str]:
     return [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_last_line_of_stdout_says_what_was_written(
-    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_json_result_describes_the_written_file(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     result = run(
         "embed", saved_model, corpus, "--instruction", COMPILED, "--instruction", OTHER, "-o", output, "--json"
@@ -39,8 +37,7 @@ def test_the_last_line_of_stdout_says_what_was_written(
     assert said["columns"] == {"embedding_0": COMPILED, "embedding_1": OTHER}
     assert (said["output"], said["rows"], said["dim"], said["truncated"]) == (str(output), 7, 40, 0)
     assert said["rows_per_second"] == pytest.approx(said["rows"] / said["seconds"])
-    manifest = (saved_model / "promptembedder.json").read_bytes()
-    assert said["model_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert said["model_sha256"] == model_identity(saved_model).sha256
     assert pq.read_schema(output).metadata[b"promptembedder.model_sha256"].decode() == said["model_sha256"]
     model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
     for name, instruction in said["columns"].items():
@@ -48,7 +45,9 @@ def test_the_last_line_of_stdout_says_what_was_written(
         np.testing.assert_allclose(vectors_in(output, name), expected, atol=1e-5)
 
 
-def test_people_are_told_in_words(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
+def test_summary_contains_rows_dimensions_and_literal_instructions(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
     result = run("embed", saved_model, corpus, "--instruction", "[b]sort[/b] them", "-o", tmp_path / "out.parquet")
     assert result.exit_code == 0
     assert "7 rows of 40 dimensions" in result.stdout
@@ -72,7 +71,7 @@ def test_the_prompter_is_loaded_only_for_an_instruction_that_is_not_compiled(
         assert run("embed", saved_model, "--text", "a river", *asked).exit_code == 0
         assert len(loaded) % 2 == 0
         assert (loaded[-1].encoder.prompter is not None) == with_prompter
-    default = loaded[-1].encoder.settings.default_instruction
+    default = loaded[-1].encoder.config.default_instruction
     assert json.loads(result.stdout)["columns"] == {"embedding": default}
 
 
@@ -80,7 +79,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.parquet"
-    assert "is no saved model" in refused("embed", tmp_path / "nowhere", corpus, "-o", output)
+    assert "is not a saved model" in refused("embed", tmp_path / "nowhere", corpus, "-o", output)
     assert "does not exist" in refused("embed", saved_model, corpus, tmp_path / "missing.txt", "-o", output)
     assert "no column 'words'" in refused("embed", saved_model, corpus, "-o", output, "--text-column", "words")
     assert "no column 'key'" in refused("embed", saved_model, corpus, "-o", output, "--id-column", "key")
@@ -91,7 +90,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert output.read_bytes() == b"of yesterday"
 
 
-def test_bad_input_shows_before_a_model_is_loaded(
+def test_invalid_input_fails_before_a_model_is_loaded(
     refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path, loaded: list[PromptEmbedder]
 ) -> None:
     refused("embed", saved_model, corpus, tmp_path / "missing.txt", "-o", tmp_path / "out.parquet")
@@ -131,9 +130,7 @@ def test_an_instruction_in_the_environment_is_not_cut_into_words(
     assert list(json.loads(result.stdout)["columns"]) == ["embedding"]
 
 
-def test_a_folder_gets_shards_and_the_same_command_goes_on(
-    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_same_command_resumes_a_folder_of_shards(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     words = ("embed", saved_model, corpus, "--instruction", COMPILED, "-o", tmp_path / "out", "--shard-rows", 3)
     said = json.loads(run(*words, "--json").stdout)
     assert (said["rows"], said["shards"], said["skipped_shards"], said["rejected"]) == (7, 3, 0, 0)
@@ -143,24 +140,24 @@ def test_a_folder_gets_shards_and_the_same_command_goes_on(
     np.testing.assert_allclose(vectors, model.encode(texts_in(corpus), prompt=COMPILED), atol=1e-5)
     again = run(*words)
     assert again.exit_code == 0
-    assert "7 rows in 3 shards (3 of them were finished before)" in again.stdout
+    assert "7 rows in 3 shards (3 already complete)" in again.stdout
     assert again.stderr == ""
 
 
-def test_rows_of_a_corpus_that_cannot_be_used_are_told(run: Run, saved_model: Path, tmp_path: Path) -> None:
+def test_rejected_rows_are_counted(run: Run, saved_model: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "one", "year": "1999"}\nbroken\n')
     result = run("embed", saved_model, tmp_path / "texts.jsonl", "-o", tmp_path / "out", "--keep", "year:int")
     assert result.exit_code == 0
-    assert "1 rows could not be used" in result.stdout
-    assert "rejected-*.jsonl say which and why" in result.stdout
+    assert "1 row was rejected" in result.stdout
+    assert "rejected-*.jsonl" in result.stdout
     assert pq.read_table(next((tmp_path / "out").glob("part-*")))["year"].to_pylist() == [1999]
 
 
-def test_what_a_corpus_cannot_be_embedded_with_is_one_line(
+def test_invalid_corpus_options_are_one_line_errors(
     refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    assert "is one file. Name a folder" in refused("embed", saved_model, corpus, "-o", "v.parquet", "--engine", "ray")
+    assert "is one file. Give a folder" in refused("embed", saved_model, corpus, "-o", "v.parquet", "--engine", "ray")
     assert "engine must be local or ray" in refused("embed", saved_model, corpus, "-o", out, "--engine", "spark")
     assert "has the type 'date'" in refused("embed", saved_model, corpus, "-o", out, "--keep", "day:date")
     assert "stands for no file" in refused("embed", saved_model, tmp_path / "*.csv", "-o", out)
@@ -199,19 +196,17 @@ def test_lines_of_standard_input_are_texts(saved_model: Path) -> None:
     assert [line["text"] for line in printed(result)] == ["one", " two"]
     empty = CliRunner().invoke(app, words, input="\n\n", catch_exceptions=False)
     assert (empty.exit_code, empty.stdout) == (2, "")
-    assert "there is no text on standard input. Write one text a line." in empty.stderr
+    assert "no text on standard input. Write one text per line." in empty.stderr
 
 
-def test_a_backbone_is_embedded_with_untrained_and_says_so(run: Run) -> None:
+def test_backbone_is_embedded_untrained_with_a_warning(run: Run) -> None:
     result = run("embed", "random:tiny-llama", "--text", "one", "--instruction", COMPILED)
     assert result.exit_code == 0 and len(printed(result)) == 1
-    assert result.stderr == (
-        "random:tiny-llama is a backbone: its vectors come from a model that nothing has trained yet\n"
-    )
+    assert result.stderr == ("random:tiny-llama is a backbone: the vectors come from an untrained model\n")
 
 
 def test_texts_are_not_mixed_with_files(refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
-    mend = "texts given by --text or - are printed. Leave out --output and other files."
-    assert mend in refused("embed", saved_model, corpus, "--text", "one")
-    assert mend in refused("embed", saved_model, "--text", "one", "-o", tmp_path / "out.parquet")
-    assert mend in refused("embed", saved_model, "-", "-o", tmp_path / "out.parquet")
+    message = "the vectors of --text and - are printed. Omit --output and other files."
+    assert message in refused("embed", saved_model, corpus, "--text", "one")
+    assert message in refused("embed", saved_model, "--text", "one", "-o", tmp_path / "out.parquet")
+    assert message in refused("embed", saved_model, "-", "-o", tmp_path / "out.parquet")

@@ -96,16 +96,19 @@ def test_a_results_file_records_what_the_scores_hang_on(
     assert json.loads(result.stdout) == content
 
 
-def test_texts_can_leave_the_reader_early(run: Run, saved_model: Path, task_file: Path) -> None:
+def test_early_exit_fraction_changes_scores_and_is_recorded(run: Run, saved_model: Path, task_file: Path) -> None:
     words = ("evaluate", saved_model, "--tasks", task_file, "--only", "Pairs[1]", "--json")
-    found = {depth: json.loads(run(*words, "--exit-depth", depth).stdout) for depth in (0.34, 1.0)}
-    assert {depth: content["options"]["exit_depth"] for depth, content in found.items()} == {0.34: 0.34, 1.0: 1.0}
+    found = {depth: json.loads(run(*words, "--early-exit-fraction", depth).stdout) for depth in (0.34, 1.0)}
+    assert {depth: content["options"]["early_exit_fraction"] for depth, content in found.items()} == {
+        0.34: 0.34,
+        1.0: 1.0,
+    }
     assert found[0.34]["mean"] != found[1.0]["mean"]
     for model, depth, said in (
         (saved_model, 1.5, "at most 1, got 1.5"),
         ("frozen:mean:random:tiny-llama", 0.7, "is no PromptEmbedder: its texts leave no layer early. Leave 0.7 out"),
     ):
-        result = run("evaluate", model, "--tasks", task_file, "--exit-depth", depth)
+        result = run("evaluate", model, "--tasks", task_file, "--early-exit-fraction", depth)
         assert (result.exit_code, said in result.stderr.replace("\n", " ")) == (2, True)
 
 
@@ -121,19 +124,19 @@ def test_paraphrases_give_mean_spread_and_the_worth_of_the_right_instruction(
     assert (steering["coarse"], steering["fine"]) == ("Colour", "Size")
     assert (steering["coarse_own"], steering["fine_own"]) == pytest.approx((own["Colour"], own["Size"]))
     assert "±" in result.stderr
-    assert "the right instruction is worth" in result.stderr
+    assert "gain from the right instruction" in result.stderr
 
 
 def test_a_model_that_takes_no_instructions_gets_none(
     run: Run, saved_model: Path, task_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from promptembedder import models
+    from promptembedder import model as models
 
-    def opened(name: str, **_: Any) -> models.OpenedModel:
-        model = PromptEmbedder.from_pretrained(name, device="cpu")
-        return models.OpenedModel(name=name, model=model, takes_instructions=False)
+    def opened(name: str, **_: Any) -> models.LoadedEncoder:
+        loaded = PromptEmbedder.from_pretrained(name, device="cpu")
+        return models.LoadedEncoder(name=name, model=loaded, takes_instructions=False)
 
-    monkeypatch.setattr(models, "open_model", opened)
+    monkeypatch.setattr(models, "load_encoder", opened)
     result = run("evaluate", saved_model, "--tasks", task_file, "--only", "Colour", "--paraphrases", "--json")
     (score,) = json.loads(result.stdout)["scores"]
     assert score["instruction"] is None
@@ -148,17 +151,25 @@ def test_bad_input_is_one_line_and_exit_code_2_before_a_model_is_loaded(
     assert "cannot be read" in refused(*words, tmp_path / "nowhere.json")
     assert "mteb has no task 'Banking77'" in refused(*words, "Banking77")
     assert "no task is named" in refused(*words, ",")
-    assert "--limit and --only are for task files" in refused(*words, "STS12", "--limit", 10)
+    assert "--limit and --only need a task file" in refused(*words, "STS12", "--limit", 10)
     assert "has no task 'Coulour'. Did you mean 'Colour'" in refused(*words, task_file, "--only", "Coulour")
-    assert "limit 13 is more than Pairs[1] has: 12 rows" in refused(*words, task_file, "--limit", 13)
-    assert "in a folder that exists" in refused(*words, task_file, "-o", tmp_path / "no" / "out.json")
-    assert "in a folder that exists" in refused(*words, task_file, "-o", tmp_path)
+    assert "in an existing folder" in refused(*words, task_file, "-o", tmp_path / "no" / "out.json")
+    assert "in an existing folder" in refused(*words, task_file, "-o", tmp_path)
     task_file.write_text(json.dumps([{**json.loads(task_file.read_text())[0], "metric": "ndcg_at_10"}]))
-    assert "no metric of sts" in refused(*words, task_file)
+    assert "not a metric of sts" in refused(*words, task_file)
     assert loaded == []
 
 
-def test_a_model_that_is_none_is_refused(refused: Refused, task_file: Path, tmp_path: Path) -> None:
+def test_limit_above_the_rows_of_a_task_scores_all_its_rows(run: Run, saved_model: Path, task_file: Path) -> None:
+    """A limit above the size of one task of the file failed; now such a task is scored completely, with one notice."""
+    result = run("evaluate", saved_model, "--tasks", task_file, "--only", "Pairs[1]", "--limit", 13, "--json")
+    assert result.exit_code == 0
+    (score,) = json.loads(result.stdout)["scores"]
+    assert (score["rows"], score["rows_total"]) == (12, 12)
+    assert result.stderr.count("fewer rows than --limit 13, all of them scored: Pairs[1] (12)") == 1
+
+
+def test_missing_model_is_refused(refused: Refused, task_file: Path, tmp_path: Path) -> None:
     assert "nowhere" in refused("evaluate", tmp_path / "nowhere", "--tasks", task_file)
 
 
@@ -182,3 +193,28 @@ def test_a_file_of_options_does_what_the_options_do(
     config.write_text(json.dumps(content))
     said = json.loads(run("evaluate", "--config", config, "--seed", 2, "--json").stdout)
     assert [(score["task"], score["limit"], score["seed"]) for score in said["scores"]] == [("Colour", 8, 2)]
+
+
+def test_aspects_are_scored_as_by_the_library(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    from promptembedder.evaluation.aspects import aspect_scores, read_aspects
+
+    rows = [{"text": f"{colour} {size}"} for colour in COLOURS for size in SIZES]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    shared = {"corpus": "things", "file": "rows.jsonl", "kind": "unseen"}
+    entries = [
+        {**shared, "attribute": "colour", "instruction": "Which colour?", "triplets": [[0, 1, 4], [1, 2, 5]]},
+        {**shared, "attribute": "size", "instruction": "Which size?", "triplets": [[0, 4, 1], [1, 5, 2]]},
+    ]
+    path = tmp_path / "aspects.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    result = run("evaluate", saved_model, "--aspects", path, "--json", "-o", tmp_path / "out.json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    expected = aspect_scores(model, read_aspects(path))
+    assert [aspect["own"] for aspect in record["aspects"]] == [score.own for score in expected]
+    assert json.loads((tmp_path / "out.json").read_text())["means"] == record["means"]
+
+
+def test_tasks_and_aspects_exclude_each_other(refused: Refused, saved_model: Path) -> None:
+    assert "either --tasks or --aspects" in refused("evaluate", saved_model)

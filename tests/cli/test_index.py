@@ -106,6 +106,9 @@ def test_rows_are_added_filtered_and_deleted(run: Run, saved_model: Path, dated:
     added = said(run("index", more, "--table", table, "--model", saved_model, "--add", "--json"))
     assert (added["rows"], added["added"], added["instruction"]) == (14, 2, DEFAULT)
     hits = said(run(*asked, "--where", "lang = 'de'"))["hits"]
+    empty = run(*asked, "--where", "year > 9999")
+    assert (empty.exit_code, said(empty)["hits"]) == (0, [])
+    assert "no row fits the filter" in empty.stderr  # an empty table looked like a failure
     assert {hit["id"]: hit["metadata"]["year"] for hit in hits} == {"new": 2001, "blank": None}
     left = said(run("index", "--table", table, "--delete", "year < 2000", "--json"))
     assert (left["rows"], left["deleted"], left["added"]) == (4, 10, 0)
@@ -138,7 +141,7 @@ def test_a_query_with_another_model_is_refused_before_it_is_loaded(
     run("index", corpus, "--table", table, "--model", saved_model)
     shutil.copytree(saved_model, other)
     content = json.loads((other / "promptembedder.json").read_text())
-    content["provenance"]["recipe"] = "another one"
+    content["config"]["max_seq_length"] = 99
     del content["sha256"]  # format 2 has none, and may be edited
     (other / "promptembedder.json").write_text(json.dumps({**content, "format": 2}))
     loaded.clear()
@@ -147,8 +150,8 @@ def test_a_query_with_another_model_is_refused_before_it_is_loaded(
         ("index", corpus, "--table", table, "--model", other, "--add"),
     ):
         told = refused(*words)
-        assert f"vectors of the model {saved_model} (manifest " in told
-        assert f"not of {other} (manifest " in told
+        assert f"vectors of the model {saved_model} (sha256 " in told
+        assert f"not of {other} (sha256 " in told
     assert loaded == []
     moved = tmp_path / "moved"
     shutil.copytree(saved_model, moved)
@@ -170,19 +173,19 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
     new, texts = ("--table", tmp_path / "new"), ("--model", saved_model)
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--table", table), "nothing to do"),
-        (("--table", table, "--add"), "nothing to add"),
-        ((dated, "--table", table, "--delete", "true"), "without a SOURCE"),
-        ((vectors, "--table", table, "--add", "--overwrite"), "Say one of them"),
-        ((vectors, "--table", table, "--add", "--exact-below", "5"), "settled when the table is made"),
+        (("--table", table, "--add"), "no rows to add"),
+        ((dated, "--table", table, "--delete", "true"), "does not accept a SOURCE"),
+        ((vectors, "--table", table, "--add", "--overwrite"), "Give one of the two"),
+        ((vectors, "--table", table, "--add", "--exact-below", "5"), "applies only to a new table"),
         ((dated, "--table", table, *texts), "is a table already"),
         ((dated, "--table", tmp_path, *texts, "--overwrite"), "holds other things"),
         ((dated, *new), "no Parquet file that can be read"),
         ((vectors, *new), "several columns of vectors"),
-        ((vectors, *new, *texts), "holds vectors already. Leave out --model"),
-        ((vectors, *new, "--id-column", "key"), "--id-column is for texts"),
-        ((vectors, *new, "--reader", "x"), "--reader is for --model"),
-        ((dated, *new, *texts, "--column", "embedding"), "--column names vectors"),
-        ((dated, *new, "--model", tmp_path / "nowhere"), "is no saved model"),
+        ((vectors, *new, *texts), "already contains vectors. Omit --model"),
+        ((vectors, *new, "--id-column", "key"), "--id-column needs --model"),
+        ((vectors, *new, "--reader", "x"), "--reader needs --model"),
+        ((dated, *new, *texts, "--column", "embedding"), "--column selects existing vectors"),
+        ((dated, *new, "--model", tmp_path / "nowhere"), "is not a saved model"),
         ((tmp_path / "missing.txt", *new, *texts), "does not exist"),
         ((dated, *new, *texts, "--metadata", "author"), "row 1 has no column 'author' for the metadata: found id"),
         ((dated, *new, *texts, "--metadata", "year"), "holds '1990' (int), which is no str"),
@@ -190,7 +193,7 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
         ((dated, *new, *texts, "--metadata", "year:date"), "cannot be of the type 'date'"),
         ((dated, *new, *texts, "--metadata", "text"), "cannot be called 'text'"),
         ((dated, *new, *texts, "--text-column", "words"), "no column 'words'"),
-        ((dated, *new, *texts, "--id-column", "lang"), "the id 'en' is there twice"),
+        ((dated, *new, *texts, "--id-column", "lang"), "the id 'en' is repeated"),
         ((dated, "--table", table, *texts, "--add"), "the id 'doc-0' is in the table already"),
         ((dated, "--table", table, *texts, "--add", "--instruction", "Sort"), "read under 'Sort'"),
         ((dated, "--table", table, *texts, "--add", "--metadata", "lang"), "metadata lang:str, the table has year:int"),
@@ -203,8 +206,8 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
     for words, told in (
         ((), "either --corpus FILE or --table DIR"),
         (("--corpus", dated, "--table", table), "either --corpus FILE or --table DIR"),
-        (("--corpus", dated, "--where", "year > 1"), "--where is for --table"),
-        (("--table", table, "--document-instruction", "x"), "a table has its instruction"),
+        (("--corpus", dated, "--where", "year > 1"), "--where needs --table"),
+        (("--table", table, "--document-instruction", "x"), "a table has a fixed instruction"),
         (("--table", table, "--where", "yeer > 2000"), "Columns: id, text, year."),
         (("--table", tmp_path / "nowhere"), "is no table"),
     ):

@@ -73,10 +73,10 @@ def test_texts_are_compared_and_mapped_under_instructions(run: Run, saved_model:
 def test_bad_input_is_one_line_with_the_mend(
     run: Run, refused: Refused, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "holds no readable metrics.jsonl" in refused("plot", "training", tmp_path)
+    assert "contains no readable metrics.jsonl" in refused("plot", "training", tmp_path)
     other = write(tmp_path / "other.json", {"runs": [{"reader": "a"}]})
-    assert "promptembedder bench quality wrote" in refused("plot", "quality", other)
-    assert "promptembedder bench move wrote" in refused("plot", "moves", tmp_path / "nowhere.json")
+    assert "python -m benchmarks quality wrote" in refused("plot", "quality", other)
+    assert "python -m benchmarks transfer wrote" in refused("plot", "moves", tmp_path / "nowhere.json")
     strange = tmp_path / "texts.xyz"
     strange.write_text("?", encoding="utf-8")
     assert "texts.xyz" in refused("plot", "similarity", saved_model, strange)

@@ -1,6 +1,7 @@
 """Laws of `promptembedder search`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_hits_are_those_of_a_slow_plain_reference(
     np.testing.assert_allclose([hit["score"] for hit in said["hits"]], [scores[row] for row in expected], atol=1e-5)
 
 
-def test_people_see_each_hit_on_one_line_without_control_characters(run: Run, saved_model: Path, corpus: Path) -> None:
+def test_printed_hits_contain_no_control_characters(run: Run, saved_model: Path, corpus: Path) -> None:
     result = run("search", saved_model, "two lines", "--corpus", corpus, "--k", "7")
     assert result.exit_code == 0
     assert "7 texts" in result.stdout
@@ -58,16 +59,21 @@ def test_people_see_each_hit_on_one_line_without_control_characters(run: Run, sa
     assert result.stderr == ""
 
 
-def test_a_long_text_is_cut_to_the_line(run: Run, saved_model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "long.txt"
-    path.write_text("word " * 100 + "\n")
+def test_narrow_terminal_shows_rank_score_and_id(
+    run: Run, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 80 columns a long text left no room for rank, score and id."""
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"id": "doc-1", "text": "word " * 100}) + "\n")
     result = run("search", saved_model, "word", "--corpus", path)
-    lines = [line for line in result.stdout.splitlines() if "word" in line]
-    assert len(lines) == 1
-    assert "…" in lines[0]
+    first = next(line for line in result.stdout.splitlines() if "word" in line)
+    assert re.search(r"1 .* -?[01]\.\d{4} .*doc-1 .*word", first)
+    assert "1 text," in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_the_prompter_stays_at_home_if_both_instructions_are_compiled(
+def test_prompter_is_not_loaded_if_both_instructions_are_compiled(
     run: Run, saved_model: Path, corpus: Path, loaded: list[PromptEmbedder]
 ) -> None:
     words = ("search", saved_model, "x", "--corpus", corpus, "--document-instruction", COMPILED)
@@ -82,7 +88,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_a_model_is_loaded(
 ) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
-    assert "is no saved model" in refused("search", tmp_path / "nowhere", "x", "--corpus", corpus)
+    assert "is not a saved model" in refused("search", tmp_path / "nowhere", "x", "--corpus", corpus)
     assert "does not exist" in refused("search", saved_model, "x", "--corpus", tmp_path / "missing.txt")
     assert "holds no rows" in refused("search", saved_model, "x", "--corpus", empty)
     assert "no column 'words'" in refused("search", saved_model, "x", "--corpus", corpus, "--text-column", "words")
@@ -90,9 +96,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_a_model_is_loaded(
     assert loaded == []
 
 
-def test_unknown_keys_and_no_hits_are_refused_by_name(
-    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_unknown_keys_and_zero_k_are_refused(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     config = tmp_path / "search.yaml"
     config.write_text("hits: 3\n")
     for words, named in ((("--config", config), "hits"), (("-k", 0), "-k")):

@@ -16,9 +16,9 @@ Refused = Callable[..., str]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--host", "0.0.0.0"), "can be reached from other machines and no API key is set"),
-        (("--host", "example.org"), "can be reached from other machines and no API key is set"),
-        (("--host", "::"), "can be reached from other machines and no API key is set"),
+        (("--host", "0.0.0.0"), "is reachable from other machines and no API key is set"),
+        (("--host", "example.org"), "is reachable from other machines and no API key is set"),
+        (("--host", "::"), "is reachable from other machines and no API key is set"),
         (("--host", "192.0.2.1", "--without-keys"), "cannot listen on 192.0.2.1"),
         (("--instructions", "some"), "instructions must be free or compiled"),
         (("--truncate", "both"), "truncate must be error, left or right"),
@@ -32,27 +32,25 @@ Refused = Callable[..., str]
     ],
     ids=str,
 )
-def test_what_cannot_be_served_is_told_in_one_line(
+def test_invalid_options_are_one_line_errors_before_loading(
     refused: Refused, saved_model: Path, loaded: list[PromptEmbedder], words: tuple[str, ...], said: str
 ) -> None:
     assert said in refused("serve", saved_model, *words)
     assert loaded == []
 
 
-def test_no_model_and_an_empty_or_weak_file_of_keys_are_told(
-    refused: Refused, saved_model: Path, tmp_path: Path
-) -> None:
-    assert "is no saved model" in refused("serve", tmp_path)
+def test_missing_model_and_invalid_key_files_are_refused(refused: Refused, saved_model: Path, tmp_path: Path) -> None:
+    assert "is not a saved model" in refused("serve", tmp_path)
     keys = tmp_path / "keys"
     keys.write_text("# none yet\n\n")
-    assert "holds no API key" in refused("serve", saved_model, "--api-keys-file", keys)
+    assert "contains no API key" in refused("serve", saved_model, "--api-keys-file", keys)
     keys.write_text("short\n")
     assert "fewer than 16 characters" in refused("serve", saved_model, "--api-keys-file", keys)
     keys.write_bytes(b"\xff\xfe\xff")
     assert "cannot read the API keys" in refused("serve", saved_model, "--api-keys-file", keys)
 
 
-def test_a_port_in_use_is_told_in_one_line(refused: Refused, saved_model: Path) -> None:
+def test_port_in_use_is_a_one_line_error(refused: Refused, saved_model: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -60,6 +58,6 @@ def test_a_port_in_use_is_told_in_one_line(refused: Refused, saved_model: Path) 
     assert "address already in use. Try another --port" in said
 
 
-def test_keys_are_no_option(run: Run, saved_model: Path) -> None:
+def test_api_keys_are_not_accepted_on_the_command_line(run: Run, saved_model: Path) -> None:
     assert run("serve", saved_model, "--api-keys", "k-0123456789abcdef").exit_code == 2
     assert "--api-key " not in run("serve", "--help").stdout

@@ -29,7 +29,7 @@ def test_a_table_of_two_columns_is_enough(run: Run, table: Path, tmp_path: Path)
     assert result.exit_code == 0
     said = json.loads(result.stdout.splitlines()[-1])
     assert (said["model"], said["steps"], said["train_pairs"]) == (str(output), 3, 40)
-    assert "queries are in column 'question', their texts in 'answer'" in result.stderr
+    assert "query column: 'question', text column: 'answer'" in result.stderr
     model = PromptEmbedder.from_pretrained(output, device="cpu")
     assert "Find the answer" in (output / "recipe.yaml").read_text()
     vectors = model.encode_query(["what is 2 and one"])
@@ -50,13 +50,13 @@ def test_trackers_get_what_the_metrics_file_gets(run: Run, table: Path, tmp_path
     assert len(expected) == 2
 
 
-def test_nothing_is_tracked_unless_asked_for(run: Run, table: Path, tmp_path: Path) -> None:
+def test_no_tracker_runs_by_default(run: Run, table: Path, tmp_path: Path) -> None:
     assert run("train", "--data", table, *WORDS, "-o", tmp_path / "mine", "--steps", "1").exit_code == 0
     assert list((tmp_path / "mine").rglob("events.*")) == []
 
 
-def test_bad_words_are_one_line(refused: Refused, table: Path, tmp_path: Path) -> None:
-    assert "Name a recipe, or a table of pairs with --data FILE" in refused("train")
+def test_invalid_options_are_one_line_errors(refused: Refused, table: Path, tmp_path: Path) -> None:
+    assert "Give a recipe, or a table of pairs with --data FILE" in refused("train")
     words = ("train", "--data", table, *WORDS, "-o", tmp_path / "mine", "--steps", "1")
     assert "unknown run.report_to 'comet'. Use one of: tensorboard" in refused(*words, "--report-to", "comet")
     assert "row 1 has no 'title': found 'question', 'answer'" in refused(*words, "--columns", "title,answer")
@@ -65,8 +65,36 @@ def test_bad_words_are_one_line(refused: Refused, table: Path, tmp_path: Path) -
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_told_with_its_install_line(
-    refused: Refused, table: Path, tmp_path: Path
-) -> None:
+def test_missing_tracker_error_contains_the_install_command(refused: Refused, table: Path, tmp_path: Path) -> None:
     words = ("train", "--data", table, *WORDS, "-o", tmp_path / "mine", "--steps", "1")
     assert "wandb is not installed. Run: pip install wandb" in refused(*words, "--report-to", "wandb")
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_training_refuses_a_folder_of_other_files(
+    refused: Refused, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: tuple[str, ...]
+) -> None:
+    """`--output d` and `--output .` overwrote files of a folder that is neither a model nor a run."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    monkeypatch.chdir(folder)
+    for output in (str(folder), "."):
+        line = refused("train", "--data", table, *WORDS, "-o", output, "--steps", "1", *overwrite)
+        assert "contains other files" in line
+    assert [path.name for path in folder.iterdir()] == ["README.md"]
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_training_refuses_a_blank_output(refused: Refused, table: Path) -> None:
+    """A blank `--output` was the current folder."""
+    assert "output folder is blank" in refused("train", "--data", table, *WORDS, "-o", "", "--steps", "1")
+    assert "output folder is blank" in refused("transfer", "m", "--to", "random:tiny-gpt2", "-o", "")
+    assert "output folder is blank" in refused("quickstart", "-o", "")
+
+
+def test_next_line_quotes_a_path_with_spaces(run: Run, table: Path, tmp_path: Path) -> None:
+    """The printed command could not be copied if the path had spaces."""
+    output = tmp_path / "my model"
+    result = run("train", "--data", table, *WORDS, "-o", output, "--steps", "1")
+    assert f"promptembedder search '{output}'" in result.stdout

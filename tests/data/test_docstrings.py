@@ -11,19 +11,19 @@ from textwrap import dedent
 import pytest
 
 from promptembedder import data
-from promptembedder.data import DocstringCorpus, Pair, docstring_corpus, docstrings, training_pairs
+from promptembedder.data import DocstringCorpus, Pair, docstrings, load_docstring_corpus, sample_training_pairs
 from promptembedder.errors import ConfigError, DataError
 
 DIGEST_PROGRAM = """
 import hashlib
-from promptembedder.data import docstring_corpus
-print(hashlib.sha256(repr(docstring_corpus()).encode()).hexdigest())
+from promptembedder.data import load_docstring_corpus
+print(hashlib.sha256(repr(load_docstring_corpus()).encode()).hexdigest())
 """
 
 
 @pytest.fixture(scope="module")
 def corpus() -> DocstringCorpus:
-    return docstring_corpus()
+    return load_docstring_corpus()
 
 
 def name_of(pair: Pair) -> str:
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
 
 
 def pairs_of(source: str, *, max_document_chars: int = 1200) -> list[Pair]:
-    return list(docstrings.pairs_of_source(dedent(source), "pkg.mod", max_document_chars=max_document_chars))
+    return list(docstrings.extract_pairs(dedent(source), "pkg.mod", max_document_chars=max_document_chars))
 
 
 def function(docstring: str, body: str = "return x + 1") -> str:
@@ -89,10 +89,10 @@ def test_the_corpus_does_not_depend_on_the_order_of_the_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library(tmp_path, monkeypatch)
-    before = docstring_corpus()
+    before = load_docstring_corpus()
     listed = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: reversed(sorted(listed(self))))
-    assert docstring_corpus() == before
+    assert load_docstring_corpus() == before
 
 
 def library(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
@@ -121,7 +121,7 @@ def test_packages_are_walked_and_tests_and_foreign_code_are_not(
         _pyio=function("Return a second copy of something.", "return x + 6"),
     )
     (tmp_path / "d" / "__init__.py").write_text(function("Return what the package itself holds.", "return x + 7"))
-    assert names_of(docstring_corpus()) == ["a.f", "b.f", "c.f", "d.e.f", "d.f"]
+    assert names_of(load_docstring_corpus()) == ["a.f", "b.f", "c.f", "d.e.f", "d.f"]
 
 
 def test_a_sentence_that_two_functions_share_is_dropped_from_both(
@@ -133,29 +133,29 @@ def test_a_sentence_that_two_functions_share_is_dropped_from_both(
         d=function("Return the same thing twice.", "return x + 4"),
         e=function("return The same\n    thing, twice", "return x + 5").replace('"""r', '"""R'),
     )
-    assert names_of(docstring_corpus()) == ["a.f", "b.f", "c.f"]
+    assert names_of(load_docstring_corpus()) == ["a.f", "b.f", "c.f"]
 
 
 def test_of_equal_bodies_only_the_first_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library(tmp_path, monkeypatch, d=function("Return a copy of another body.", "return x + 'a'"))
-    assert names_of(docstring_corpus()) == ["a.f", "b.f", "c.f"]
+    assert names_of(load_docstring_corpus()) == ["a.f", "b.f", "c.f"]
 
 
 def test_files_that_cannot_be_parsed_or_decoded_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library(tmp_path, monkeypatch, d="def (:", e="# coding: unheard-of\n", g="x = '\0'")
     (tmp_path / "h.py").write_bytes(b"x = '\xff'")
-    assert names_of(docstring_corpus()) == ["a.f", "b.f", "c.f"]
+    assert names_of(load_docstring_corpus()) == ["a.f", "b.f", "c.f"]
 
 
 def test_a_python_without_the_source_of_its_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(tmp_path / "python.zip"))
     with pytest.raises(DataError, match=r"no documented function in .*python\.zip"):
-        docstring_corpus()
+        load_docstring_corpus()
 
 
 def test_a_limit_of_no_characters_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_document_chars must be at least 1, got 0"):
-        docstring_corpus(max_document_chars=0)
+        load_docstring_corpus(max_document_chars=0)
 
 
 def test_a_document_is_the_qualified_name_the_signature_and_the_body() -> None:
@@ -265,17 +265,19 @@ def test_a_document_that_would_lose_its_whole_body_is_left_out() -> None:
 
 
 def test_training_pairs_are_a_seeded_subsample(corpus: DocstringCorpus) -> None:
-    pairs = training_pairs(corpus, 50, seed=1)
-    assert pairs == training_pairs(corpus, 50, seed=1)
-    assert pairs != training_pairs(corpus, 50, seed=2)
+    pairs = sample_training_pairs(corpus, 50, seed=1)
+    assert pairs == sample_training_pairs(corpus, 50, seed=1)
+    assert pairs != sample_training_pairs(corpus, 50, seed=2)
     assert len(set(pairs)) == 50
     assert set(pairs) <= set(corpus.train)
 
 
 def test_a_search_task_holds_the_answer_of_every_query_among_test_documents(corpus: DocstringCorpus) -> None:
-    task = data.search_task(corpus, 20, documents=90, seed=3)
+    task = data.build_search_task(corpus, 20, documents=90, seed=3)
     assert (
-        task == data.search_task(corpus, 20, documents=90, seed=3) != data.search_task(corpus, 20, documents=90, seed=4)
+        task
+        == data.build_search_task(corpus, 20, documents=90, seed=3)
+        != data.build_search_task(corpus, 20, documents=90, seed=4)
     )
     assert (len(task.queries), len(task.documents), len(task.relevant)) == (20, 90, 20)
     by_anchor = {pair.anchor: pair.positive for pair in corpus.test}
@@ -291,10 +293,10 @@ def test_a_search_task_holds_the_answer_of_every_query_among_test_documents(corp
 def test_more_than_there_is_cannot_be_asked_for(corpus: DocstringCorpus) -> None:
     available = corpus.counts
     with pytest.raises(ConfigError, match=f"there are {available['train']}. Ask for 1 to {available['train']}"):
-        training_pairs(corpus, available["train"] + 1, seed=0)
+        sample_training_pairs(corpus, available["train"] + 1, seed=0)
     with pytest.raises(ConfigError, match="cannot take 0 training pairs"):
-        training_pairs(corpus, 0, seed=0)
+        sample_training_pairs(corpus, 0, seed=0)
     with pytest.raises(ConfigError, match=f"test documents: there are {available['test']}"):
-        data.search_task(corpus, 1, documents=available["test"] + 1, seed=0)
+        data.build_search_task(corpus, 1, documents=available["test"] + 1, seed=0)
     with pytest.raises(ConfigError, match="cannot take 8 test queries: there are 7"):
-        data.search_task(corpus, 8, documents=7, seed=0)
+        data.build_search_task(corpus, 8, documents=7, seed=0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.data import pair_columns, read_pairs
+from promptembedder.data import detect_pair_columns, read_pairs
 from promptembedder.errors import ConfigError, DataError
 
 
@@ -30,7 +30,7 @@ def test_columns_are_found_by_name_or_because_there_are_two(
 ) -> None:
     names = header.split(",")
     path = written(tmp_path, header, ",".join(f"of {name}" for name in names))
-    found = pair_columns(path)
+    found = detect_pair_columns(path)
     assert (found.anchor, found.positive) == (anchor, positive)
     pair = read_pairs(path).pairs[0]
     assert (pair.anchor, pair.positive) == (f"of {anchor}", f"of {positive}")
@@ -41,7 +41,7 @@ def test_columns_are_found_by_name_or_because_there_are_two(
 def test_columns_that_could_be_anything_are_asked_for(header: str, tmp_path: Path) -> None:
     path = written(tmp_path, header, ",".join(header.split(",")))
     with pytest.raises(DataError, match=r"row 1 has no '(anchor|positive)': found .*columns=\[QUERY, TEXT\]"):
-        pair_columns(path)
+        detect_pair_columns(path)
 
 
 @pytest.mark.parametrize("header", ["a,b," + "x" * 5000, ",".join(f"c{n}" for n in range(9000))], ids=["long", "many"])
@@ -49,13 +49,13 @@ def test_columns_of_a_stranger_do_not_fill_the_message(header: str, tmp_path: Pa
     """A name of five thousand letters was repeated whole."""
     path = written(tmp_path, header, header)
     with pytest.raises(DataError) as refused:
-        pair_columns(path)
+        detect_pair_columns(path)
     assert len(str(refused.value)) < 2500
 
 
 def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
     path = written(tmp_path, "a,b,c", "1,2,3")
-    found = pair_columns(path, ["c", "a", "b"])
+    found = detect_pair_columns(path, ["c", "a", "b"])
     assert (found.anchor, found.positive, found.negative) == ("c", "a", "b")
     with pytest.raises(ConfigError, match="must name anchor, positive and maybe negative, got \\['a'\\]"):
-        pair_columns(path, ["a"])
+        detect_pair_columns(path, ["a"])

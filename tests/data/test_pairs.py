@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptembedder.data import Pair, datasets_of, read_pairs
+from promptembedder.data import Pair, build_datasets, read_pairs
 from promptembedder.errors import ConfigError, DataError
 
 files_take_their_time = settings(deadline=None)  # of a busy disk, not of the code
@@ -94,7 +94,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
 @files_take_their_time
 @given(st.lists(st.builds(Pair, anchor=TEXT, positive=TEXT, negative=st.none() | TEXT), max_size=8))
 def test_data_sets_hold_every_pair_once_and_no_nulls(pairs: list[Pair]) -> None:
-    parts = datasets_of(pairs, "nli")
+    parts = build_datasets(pairs, "nli")
     bare = [{"anchor": pair.anchor, "positive": pair.positive} for pair in pairs if pair.negative is None]
     full = [
         {"anchor": pair.anchor, "positive": pair.positive, "negative": pair.negative}
@@ -107,6 +107,6 @@ def test_data_sets_hold_every_pair_once_and_no_nulls(pairs: list[Pair]) -> None:
 
 def test_columns_stand_in_the_order_that_losses_read_them(tmp_path: Path) -> None:
     rows = [{"positive": "a", "anchor": "q"}, {"negative": "n", "positive": "a", "anchor": "q"}]
-    parts = datasets_of(read_pairs(written(tmp_path / "a.jsonl", rows)), "t")
+    parts = build_datasets(read_pairs(written(tmp_path / "a.jsonl", rows)), "t")
     assert parts["t"].column_names == ["anchor", "positive"]
     assert parts["t+negatives"].column_names == ["anchor", "positive", "negative"]

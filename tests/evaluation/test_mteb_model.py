@@ -16,8 +16,8 @@ from mteb.types import PromptType
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.evaluation import EvaluationTask, TaskInstructedEncoder, model_meta, read_tasks
-from promptembedder.evaluation.mteb_tasks import local_task
-from promptembedder.evaluation.random_state import kept_random_state
+from promptembedder.evaluation.mteb_tasks import build_local_task
+from promptembedder.evaluation.task_score import preserve_rng
 
 FIND, STORE = "find the thing", "say what it is"
 
@@ -31,17 +31,17 @@ def saved(new_model: Callable[..., PromptEmbedder], tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """Without warnings of what mteb does not know about a model, and of tiny data."""
-    with kept_random_state(), warnings.catch_warnings():
+    with preserve_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @pytest.fixture
 def tasks(task_file: Path) -> dict[str, mteb.AbsTask]:
-    return {task.name: local_task(task) for task in read_tasks(task_file) if isinstance(task, EvaluationTask)}
+    return {task.name: build_local_task(task) for task in read_tasks(task_file) if isinstance(task, EvaluationTask)}
 
 
-class _Asked:
+class _HookState:
     """Notes what a model is asked for."""
 
     def __init__(self, model: PromptEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_each_task_is_read_under_its_own_instruction(
     new_model: Callable[..., PromptEmbedder], tasks: dict[str, mteb.AbsTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = new_model("tiny-qwen3")
-    asked = _Asked(model, monkeypatch)
+    asked = _HookState(model, monkeypatch)
     mteb.evaluate(
         model_meta(model), [tasks["Search"], tasks["Alike"]], cache=None, co2_tracker=False, show_progress_bar=False
     )
@@ -132,7 +132,7 @@ def test_mtebs_own_checks_pass(new_model: Callable[..., PromptEmbedder], monkeyp
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path: Path, new_model: Callable[..., PromptEmbedder]) -> None:
-    with pytest.raises(ModelFormatError, match="is no saved model"):
+    with pytest.raises(ModelFormatError, match="is not a saved model"):
         model_meta(tmp_path)
     with pytest.raises(ConfigError, match="mteb wants names of the form owner/name, got 'mine'"):
         model_meta(new_model(), name="mine")
@@ -158,4 +158,4 @@ def test_mtebs_command_line_runs_a_saved_folder(
     assert json.loads(written.read_text())["task_name"] == "Alike"
 
     result = CliRunner().invoke(app, ["mteb", "run", "-m", str(tmp_path), "-t", "Alike"])
-    assert (result.exit_code, "is no saved model" in result.stderr) == (2, True)
+    assert (result.exit_code, "is not a saved model" in result.stderr) == (2, True)

@@ -92,7 +92,7 @@ def test_data_from_the_hub_is_scored_under_the_tasks_instruction(
 
 def test_the_size_of_a_retrieval_task_is_that_of_queries_and_documents(task_file: Path) -> None:
     from promptembedder.evaluation import read_tasks
-    from promptembedder.evaluation.mteb_tasks import local_task
+    from promptembedder.evaluation.mteb_tasks import build_local_task
 
     (task,) = read_tasks(task_file, only=["Search"])
-    assert module.task_sizes(local_task(task)) == (30, 400)
+    assert module.task_sizes(build_local_task(task)) == (30, 400)

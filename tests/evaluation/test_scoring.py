@@ -18,10 +18,10 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from promptembedder import PromptEmbedder
 from promptembedder.errors import DataError
 from promptembedder.evaluation import EvaluationTask, TaskScore, read_tasks, score_tasks, subsample
-from promptembedder.evaluation.mteb_encoder import InstructedEncoder
-from promptembedder.evaluation.random_state import kept_random_state
+from promptembedder.evaluation.mteb_encoder import MtebAdapter
 from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, SearchData
-from promptembedder.models import Encoder
+from promptembedder.evaluation.task_score import preserve_rng
+from promptembedder.model import Encoder
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_retrieval_is_the_ndcg_of_sentence_transformers(
         {query: set(grades) for query, grades in same_grade.items()},
         name="all",
         query_prompt=task.instruction,
-        corpus_prompt=model.encoder.settings.default_instruction,
+        corpus_prompt=model.encoder.config.default_instruction,
         write_csv=False,
     )
     metrics = evaluator(model)
@@ -119,10 +119,10 @@ def test_the_cache_does_not_change_the_scores(
     cached = score_tasks(encoder, list(tasks.values()), takes_instructions=False)
     calls, encoder.calls = encoder.calls, []
 
-    def uncached(self: InstructedEncoder, inputs: Any, **_: Any) -> np.ndarray:
+    def uncached(self: MtebAdapter, inputs: Any, **_: Any) -> np.ndarray:
         return encoder.encode([text for batch in inputs for text in batch["text"]])
 
-    monkeypatch.setattr(InstructedEncoder, "encode", uncached)
+    monkeypatch.setattr(MtebAdapter, "encode", uncached)
     plain = score_tasks(encoder, list(tasks.values()), takes_instructions=False)
     assert [score.details for score in cached] == [score.details for score in plain]
     assert sum(len(texts) for _, texts in calls) < sum(len(texts) for _, texts in encoder.calls)
@@ -207,11 +207,11 @@ def test_tokens_are_those_that_the_model_reads(model: PromptEmbedder, tasks: dic
 
 
 def test_the_settings_of_the_same_official_task_are_used(encoder: Encoder, tasks: dict[str, EvaluationTask]) -> None:
-    from promptembedder.evaluation.mteb_tasks import local_task
+    from promptembedder.evaluation.mteb_tasks import build_local_task
 
     official = EvaluationTask(**{**vars(tasks["First"]), "mteb_name": "AmazonCounterfactualClassification (en)"})
-    assert local_task(official).samples_per_label == 32
-    assert local_task(tasks["First"]).samples_per_label == 8
+    assert build_local_task(official).samples_per_label == 32
+    assert build_local_task(tasks["First"]).samples_per_label == 8
     unknown = EvaluationTask(**{**vars(tasks["Alike"]), "mteb_name": "STSBenchmrk"})
     with pytest.raises(DataError, match="mteb has no task 'STSBenchmrk'. Did you mean STSBenchmark"):
         score_tasks(encoder, [tasks["First"], unknown])
@@ -241,7 +241,7 @@ def test_the_callers_random_generators_and_progress_bars_stay_as_they_were(
 
 def test_generators_are_given_back_even_after_an_error() -> None:
     before = random.getstate(), torch.get_rng_state()
-    with pytest.raises(RuntimeError), kept_random_state():
+    with pytest.raises(RuntimeError), preserve_rng():
         random.seed(7)
         torch.manual_seed(7)
         raise RuntimeError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation import EvaluationTask, instruction_steering, read_tasks, steered_pairs, subsample
+from promptembedder.evaluation import EvaluationTask, instruction_pairs, instruction_steering, read_tasks, subsample
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def test_vectors_that_ignore_it_gain_nothing(encoder: Any, tasks: dict[str, Eval
 def test_pairs_ask_different_things_of_the_same_texts_the_one_of_fewer_labels_first(
     tasks: dict[str, EvaluationTask],
 ) -> None:
-    assert steered_pairs(list(tasks.values())) == [(tasks["First"], tasks["Second"])]
-    assert steered_pairs([tasks["Second"], tasks["First"]]) == [(tasks["First"], tasks["Second"])]
+    assert instruction_pairs(list(tasks.values())) == [(tasks["First"], tasks["Second"])]
+    assert instruction_pairs([tasks["Second"], tasks["First"]]) == [(tasks["First"], tasks["Second"])]
     parts = [subsample(tasks[name], 8, seed=5) for name in ("First", "Second")]
-    assert steered_pairs(parts) == [tuple(parts)]
-    assert steered_pairs([tasks["First"], parts[1]]) == []
+    assert instruction_pairs(parts) == [tuple(parts)]
+    assert instruction_pairs([tasks["First"], parts[1]]) == []
 
 
 def test_one_instruction_cannot_be_told_from_itself(encoder: Any, tasks: dict[str, EvaluationTask]) -> None:

@@ -1,4 +1,4 @@
-"""Task files: what they may hold, and what is refused at the door."""
+"""Validation of task files."""
 
 import json
 from collections.abc import Callable
@@ -52,24 +52,28 @@ def test_a_subset_and_a_label_field_choose_rows_and_labels(change_task: ChangeTa
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("Alike", {"metric": "accuracy"}, r"task 1 \(Alike\): 'accuracy' is no metric of sts. Try 'cosine_spearman'"),
-        ("Search", {"metric": "ndcg@10"}, r"'ndcg@10' is no metric of retrieval. Did you mean 'ndcg_at_10'"),
+        (
+            "Alike",
+            {"metric": "accuracy"},
+            r"task 1 \(Alike\): 'accuracy' is not a metric of sts. Try 'cosine_spearman'",
+        ),
+        ("Search", {"metric": "ndcg@10"}, r"'ndcg@10' is not a metric of retrieval. Did you mean 'ndcg_at_10'"),
         ("Alike", {"type": "stss"}, "unknown type 'stss'. Did you mean 'sts'"),
         ("Alike", {"type": ["sts"]}, "unknown type"),
         ("Alike", {"instructon": "x"}, "unknown key 'instructon'. Did you mean 'instruction'"),
         ("Alike", {"instruction": None}, "task 1 lacks instruction"),
         ("Alike", {"instruction": " "}, "instruction must be a text, got ' '"),
         ("Alike", {"name": 3}, "name must be a text, got 3"),
-        ("Alike", {"name": "Same"}, "the name 'Same' is taken twice"),
-        ("Alike", {"files": {"pairs": "gone.jsonl"}}, "gone.jsonl is no file. Check pairs"),
-        ("Alike", {"files": {"rows": "rows.jsonl"}}, "files must hold pairs"),
-        ("Alike", {"files": "pairs.jsonl.gz"}, "files must hold pairs"),
+        ("Alike", {"name": "Same"}, "the name 'Same' occurs twice"),
+        ("Alike", {"files": {"pairs": "gone.jsonl"}}, "gone.jsonl is not a file. Check pairs"),
+        ("Alike", {"files": {"rows": "rows.jsonl"}}, "files must contain pairs"),
+        ("Alike", {"files": "pairs.jsonl.gz"}, "files must contain pairs"),
         ("Alike", {"files": {"pairs": "rows.jsonl"}}, "rows.jsonl, row 1 has no 'sentence1': found text, label"),
         ("Alike", {"split": "tset"}, "has no row of split 'tset'; it has dev, test"),
         ("Alike", {"dev_split": "val"}, "has no row of split 'val'"),
         ("Alike", {"split": "dev"}, "every 'score' is"),
         ("Alike", {"subset": "en"}, "has no row of subset 'en'"),
-        ("Alike", {"label_field": "split"}, "'split' holds 'test', not a number"),
+        ("Alike", {"label_field": "split"}, "'split' contains 'test', not a number"),
         ("Same", {"label_field": "score"}, "must be 1 or 0, and both occur"),
         ("First", {"train_split": None}, "lacks train_split"),
         ("First", {"train_split": "learn"}, "has no row of split 'learn'"),
@@ -89,7 +93,7 @@ def test_a_wrong_task_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "is no JSON"),
+        ("[", "is not JSON"),
         ("{}", "must be a list of tasks, got {}"),
         ("[]", "must be a list of tasks"),
         ("[3]", "task 1 must be an object, got 3"),
@@ -112,11 +116,11 @@ def test_a_missing_file_and_an_unknown_name_are_refused(task_file: Path, tmp_pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("q1\td999\t1", "names 'd999', which .*corpus.jsonl does not hold"),
-        ("q99\td1\t1", "names 'q99', which .*queries.jsonl does not hold"),
-        ("q1\td1\tyes", "'relevance' holds 'yes', not a number"),
-        ("q1\td1\tnan", "'relevance' holds 'nan', not a number"),
-        ("q1\td1\t0", "calls no document relevant"),
+        ("q1\td999\t1", "names 'd999', which .*corpus.jsonl does not contain"),
+        ("q99\td1\t1", "names 'q99', which .*queries.jsonl does not contain"),
+        ("q1\td1\tyes", "'relevance' contains 'yes', not a number"),
+        ("q1\td1\tnan", "'relevance' contains 'nan', not a number"),
+        ("q1\td1\t0", "has no relevant document"),
     ],
 )
 def test_wrong_judgements_are_refused(task_file: Path, tmp_path: Path, line: str, message: str) -> None:
@@ -128,7 +132,7 @@ def test_wrong_judgements_are_refused(task_file: Path, tmp_path: Path, line: str
 def test_an_id_that_is_taken_twice_is_refused(task_file: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(corpus.read_text() + json.dumps({"id": "d7", "text": "again"}) + "\n")
-    with pytest.raises(DataError, match="corpus.jsonl: the id 'd7' is taken twice"):
+    with pytest.raises(DataError, match="corpus.jsonl: the id 'd7' occurs twice"):
         read_tasks(task_file, only=["Search"])
 
 
@@ -138,5 +142,5 @@ def test_a_text_that_is_none_is_refused(task_file: Path, tmp_path: Path) -> None
     tasks = json.loads(task_file.read_text())
     tasks[0] = {**tasks[0], "files": {"pairs": "pairs.jsonl"}, "split": None}
     task_file.write_text(json.dumps(tasks))
-    with pytest.raises(DataError, match="'sentence1' holds 5, not a text"):
+    with pytest.raises(DataError, match="'sentence1' contains 5, not a text"):
         read_tasks(task_file, only=["Alike"])

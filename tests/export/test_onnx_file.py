@@ -9,7 +9,7 @@ import torch
 from promptembedder import PromptEmbedder, extras
 from promptembedder.errors import ConfigError
 from promptembedder.export import export_onnx
-from promptembedder.export.graph import OneInstruction
+from promptembedder.export.graph import FixedInstructionModel
 
 INSTRUCTION = "Find the same topic"
 TEXTS = ["a river and its mouth", "", "Grüße 🙂", "long " * 30]
@@ -23,7 +23,7 @@ def test_what_is_traced_is_the_model_for_each_family_wherever_the_padding_is(new
     ids, mask = features["input_ids"], features["attention_mask"]
     right = torch.stack([row.roll(int(row.sum())) for row in mask])
     ids_right = torch.stack([row.roll(int(own.sum())) for row, own in zip(ids, mask, strict=True)])
-    with torch.no_grad(), OneInstruction(encoder, encoder.soft_tokens([INSTRUCTION])[0]).hooked() as graph:
+    with torch.no_grad(), FixedInstructionModel(encoder, encoder.soft_tokens([INSTRUCTION])[0]).hooked() as graph:
         left_vectors, right_vectors = graph(ids, mask), graph(ids_right, right)
     expected = torch.from_numpy(model.encode([text for text in TEXTS if text], prompt=INSTRUCTION))
     torch.testing.assert_close(left_vectors, expected, atol=1e-5, rtol=0)

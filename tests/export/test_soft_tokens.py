@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.export import chosen_instructions, export_soft_tokens
+from promptembedder.export import export_soft_tokens, select_instructions
 
 FIRST, SECOND = "Find the same topic", "Sortiere nach Sprache"
 TEXTS = ["a river and its mouth", "", "Grüße 🙂", "<|end|> is text, <|start|> too", "half \ud83d", "long " * 30]
 NewModel = Callable[..., PromptEmbedder]
-STOCK: dict[str, Any] = {"deep_every": 0, "text_weight": 0.0, "max_seq_length": 60}
+STOCK: dict[str, Any] = {"deep_prompt_interval": 0, "text_pooling_weight": 0.0, "max_seq_length": 60}
 
 
 def exported(model: PromptEmbedder, folder: Path, **options: Any) -> dict[str, Any]:
@@ -56,16 +56,16 @@ def test_scaled_inputs_windows_and_learned_positions_are_exported_too(
 
 
 def test_without_the_text_it_is_the_same_model_with_text_weight_0(new_model: NewModel, tmp_path: Path) -> None:
-    model = new_model(**{**STOCK, "text_weight": 1.0})
-    with pytest.raises(ConfigError, match="text_weight 1 .*--leave-out-text.*--format onnx"):
+    model = new_model(**{**STOCK, "text_pooling_weight": 1.0})
+    with pytest.raises(ConfigError, match="text_pooling_weight 1 .*--leave-out-text.*--format onnx"):
         export_soft_tokens(model, tmp_path / "out", instructions=[FIRST])
     script = exported(model, tmp_path / "out", leave_out_text=True)
     whole = model.encode(TEXTS, prompt=FIRST)
-    assert model.encoder.readout is not None  # the export has left the model as it was
-    model.encoder.readout = None
+    assert model.encoder.text_pooling is not None  # the export has left the model as it was
+    model.encoder.text_pooling = None
     assert np.abs(model.encode(TEXTS, prompt=FIRST) - whole).max() > 1e-2
     assert largest_difference(script, tmp_path / "out", model) < 1e-5
-    assert "text_weight 0" in json.loads((tmp_path / "out" / "export.json").read_text())["reproduces"]
+    assert "text_pooling_weight 0" in json.loads((tmp_path / "out" / "export.json").read_text())["reproduces"]
 
 
 def test_the_tensors_are_the_soft_tokens_by_instruction(new_model: NewModel, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_vllm_is_given_the_assembled_vectors_and_its_states_are_finished_alike(
     script["_engine_vectors"].__globals__["_vllm_states"] = last_states
     found = script["embed"](script["read_export"](tmp_path / "out"), TEXTS, FIRST, engine="vllm")
     assert np.abs(found - model.encode(TEXTS, prompt=FIRST)).max() < 1e-5
-    table, soft = model.encoder.reader.input_table, model.soft_tokens(FIRST)
+    table, soft = model.encoder.reader.input_embeddings, model.soft_tokens(FIRST)
     ids = model.encoder.reader.tokenizer.tokenize([TEXTS[0]], max_length=60).ids[0]
     torch.testing.assert_close(given[1], torch.cat([table[ids], soft]))
 
@@ -123,10 +123,10 @@ def test_the_script_needs_no_promptembedder_and_refuses_another_backbone(
     assert np.abs(np.load(tmp_path / "v.npy") - model.encode(["one", "two words"], prompt=FIRST)).max() < 1e-5
     other = new_model(**STOCK, text_start="x")
     with torch.no_grad():
-        other.encoder.reader.input_table.mul_(3)
+        other.encoder.reader.input_embeddings.mul_(3)
     other.encoder.reader.model.save_pretrained(tmp_path / "other")
     other.tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(SystemExit, match="self-test another vector"):
+    with pytest.raises(SystemExit, match="wrong embedding of the self-test"):
         script["embed"](script["read_export"](tmp_path / "out", str(tmp_path / "other")), TEXTS, FIRST)
     with pytest.raises(SystemExit, match=r"'nothing' is not in this export.*Find the same topic"):
         script["embed"](script["read_export"](tmp_path / "out"), TEXTS, "nothing")
@@ -135,10 +135,15 @@ def test_the_script_needs_no_promptembedder_and_refuses_another_backbone(
 def test_what_an_engine_cannot_compute_is_refused_by_the_name_of_its_setting(
     new_model: NewModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="deep_every 1 .*text_weight 1 .*Train with deep_every: 0, text_weight: 0"):
+    with pytest.raises(
+        ConfigError,
+        match="deep_prompt_interval 1 .*text_pooling_weight 1 .*deep_prompt_interval: 0, text_pooling_weight: 0",
+    ):
         export_soft_tokens(new_model(), tmp_path / "out", instructions=[FIRST])
-    with pytest.raises(ConfigError, match="exit_depth 0.34 ends the reading.*Train with exit_depth: 1"):
-        export_soft_tokens(new_model(**STOCK, exit_depth=0.34), tmp_path / "out", instructions=[FIRST])
+    with pytest.raises(
+        ConfigError, match="early_exit_fraction 0.34 ends the reading.*Train with early_exit_fraction: 1"
+    ):
+        export_soft_tokens(new_model(**STOCK, early_exit_fraction=0.34), tmp_path / "out", instructions=[FIRST])
     by_text = new_model(**STOCK, conditioning="instruction_and_text")
     with pytest.raises(ConfigError, match="Train with conditioning: instruction"):
         export_soft_tokens(by_text, tmp_path / "out", instructions=[FIRST])
@@ -149,9 +154,9 @@ def test_what_an_engine_cannot_compute_is_refused_by_the_name_of_its_setting(
 
 
 def test_only_compiled_instructions_can_be_chosen() -> None:
-    assert chosen_instructions([FIRST, SECOND], [], "m") == [FIRST, SECOND]
-    assert chosen_instructions([FIRST, SECOND], [f" {SECOND}\n", SECOND], "m") == [SECOND]
+    assert select_instructions([FIRST, SECOND], [], "m") == [FIRST, SECOND]
+    assert select_instructions([FIRST, SECOND], [f" {SECOND}\n", SECOND], "m") == [SECOND]
     with pytest.raises(ConfigError, match="'else' is not compiled. Run: promptembedder compile m --instruction"):
-        chosen_instructions([FIRST], ["else"], "m")
+        select_instructions([FIRST], ["else"], "m")
     with pytest.raises(ConfigError, match="no compiled instruction"):
-        chosen_instructions([], [], "m")
+        select_instructions([], [], "m")

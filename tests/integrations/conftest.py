@@ -20,7 +20,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, lively_backbones: Non
     import torch
 
     from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-    from promptembedder.backbones.random_models import random_model, random_tokenizer
+    from promptembedder.backbone.random_models import random_model, random_tokenizer
 
     folder = tmp_path_factory.mktemp("integrations")
     random_model("tiny-llama", layers=None, dtype=torch.float32).save_pretrained(folder / "backbone")

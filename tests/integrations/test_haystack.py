@@ -65,7 +65,7 @@ def test_a_pipeline_comes_back_from_what_it_was_written_as(model_folder: str) ->
 
 @pytest.mark.parametrize("document", [Document(content=None), Document(content=" ")])
 def test_a_document_without_text_is_refused(model_folder: str, document: Document) -> None:
-    with pytest.raises(DataError, match=f"document '{document.id}' has no text. Give it content, or leave it out."):
+    with pytest.raises(DataError, match=f"document '{document.id}' has no text. Add content, or remove it."):
         PromptEmbedderDocumentEmbedder(model_folder).run([Document(content="a"), document])
 
 

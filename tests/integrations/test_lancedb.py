@@ -39,23 +39,21 @@ def test_a_table_embeds_its_rows_and_queries(model_folder: str, plain: PromptEmb
 
 def test_many_searches_load_the_model_once(model_folder: str, tmp_path: Path, nothing_loaded: None) -> None:
     """LanceDB makes a new function for each search."""
-    from promptembedder.integrations.shared_model import _alive
+    from promptembedder.integrations.shared_model import _models
 
     table = new_table(tmp_path, PromptEmbedderFunction.create(model=model_folder))
     table.add([{"text": TEXTS[0]}])
     seen = set()
     for _ in range(3):
         table.search("a house").to_list()
-        seen |= {id(model) for model in _alive.values()}
+        seen |= {id(model) for model in _models.values()}
     assert len(seen) == 1
 
 
 def test_a_row_without_text_is_refused_at_once(model_folder: str, tmp_path: Path) -> None:
     """LanceDB would try again for minutes, and then say no more than that it did; it makes a RuntimeError of ours."""
     table = new_table(tmp_path, PromptEmbedderFunction.create(model=model_folder))
-    with pytest.raises(
-        RuntimeError, match="DataError: document 1 has no text, only ''. Leave it out, or give it some."
-    ):
+    with pytest.raises(RuntimeError, match="DataError: document 1 has no text, only ''. Remove it, or add text."):
         table.add([{"text": "a"}, {"text": ""}])
     with pytest.raises(DataError, match="document 0 has no text"):
         table.embedding_functions["vector"].function.compute_source_embeddings_with_retry([" "])

@@ -41,7 +41,7 @@ def told(act):
         act()
     except (TypeError, ValueError) as error:
         print(type(error).__name__, error)
-view = own.InstructedView(own.ViewConfig(model="a"))
+view = own.EmbedderView(own.ViewConfig(model="a"))
 told(lambda: own.ViewConfig(model="a", max_tokens="7"))
 told(lambda: view.embed_queries(["a"], instruction=7))
 told(lambda: view.embed_documents(["a", None]))
@@ -126,12 +126,12 @@ def test_stores_and_pipelines_open_in_a_process_that_was_told_nothing(
 
 def test_wrong_types_are_one_line_and_come_before_torch(told: tuple[list[str], list[str], list[str]]) -> None:
     """Here every hint is checked, and would speak first."""
-    looked_for = "Say in words what is looked for, or leave it out for the model's own."
+    looked_for = "Describe in words what to search for, or omit it for the model's own."
     of_documents = "documents must be a list of haystack.Document. For a text, use PromptEmbedderTextEmbedder."
     assert told[0] == [
         "TypeError max_tokens must be an int, got str. Try 512.",
         f"TypeError instruction must be a str, got int. {looked_for}",
-        "DataError document 1 must be a str, got NoneType. Convert it, or leave it out.",
+        "DataError document 1 must be a str, got NoneType. Convert it, or remove it.",
         "TypeError model must be a str, got int. Give the folder or hub id of a saved PromptEmbedder; "
         "model.save(folder) writes one.",
         f"TypeError instruction must be a str, got list. {looked_for}",
@@ -199,5 +199,5 @@ def test_the_oldest_version_is_that_of_the_extra(name: str, distribution: str, e
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     (requirement,) = (one for one in project["optional-dependencies"][extra] if one.startswith(distribution))
     version = requirement.removeprefix(f"{distribution}>=")
-    named = f'foreign_imports("{distribution}", extra="{extra}", at_least="{version}")'
+    named = f'require_version("{distribution}", extra="{extra}", at_least="{version}")'
     assert named in (SOURCE / "integrations" / f"{name}.py").read_text()

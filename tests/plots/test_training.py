@@ -40,7 +40,7 @@ def test_the_table_holds_every_number_that_was_drawn(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_log_is_refused_with_the_mend(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no readable metrics.jsonl. Give the output folder"):
+    with pytest.raises(DataError, match=r"contains no readable metrics.jsonl. Give the output folder"):
         read_run_log(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_runtime": 3}\nnot json\n', encoding="utf-8")
     with pytest.raises(DataError, match="at least one logged step"):

@@ -36,5 +36,5 @@ def test_the_message_says_where_the_other_one_is() -> None:
     check_unique(lambda: [["c"], ["d"]], present=present)
     with pytest.raises(DataError, match="'b' is in the table already"):
         check_unique(lambda: [["c"], ["b"]], present=present)
-    with pytest.raises(DataError, match="'c' is there twice"):
+    with pytest.raises(DataError, match="'c' is repeated"):
         check_unique(lambda: [["c"], ["c"]], present=present)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.search import (
     ExactIndex,
-    TableFacts,
     TableHit,
+    TableMetadata,
     VectorTable,
     create_table,
     measure_search,
@@ -29,7 +30,9 @@ from promptembedder.search.table_schema import row_batch
 Clustered = Callable[..., np.ndarray]
 Write = Callable[..., Path]
 
-FACTS = TableFacts(model="runs/model", model_sha256="ab" * 32, reader="", instruction="Find texts on the same topic")
+TABLE_METADATA = TableMetadata(
+    model="runs/model", model_sha256="ab" * 32, reader="", instruction="Find texts on the same topic"
+)
 
 
 class ListedRows:
@@ -41,10 +44,10 @@ class ListedRows:
         *,
         ids: Sequence[str] | None = None,
         years: Sequence[int] | None = None,
-        facts: TableFacts = FACTS,
+        table_metadata: TableMetadata = TABLE_METADATA,
         broken_from: int | None = None,
     ) -> None:
-        self.vectors, self.facts, self.broken_from = vectors, facts, broken_from
+        self.vectors, self.table_metadata, self.broken_from = vectors, table_metadata, broken_from
         self.all_ids = list(ids or (f"row {row}" for row in range(len(vectors))))
         self.years = years
         self.metadata: Mapping[str, str] = {} if years is None else {"year": "int"}
@@ -99,7 +102,7 @@ def query() -> np.ndarray:
     ids=["all", "newer", "or", "semicolon"],
 )
 @pytest.mark.parametrize("exact_below", [1000, 100], ids=["exact", "index"])
-def test_a_table_finds_what_exact_search_in_memory_finds(
+def test_table_search_equals_exact_search_in_memory(
     rows: ListedRows,
     query: np.ndarray,
     tmp_path: Path,
@@ -119,7 +122,7 @@ def test_a_table_finds_what_exact_search_in_memory_finds(
     assert seen(VectorTable(tmp_path / "table").search(query, k=12, where=where)) == seen(hits)
 
 
-def test_equal_rows_come_in_their_order(tmp_path: Path, clustered: Clustered) -> None:
+def test_ties_are_ordered_by_row(tmp_path: Path, clustered: Clustered) -> None:
     vectors = np.repeat(clustered(1), 60, axis=0)
     table = create_table(tmp_path / "table", ListedRows(vectors))
     assert [hit.id for hit in table.search(vectors[0], k=60)] == [f"row {row}" for row in range(60)]
@@ -145,7 +148,11 @@ def test_a_table_after_adding_and_deleting_is_one_made_of_what_is_left(
     fresh = create_table(tmp_path / "fresh", left, exact_below=exact_below)
     for opened in (table, VectorTable(tmp_path / "grown")):
         assert opened.rows == fresh.rows == keep.sum()
-        assert (opened.facts, opened.metadata, opened.exact_below) == (FACTS, {"year": "int"}, exact_below)
+        assert (opened.table_metadata, opened.metadata, opened.exact_below) == (
+            TABLE_METADATA,
+            {"year": "int"},
+            exact_below,
+        )
         assert seen(opened.search(query, k=20)) == seen(fresh.search(query, k=20))
     assert table.add(ListedRows(vectors[:1], ids=["row 0"], years=[1990])) == 1  # an id that was deleted is free
     assert table.search(vectors[0], k=1)[0].id == "row 0"
@@ -209,11 +216,11 @@ def files_in(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.suffix not in (".lock", ".owner")}
 
 
-def test_a_table_that_fails_leaves_nothing_behind(clustered: Clustered, tmp_path: Path) -> None:
+def test_failed_creation_leaves_no_files(clustered: Clustered, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         create_table(tmp_path / "table", ListedRows(clustered(120), broken_from=100))
     assert files_in(tmp_path) == set()
-    with pytest.raises(DataError, match="is no table"):
+    with pytest.raises(DataError, match="is not a table"):
         VectorTable(tmp_path / "table")
 
 
@@ -297,11 +304,21 @@ def test_overwriting_takes_the_place_of_a_table_and_of_nothing_else(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"facts": TableFacts(**{**vars(FACTS), "model": "runs/two", "model_sha256": "cd" * 32})}, "not of runs/two"),
-        ({"facts": TableFacts(**{**vars(FACTS), "instruction": "Sort them"})}, "read under 'Sort them'"),
+        (
+            {
+                "table_metadata": TableMetadata(
+                    **{**vars(TABLE_METADATA), "model": "runs/two", "model_sha256": "cd" * 32}
+                )
+            },
+            "not of runs/two",
+        ),
+        (
+            {"table_metadata": replace(TABLE_METADATA, instruction="Sort them")},
+            "have the instruction 'Sort them'",
+        ),
         ({"years": None}, "metadata none, the table has year:int"),
         ({"ids": ["new", "row 7"]}, "the id 'row 7' is in the table already"),
-        ({"ids": ["new", "new"]}, "the id 'new' is there twice"),
+        ({"ids": ["new", "new"]}, "the id 'new' is repeated"),
         ({"vectors": np.eye(5, dtype=np.float32)[:2]}, "have 5 dimensions, the table has 24"),
         ({"vectors": np.full((2, 24), np.nan, dtype=np.float32)}, "vector of 'new' is not finite"),
         ({"vectors": np.ones((2, 24), dtype=np.float32)}, "vector of 'new' has length 4.899, not 1"),
@@ -314,19 +331,24 @@ def test_rows_that_do_not_fit_are_refused_by_name(
     rows: ListedRows, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
     table = create_table(tmp_path / "table", rows)
-    fitting = {"vectors": np.eye(24, dtype=np.float32)[:2], "ids": ["new", "newer"], "years": [1, 2], "facts": FACTS}
+    fitting = {
+        "vectors": np.eye(24, dtype=np.float32)[:2],
+        "ids": ["new", "newer"],
+        "years": [1, 2],
+        "table_metadata": TABLE_METADATA,
+    }
     with pytest.raises(DataError, match=told):
         table.add(ListedRows(**{**fitting, **change}))
     assert (table.rows, VectorTable(tmp_path / "table").rows) == (300, 300)
 
 
-def test_the_same_model_on_another_llm_is_another_one(rows: ListedRows, tmp_path: Path) -> None:
-    rows.facts = TableFacts(**{**vars(FACTS), "reader": "smollm2-135m"})
+def test_another_reader_of_the_same_model_is_refused(rows: ListedRows, tmp_path: Path) -> None:
+    rows.table_metadata = TableMetadata(**{**vars(TABLE_METADATA), "reader": "smollm2-135m"})
     table = create_table(tmp_path / "table", rows)
     for reader in ("smollm2-135m", ""):
-        table.facts.check_model("runs/model", sha256=FACTS.model_sha256, reader=reader)
-    with pytest.raises(DataError, match="read by smollm2-135m, not by qwen. Say --reader smollm2-135m"):
-        table.facts.check_model("runs/model", sha256=FACTS.model_sha256, reader="qwen")
+        table.table_metadata.check_model(replace(TABLE_METADATA, reader=reader))
+    with pytest.raises(DataError, match="on the reader smollm2-135m, not on qwen. Use --reader smollm2-135m"):
+        table.table_metadata.check_model(replace(TABLE_METADATA, reader="qwen"))
 
 
 @pytest.mark.parametrize(
@@ -381,13 +403,13 @@ def test_a_table_of_another_maker_is_refused(tmp_path: Path) -> None:
     import lancedb
 
     lancedb.connect(tmp_path / "theirs").create_table("vectors", [{"id": "a", "vector": [1.0, 0.0]}])
-    with pytest.raises(DataError, match="does not say which model made it"):
+    with pytest.raises(DataError, match="has no record of its model"):
         VectorTable(tmp_path / "theirs")
     (tmp_path / "torn" / "vectors.lance").mkdir(parents=True)
     with pytest.raises(DataError, match="cannot be read"):
         VectorTable(tmp_path / "torn")
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(DataError, match="is no table. Make one"):
+    with pytest.raises(DataError, match="is not a table. Make one"):
         VectorTable(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -411,12 +433,12 @@ def test_a_file_of_vectors_gives_the_rows_that_are_in_it(
     )
     first = create_table(tmp_path / "first", open_embeddings(path, column="embedding_0"))
     assert first.metadata == {"year": "int", "seen": "bool"}
-    assert first.facts == FACTS
+    assert first.table_metadata == TABLE_METADATA
     rows = ListedRows(vectors)
     assert seen(first.search(query, k=9)) == expected_hits(rows, query, 9, np.full(250, True))
     assert [hit.metadata["seen"] for hit in first.search(query, k=250, where="seen")] == [True] * 125
     second = create_table(tmp_path / "second", open_embeddings(path, instruction=" Another one, 1 ", keep=["year"]))
-    assert second.facts.instruction == "Another one, 1"
+    assert second.table_metadata.instruction == "Another one, 1"
     assert second.metadata == {"year": "int"}
     assert seen(second.search(-query, k=9)) == seen(first.search(query, k=9))
 
@@ -457,13 +479,13 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     vectors, path = clustered(4), tmp_path / "vectors.parquet"
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({"said": {"model_sha256": None}}, {}, "does not say which model .*promptembedder.model_sha256"),
-        ({"said": {"columns": None}}, {}, "does not say which model .*promptembedder.columns"),
+        ({"said": {"model_sha256": None}}, {}, "has no record of the model .*promptembedder.model_sha256"),
+        ({"said": {"columns": None}}, {}, "has no record of the model .*promptembedder.columns"),
         ({}, {"column": "embedding_3"}, r"no vectors of 'embedding_3': found 'embedding' \('Find"),
         ({}, {"instruction": "Sort"}, "no vectors of 'Sort'"),
         ({}, {"keep": ["year"]}, r"has no column 'year': found \['id', 'embedding'\]"),
         ({}, {"text_column": "body"}, "has no column 'body'"),
-        ({"columns": {"text": [1, 2, 3, 4]}}, {}, "column 'text' holds int64, not strings"),
+        ({"columns": {"text": [1, 2, 3, 4]}}, {}, "column 'text' contains int64, not strings"),
         ({"columns": {"tags": [["a"], [], [], []]}}, {}, "column 'tags' holds list.* Name the columns to keep"),
     ]
     for written, asked, told in cases:
@@ -477,7 +499,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     with pytest.raises(ConfigError, match="cannot be called '_seen'"):
         create_table(tmp_path / "table", open_embeddings(path))
     write_vectors(path, vectors, ids=["a", "b", "c", "b"])
-    with pytest.raises(DataError, match="the id 'b' is there twice"):
+    with pytest.raises(DataError, match="the id 'b' is repeated"):
         create_table(tmp_path / "table", open_embeddings(path))
     write_vectors(path, vectors)
     table = pq.read_table(path)
@@ -485,7 +507,20 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
     with pytest.raises(DataError, match="has two columns called 'id'. Rename one of them"):
         open_embeddings(path)
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match="is no Parquet file that can be read"):
+    with pytest.raises(DataError, match="is not a readable Parquet file"):
         open_embeddings(path)
     with pytest.raises(DataError, match="does not exist"):
         open_embeddings(tmp_path / "missing.parquet")
+
+
+def test_table_of_an_earlier_version_accepts_its_model_by_the_hash_of_the_manifest() -> None:
+    """Earlier tables contain the manifest's hash as model_sha256."""
+    current = replace(TABLE_METADATA, model_sha256="12" * 32, manifest_sha256=TABLE_METADATA.model_sha256)
+    TABLE_METADATA.check_model(current)
+    current.check_model(TABLE_METADATA)
+
+
+def test_compiled_instructions_do_not_change_the_model_of_a_table() -> None:
+    """The manifest's hash identified the model, so that compiling an instruction invalidated its tables."""
+    before = replace(TABLE_METADATA, manifest_sha256="12" * 32)
+    before.check_model(replace(before, manifest_sha256="34" * 32))

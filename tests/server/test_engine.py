@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from promptembedder.errors import ConfigError
-from promptembedder.models import TokenRow
-from promptembedder.server.computing import InstructionKey
+from promptembedder.backbone import TokenIds
+from promptembedder.errors import ConfigError, WeightsError
+from promptembedder.server.batch_embedder import InstructionKey
 from promptembedder.server.engine import BatchReport, EmbeddingEngine
 from promptembedder.server.errors import ApiError
 
 KEY = InstructionKey("", "find")
-Wanted = Mapping[TokenRow, Sequence[InstructionKey]]
+EmbedRequest = Mapping[TokenIds, Sequence[InstructionKey]]
 
 
 class Arithmetic:
@@ -24,12 +24,12 @@ class Arithmetic:
     """
 
     def __init__(self) -> None:
-        self.batches: list[Wanted] = []
+        self.batches: list[EmbedRequest] = []
         self.may_go = threading.Event()
         self.may_go.set()
-        self.errors: dict[TokenRow, Exception] = {}
+        self.errors: dict[TokenIds, Exception] = {}
 
-    def vectors(self, wanted: Wanted) -> dict[tuple[TokenRow, InstructionKey], np.ndarray]:
+    def vectors(self, wanted: EmbedRequest) -> dict[tuple[TokenIds, InstructionKey], np.ndarray]:
         self.may_go.wait(10)
         self.batches.append(wanted)
         for row, error in self.errors.items():
@@ -38,7 +38,7 @@ class Arithmetic:
         return {(row, key): self.vector(row, key) for row, keys in wanted.items() for key in keys}
 
     @staticmethod
-    def vector(row: TokenRow, key: InstructionKey) -> np.ndarray:
+    def vector(row: TokenIds, key: InstructionKey) -> np.ndarray:
         return np.array([sum(row), len(row), hash(key) % 997], dtype=np.float32)
 
 
@@ -50,13 +50,13 @@ def arithmetic() -> Arithmetic:
 @pytest.fixture
 def new_engine(arithmetic: Arithmetic) -> Callable[..., EmbeddingEngine]:
     def made(**changes: object) -> EmbeddingEngine:
-        settings = {"dim": 3, "max_batch_tokens": 100, "max_waiting": 1000, **changes}
-        return EmbeddingEngine(arithmetic.vectors, **settings)  # type: ignore[arg-type]
+        config = {"dim": 3, "max_batch_tokens": 100, "max_waiting": 1000, **changes}
+        return EmbeddingEngine(arithmetic.vectors, **config)  # type: ignore[arg-type]
 
     return made
 
 
-def rows(*lengths: int) -> list[TokenRow]:
+def rows(*lengths: int) -> list[TokenIds]:
     return [tuple(range(length * 7, length * 8)) for length in lengths]
 
 
@@ -87,7 +87,7 @@ def test_many_requests_at_once_get_their_own_vectors(
     assert sum(map(len, arithmetic.batches)) < sum(len(own) for own, _ in asked)
 
 
-def test_the_same_text_under_instructions_of_several_requests_is_read_once(
+def test_equal_texts_of_concurrent_requests_are_prefilled_once(
     new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic
 ) -> None:
     engine, texts = new_engine(), rows(5, 6)
@@ -109,7 +109,7 @@ def test_the_same_text_under_instructions_of_several_requests_is_read_once(
     assert all(len(keys) == 8 for keys in arithmetic.batches[1].values())
 
 
-def test_what_is_above_the_permits_is_refused_at_once_and_the_rest_is_answered(
+def test_full_queue_returns_429_with_retry_after(
     new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic
 ) -> None:
     engine = new_engine(max_waiting=4)
@@ -133,7 +133,7 @@ def test_what_is_above_the_permits_is_refused_at_once_and_the_rest_is_answered(
     engine.stop()
 
 
-def test_a_request_that_takes_too_long_is_given_up_and_frees_its_place(
+def test_expired_deadline_returns_504_and_frees_the_queue(
     new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic
 ) -> None:
     engine = new_engine()
@@ -154,9 +154,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_frees_its_place(
     assert [len(batch) for batch in arithmetic.batches] == [1]
 
 
-def test_a_request_that_is_cancelled_is_not_computed(
-    new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic
-) -> None:
+def test_cancelled_request_is_not_computed(new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic) -> None:
     engine = new_engine()
     arithmetic.may_go.clear()
 
@@ -181,11 +179,12 @@ def test_a_request_that_is_cancelled_is_not_computed(
     ("error", "status", "kind"),
     [
         (ConfigError("an instruction is longer than it may be"), 422, "instruction_not_usable"),
-        (ValueError("the embedding is not finite"), 500, "not_finite"),
+        (WeightsError("the embedding is not finite"), 500, "not_finite"),
+        (ValueError("another cause"), 500, "computation_failed"),
         (RuntimeError("secret address 0x1234"), 500, "computation_failed"),
     ],
 )
-def test_a_text_that_fails_fails_its_own_request_alone(
+def test_failing_text_fails_only_its_own_request(
     new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic, error: Exception, status: int, kind: str
 ) -> None:
     engine = new_engine()
@@ -214,9 +213,7 @@ def test_a_text_that_fails_fails_its_own_request_alone(
     engine.stop()
 
 
-def test_what_waits_when_the_engine_is_stopped_is_still_answered(
-    new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic
-) -> None:
+def test_stop_computes_the_queued_requests(new_engine: Callable[..., EmbeddingEngine], arithmetic: Arithmetic) -> None:
     engine = new_engine()
     arithmetic.may_go.clear()
 

@@ -9,16 +9,16 @@ import torch
 
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
-from promptembedder.models import check_self_test
-from promptembedder.server import ServerSettings, load_service
-from promptembedder.server.metrics import ServerMetrics
+from promptembedder.model import check_self_test
+from promptembedder.server import ServerConfig, load_service
+from promptembedder.server.telemetry import ServerMetrics
 
 NewModel = Callable[..., PromptEmbedder]
-SETTINGS = ServerSettings(model_name="tiny")
+CONFIG = ServerConfig(model_name="tiny")
 
 
-def load(folder: Path, settings: ServerSettings = SETTINGS) -> None:
-    load_service(folder, settings, ServerMetrics(), device="cpu").close()
+def load(folder: Path, config: ServerConfig = CONFIG) -> None:
+    load_service(folder, config, ServerMetrics(), device="cpu").close()
 
 
 def test_a_saved_model_passes_its_own_test_with_and_without_prompter(saved_model: Path) -> None:
@@ -60,16 +60,16 @@ def test_a_model_saved_before_self_tests_is_served(new_model: NewModel, tmp_path
 
 @pytest.mark.parametrize("warmup", ["none", "min", "full"])
 def test_every_warmup_ends_in_a_service(saved_model: Path, warmup: str) -> None:
-    from promptembedder.server import ComputeSettings
+    from promptembedder.server import ComputeConfig
 
-    compute = ComputeSettings(warmup=warmup, max_batch_tokens=100)
-    load(saved_model, ServerSettings(model_name="tiny", compute=compute))
+    compute = ComputeConfig(warmup=warmup, max_batch_tokens=100)
+    load(saved_model, ServerConfig(model_name="tiny", compute=compute))
 
 
 def test_compiled_instructions_alone_need_some(new_model: NewModel, tmp_path: Path) -> None:
     new_model().save(str(tmp_path / "model"))
     with pytest.raises(ConfigError, match="no compiled instruction to serve"):
-        load(tmp_path / "model", ServerSettings(model_name="tiny", instructions="compiled"))
+        load(tmp_path / "model", ServerConfig(model_name="tiny", instructions="compiled"))
 
 
 def test_soft_tokens_that_depend_on_texts_cannot_be_served(new_model: NewModel, tmp_path: Path) -> None:
@@ -89,4 +89,4 @@ def test_soft_tokens_that_depend_on_texts_cannot_be_served(new_model: NewModel, 
 )
 def test_settings_are_checked(changes: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        ServerSettings(**{"model_name": "tiny", **changes})
+        ServerConfig(**{"model_name": "tiny", **changes})

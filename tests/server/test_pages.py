@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from promptembedder.server import listening_socket
+from promptembedder.server import bind_socket
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -36,7 +36,7 @@ def test_a_page_loads_nothing_from_elsewhere_and_runs_its_own_script_alone(clien
 
 @pytest.fixture(scope="module")
 def url(serve: Callable[..., TestClient]) -> Iterator[str]:
-    bound = listening_socket("127.0.0.1", 0)
+    bound = bind_socket("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(serve().app, lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
@@ -110,7 +110,7 @@ def test_what_the_server_refuses_is_said_on_the_page(browser: "Chrome", url: str
     fill(browser, "texts", "only one")
     assert pressed(browser, "compare", "compared") == "Write at least two texts."
     fill(browser, "texts", "one\n" + "word " * 200)
-    assert "the model reads" in pressed(browser, "compare", "compared")
+    assert "tokens, maximum" in pressed(browser, "compare", "compared")
 
 
 def test_the_api_page_shows_every_route(browser: "Chrome", url: str, client: TestClient) -> None:

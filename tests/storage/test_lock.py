@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from promptembedder.errors import ConfigError
-from promptembedder.storage import owned_folder
+from promptembedder.storage import lock_directory
 
 HOLD = """
 import sys
 from pathlib import Path
-from promptembedder.storage import owned_folder
-with owned_folder(Path(sys.argv[1])):
+from promptembedder.storage import lock_directory
+with lock_directory(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -30,15 +30,15 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path:
         for _ in range(2):  # an attempt that fails does not change who is named
             with (
                 pytest.raises(ConfigError, match=f"is in use by process {holder.pid} on .*choose another output"),
-                owned_folder(folder),
+                lock_directory(folder),
             ):
                 pass
-        with owned_folder(tmp_path / "runs" / "other"):
+        with lock_directory(tmp_path / "runs" / "other"):
             pass
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    with owned_folder(folder):
+    with lock_directory(folder):
         pass
-    with owned_folder(folder):  # let go of, it can be had again
+    with lock_directory(folder):  # let go of, it can be had again
         pass
     assert not folder.exists()

@@ -54,7 +54,7 @@ def test_writing_leaves_no_other_file(folder: Path) -> None:
 
 
 def test_a_folder_without_manifest_is_no_saved_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelFormatError, match="is no saved model: it has no promptembedder.json"):
+    with pytest.raises(ModelFormatError, match="is not a saved model: it has no promptembedder.json"):
         read_manifest(tmp_path)
 
 
@@ -159,27 +159,29 @@ def test_links_within_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     assert list(read_manifest(folder).files) == ["a.bin"]
 
 
-def test_a_torn_folder_names_the_last_whole_checkpoint(tmp_path: Path) -> None:
+def test_incomplete_folder_error_names_the_last_complete_checkpoint(tmp_path: Path) -> None:
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "model"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.bin").write_bytes(b"first")
         write_manifest(tmp_path / name, Manifest(config={}, backbones={}, files={"a.bin": ""}))
-    for torn in ("checkpoint-11", "model"):
-        (tmp_path / torn / "a.bin").write_bytes(b"other")
-    with pytest.raises(ModelFormatError, match=r"model is torn: a.bin has changed .*checkpoint is .*checkpoint-10\."):
+    for incomplete in ("checkpoint-11", "model"):
+        (tmp_path / incomplete / "a.bin").write_bytes(b"other")
+    with pytest.raises(
+        ModelFormatError, match=r"Incomplete model folder .*model: a.bin has changed .*checkpoint is .*checkpoint-10\."
+    ):
         read_manifest(tmp_path / "model")
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "b.bin").unlink()
-    with pytest.raises(ModelFormatError, match=r"is torn: b.bin is missing"):
+    with pytest.raises(ModelFormatError, match=r"Incomplete model folder .*: b.bin is missing"):
         read_manifest(folder)
 
 
 @pytest.mark.parametrize("content", [b"secone", b"secon", b"second\0", b""])
 def test_a_changed_byte_is_noticed(folder: Path, content: bytes) -> None:
     (folder / "b.bin").write_bytes(content)
-    with pytest.raises(ModelFormatError, match=r"is torn: b.bin has changed"):
+    with pytest.raises(ModelFormatError, match=r"Incomplete model folder .*: b.bin has changed"):
         read_manifest(folder)
 
 

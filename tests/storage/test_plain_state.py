@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from promptembedder.errors import ModelFormatError
-from promptembedder.storage.plain_state import load_state, save_state
+from promptembedder.storage.tensors import load_state, save_state
 
 
 def test_save_then_load_is_identity(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_save_then_load_is_identity(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plain_value_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="may not hold a .*Path"):
+    with pytest.raises(TypeError, match="must not contain a .*Path"):
         save_state(tmp_path, "a", {"folder": tmp_path})
 
 

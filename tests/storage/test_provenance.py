@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from promptembedder.storage import file_sha256, machine_facts, versions
+from promptembedder.storage import describe_machine, file_sha256, versions
 
 
 def test_the_facts_of_a_machine_stay_the_same_and_fit_into_json() -> None:
-    facts = machine_facts()
-    assert facts == machine_facts()
+    facts = describe_machine()
+    assert facts == describe_machine()
     assert json.loads(json.dumps(facts)) == facts
     assert 1 <= facts["cores"] <= facts["cpus"]
     assert facts["threads"] == torch.get_num_threads()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import ModelConfig
+from promptembedder.method import ModelConfig
 from promptembedder.storage import from_mapping, to_mapping
 
 

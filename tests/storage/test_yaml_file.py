@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptembedder.errors import ConfigError
-from promptembedder.storage import read_yaml, yaml_value
+from promptembedder.storage import parse_yaml, read_yaml
 
 LAUGHS = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 10))
 
@@ -31,7 +31,7 @@ def test_everything_else_is_one_clear_error(text: str) -> None:
     """PyYAML raised ValueError, KeyError, AttributeError and RecursionError; aliases in aliases filled the memory."""
     began = time.perf_counter()
     with pytest.raises(ConfigError) as refused:
-        yaml_value(text)
+        parse_yaml(text)
     assert len(str(refused.value)) < 600
     assert "\n" not in str(refused.value)
     assert time.perf_counter() - began < 20

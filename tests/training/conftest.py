@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.backbones import RANDOM_MODELS, BackboneConfig
-from promptembedder.models import ModelConfig, PrompterConfig
+from promptembedder.backbone import RANDOM_MODELS, BackboneConfig
+from promptembedder.method import ModelConfig, PrompterConfig
 from promptembedder.training import DataConfig, OptimConfig, Recipe, RunConfig
 
 WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old", "new", "round", "flat", "loud")

@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from promptembedder.backbones import BackboneConfig, decoder_layers
+from promptembedder.backbone import BackboneConfig, decoder_layers
 from promptembedder.errors import PromptEmbedderError
 from promptembedder.evaluation import similarity_evaluator
-from promptembedder.models import BaselineConfig, ModelConfig, PrompterConfig
-from promptembedder.nn import RelaxationConfig
+from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig, RelaxationConfig
 from promptembedder.training import (
     DataConfig,
     LossConfig,
     OptimConfig,
     Recipe,
     RunConfig,
-    joined_ranks,
-    leave_ranks,
+    destroy_distributed,
+    init_distributed,
     load_training_data,
     new_model,
     prepare_output,
@@ -128,7 +127,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "stepwise": (("negative",), {"loss": LossConfig(stepwise=True)}),
     "stepwise_labels": (("labels",), {"loss": LossConfig(stepwise=True)}),
     "uneven": (("negative",), _optim(batch_size=5)),
-    "prefix": (("negative",), _model(placement="prefix", deep_every=0, text_weight=0.0)),
+    "prefix": (("negative",), _model(placement="prefix", deep_prompt_interval=0, text_pooling_weight=0.0)),
     "with_text": (("negative",), _model(conditioning="instruction_and_text")),
     "noisy": (("pairs", "negative"), {**_model(relaxation=RelaxationConfig(kind="gumbel")), **_optim(steps=3)}),
     "full": (("negative",), _model(prompter=dataclasses.replace(MODEL.prompter, tuning="full"))),
@@ -192,12 +191,12 @@ def run_case(case: str, folder: Path, *, together: bool, stop_at: int = 0) -> Ma
 
 def main(folder: Path, cases: list[str]) -> None:
     """Run the cases one after the other; rank r leaves CASE.r.pt."""
-    ranks = joined_ranks()
+    ranks = init_distributed()
     for case in cases:
         stop_at = STOPPED if case == "stopped_together" else 0
         outcome = run_case(case, folder, together=True, stop_at=stop_at)
-        torch.save(outcome, folder / f"{case}.{ranks.own}.pt")
-    leave_ranks()
+        torch.save(outcome, folder / f"{case}.{ranks.rank}.pt")
+    destroy_distributed()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ import torch
 from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
-from promptembedder.models import (
-    BaselineConfig,
+from promptembedder.method import BaselineConfig
+from promptembedder.model import (
     BaselineEmbedder,
-    InstructedTransformer,
     PooledEncoder,
+    PromptedSentenceTransformer,
     PromptEmbedder,
     StaticEncoder,
-    open_model,
+    load_encoder,
 )
 from promptembedder.storage import from_mapping, to_mapping
 from promptembedder.training import (
@@ -85,7 +85,7 @@ def baseline_recipe(recipe_of: Callable[..., Recipe]) -> Callable[..., Recipe]:
     return made
 
 
-def run(recipe: Recipe, **arguments: Any) -> tuple[InstructedTransformer, TrainingResult]:
+def run(recipe: Recipe, **arguments: Any) -> tuple[PromptedSentenceTransformer, TrainingResult]:
     checkpoint = prepare_output(recipe)
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     model = new_model(recipe, data, device="cpu")
@@ -116,7 +116,7 @@ def test_a_recipe_makes_the_baseline_that_it_names(
     assert isinstance(model, model_type)
     assert isinstance(model.text_encoder, encoder_type)
     assert model.text_encoder.baseline.kind == kind
-    assert model.text_encoder.settings == recipe.model
+    assert model.text_encoder.config == recipe.model
     assert from_mapping(Recipe, json.loads(json.dumps(to_mapping(recipe)))) == recipe
 
 
@@ -142,7 +142,7 @@ def test_static_tokens_take_a_set_from_each_task_of_the_data(baseline_recipe: Ca
     data = load_training_data(recipe.data, seed=0)
     assert len(data.tasks) == 3
     encoder = new_model(recipe, data, device="cpu").text_encoder
-    assert encoder.baseline.wordings == (PAIRS, LABELS, (DEFAULT,))
+    assert encoder.baseline.instruction_variants == (PAIRS, LABELS, (DEFAULT,))
     assert encoder.vectors.shape[0] == 3
 
 
@@ -154,21 +154,21 @@ def test_documents_with_words_of_their_own_have_a_set_of_their_own(
     )
     recipe = dataclasses.replace(baseline_recipe("static"), data=data)
     encoder = new_model(recipe, load_training_data(data, seed=0), device="cpu").text_encoder
-    assert encoder.baseline.wordings == (("Find", "Look"), ("Store",), (DEFAULT,))
+    assert encoder.baseline.instruction_variants == (("Find", "Look"), ("Store",), (DEFAULT,))
 
 
 def test_wordings_of_the_recipe_go_before_those_of_the_data(baseline_recipe: Callable[..., Recipe]) -> None:
-    recipe = baseline_recipe("static", changes={"wordings": (("all of it", DEFAULT),)})
+    recipe = baseline_recipe("static", changes={"instruction_variants": (("all of it", DEFAULT),)})
     encoder = new_model(recipe, load_training_data(recipe.data, seed=0), device="cpu").text_encoder
-    assert encoder.baseline.wordings == (("all of it", DEFAULT),)
+    assert encoder.baseline.instruction_variants == (("all of it", DEFAULT),)
 
 
 def test_wordings_kept_from_training_have_no_place_in_a_set(
     baseline_recipe: Callable[..., Recipe], mixture: Path
 ) -> None:
-    recipe = baseline_recipe("static", data=DataConfig(mixture=str(mixture), held_out_wordings=1))
+    recipe = baseline_recipe("static", data=DataConfig(mixture=str(mixture), held_out_variants=1))
     encoder = new_model(recipe, load_training_data(recipe.data, seed=0), device="cpu").text_encoder
-    assert encoder.baseline.wordings == (PAIRS[:2], LABELS[:2], (DEFAULT,))
+    assert encoder.baseline.instruction_variants == (PAIRS[:2], LABELS[:2], (DEFAULT,))
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_run_moves_what_trains_and_saves_it(kind: str, baseline_recipe: Callab
     assert result.trained_parameters == sum(weight.numel() for weight in encoder.trained_weights())
     assert [step for step, _ in losses_of(recipe)] == [1, 2, 3]
     texts = ["a red house", "the river is cold"]
-    opened = open_model(str(result.output), device="cpu")
+    opened = load_encoder(str(result.output), device="cpu")
     for words in ("Find it", "what nobody asked", None):
         np.testing.assert_array_equal(opened.model.encode(texts, prompt=words), model.encode(texts, prompt=words))
 
@@ -211,7 +211,7 @@ def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
     [
         (
             None,
-            {"alignment": (".alignment.", ".deep.", ".head."), "anchor": (".anchor_delta", ".log_gate")},
+            {"alignment": (".alignment.", ".deep.", ".head."), "anchor": (".soft_prompt_delta", ".log_scale")},
         ),
         ("static", {"alignment": (".head.",), "anchor": (".vectors",)}),
         ("lora", {}),
@@ -227,7 +227,7 @@ def test_each_learning_rate_reaches_its_weights(
     with pytest.raises(_KilledError):
         train_model(model, data, recipe, callbacks=[rates])
     optim = recipe.optim
-    special = {"alignment": optim.alignment_learning_rate, "anchor": optim.anchor_learning_rate}
+    special = {"alignment": optim.alignment_learning_rate, "anchor": optim.soft_prompt_learning_rate}
     for name, found in rates.found.items():
         groups = [group for group, parts in by_end.items() if any(part in f".{name}" for part in parts)]
         assert found == {special[groups[0]] if groups else optim.learning_rate}, name

@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError, TrainingStoppedError
-from promptembedder.models import PromptEmbedder
-from promptembedder.training import HealthConfig, Recipe, load_training_data, prepare_output, train_model
-from promptembedder.training.health import Health
+from promptembedder.model import PromptEmbedder
+from promptembedder.training import MonitorConfig, Recipe, load_training_data, prepare_output, train_model
+from promptembedder.training.monitor import DivergenceMonitor
 
 
 class _Break(TrainerCallback):
@@ -62,7 +62,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
                 (newest / name).write_bytes(damage)
             caplog.clear()
             assert prepare_output(recipe) == output / "checkpoint-1", name
-            assert "checkpoint-2 is not whole" in caplog.text
+            assert re.search(r"skipping the incomplete checkpoint \S*checkpoint-2", caplog.text)
             shutil.copy(tmp_path / "good" / name, newest / name)
     assert prepare_output(recipe) == newest
     assert {"checkpoint.json", "training_state.json", "trainer_state.json", "prompter.safetensors"} <= set(names)
@@ -76,7 +76,7 @@ def test_checkpoints_hold_no_pickle_and_where_none_is_whole_nothing_is_begun_ane
     assert {path.suffix for path in files} <= {".json", ".jsonl", ".safetensors", ".md", ".yaml"}
     for seal in output.glob("checkpoint-*/checkpoint.json"):
         seal.unlink()
-    with pytest.raises(ConfigError, match="holds checkpoints, and none that is whole"):
+    with pytest.raises(ConfigError, match="contains only incomplete checkpoints"):
         prepare_output(recipe)
     assert prepare_output(recipe, overwrite=True) is None
 
@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite_are_not_saved(recipe_of: Callable[..., Reci
 
 
 def test_soft_tokens_out_of_bounds_stop_a_run(recipe_of: Callable[..., Recipe]) -> None:
-    health = HealthConfig(patience=2, max_norm_ratio=1e-9, min_norm_ratio=0.0)
+    health = MonitorConfig(patience=2, max_norm_ratio=1e-9, min_norm_ratio=0.0)
     with pytest.raises(
         TrainingStoppedError, match=r"step 2: soft_token_norm_ratio is .*, out of 0 to 1e-09 for 2 steps"
     ):
@@ -113,18 +113,20 @@ def test_soft_tokens_out_of_bounds_stop_a_run(recipe_of: Callable[..., Recipe]) 
 
 
 def test_a_gradient_out_of_bounds_stops_after_the_patience_and_not_before() -> None:
-    health = Health(HealthConfig(patience=3), soft_max=True, last_good=lambda: Path("checkpoint-7"))
+    health = DivergenceMonitor(MonitorConfig(patience=3), check_entropy=True, last_good=lambda: Path("checkpoint-7"))
     for step, norm in enumerate([1e9, 1e9, 1.0, 1e9, 1e9], start=1):
         health.check_gradient(norm, step=step)
     with pytest.raises(TrainingStoppedError, match=re.escape("step 6: the gradient's norm is 1e+09")) as stopped:
         health.check_gradient(1e9, step=6)
     assert "The last good checkpoint is checkpoint-7." in str(stopped.value)
-    Health(HealthConfig(bounds=False, patience=1), soft_max=True, last_good=lambda: None).check_gradient(1e9, step=1)
+    DivergenceMonitor(
+        MonitorConfig(bounds=False, patience=1), check_entropy=True, last_good=lambda: None
+    ).check_gradient(1e9, step=1)
 
 
 def test_collapsed_soft_tokens_stop_a_run_and_chosen_tokens_need_no_entropy() -> None:
-    config = HealthConfig(patience=1)
-    health = Health(config, soft_max=True, last_good=lambda: None)
+    config = MonitorConfig(patience=1)
+    health = DivergenceMonitor(config, check_entropy=True, last_good=lambda: None)
     for name, value in (
         ("soft_token_cosine", 1.0),
         ("soft_token_entropy", 0.0),
@@ -132,4 +134,6 @@ def test_collapsed_soft_tokens_stop_a_run_and_chosen_tokens_need_no_entropy() ->
     ):
         with pytest.raises(TrainingStoppedError, match=f"step 5: {name} is"):
             health.check_soft_tokens({name: value}, step=5)
-    Health(config, soft_max=False, last_good=lambda: None).check_soft_tokens({"soft_token_entropy": 0.0}, step=5)
+    DivergenceMonitor(config, check_entropy=False, last_good=lambda: None).check_soft_tokens(
+        {"soft_token_entropy": 0.0}, step=5
+    )

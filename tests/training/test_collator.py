@@ -1,11 +1,12 @@
 """Which words a batch is read under."""
 
-from promptembedder.models import ModelConfig, PromptEmbedder
-from promptembedder.training import InstructionCollator, Wordings
+from promptembedder.method import ModelConfig
+from promptembedder.model import PromptEmbedder
+from promptembedder.training import InstructionCollator, InstructionVariants
 
-WORDINGS = {
-    "same": Wordings(("say it again", "once more", "repeat"), ("say it again", "once more", "repeat")),
-    "ask": Wordings(("answer", "reply", "respond"), ()),
+VARIANTS = {
+    "same": InstructionVariants(("say it again", "once more", "repeat"), ("say it again", "once more", "repeat")),
+    "ask": InstructionVariants(("answer", "reply", "respond"), ()),
 }
 
 
@@ -20,7 +21,7 @@ def _drawn(collator: InstructionCollator, task: str, start: int) -> tuple[str, s
 
 def _collator(tiny_model: ModelConfig, seed: int = 0) -> InstructionCollator:
     model = PromptEmbedder.create(config=tiny_model, device="cpu")
-    return InstructionCollator(preprocess_fn=model.preprocess, wordings=WORDINGS, seed=seed)
+    return InstructionCollator(preprocess_fn=model.preprocess, variants=VARIANTS, seed=seed)
 
 
 def test_both_sides_of_a_symmetric_task_share_one_wording(tiny_model: ModelConfig) -> None:
@@ -36,7 +37,7 @@ def test_documents_without_instruction_get_the_default_one(tiny_model: ModelConf
 
 def test_every_wording_is_drawn_sooner_or_later(tiny_model: ModelConfig) -> None:
     collator = _collator(tiny_model)
-    assert {_drawn(collator, "ask", start)[0] for start in range(60)} == set(WORDINGS["ask"].anchor)
+    assert {_drawn(collator, "ask", start)[0] for start in range(60)} == set(VARIANTS["ask"].anchor)
 
 
 def test_a_batchs_wording_depends_on_its_rows_and_the_seed_alone(tiny_model: ModelConfig) -> None:

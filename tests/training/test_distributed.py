@@ -24,13 +24,13 @@ from promptembedder.storage import to_mapping
 from promptembedder.training import (
     EvaluationConfig,
     InstructionCollator,
+    InstructionVariants,
     RunConfig,
-    Wordings,
     load_training_data,
     new_model,
     train_model,
 )
-from promptembedder.training.ranks import Ranks
+from promptembedder.training.distributed import Ranks
 
 pytestmark = pytest.mark.usefixtures("usual_backbones")
 
@@ -204,15 +204,15 @@ def test_shares_cover_a_batch_in_order_and_differ_by_one_row_at_most(rows: int, 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_processes_collate_one_batch_under_one_wording(rows: int) -> None:
     model = PromptEmbedder.create(config=runs.MODEL, device="cpu")
-    wordings = {"ask": Wordings(tuple(f"wording {i}" for i in range(20)), ())}
+    wordings = {"ask": InstructionVariants(tuple(f"wording {i}" for i in range(20)), ())}
     features = [{"anchor": f"a{i}", "positive": f"b{i}", "dataset_name": "ask"} for i in range(rows)]
 
     def batch(ranks: Ranks) -> dict[str, Any]:
-        return InstructionCollator(preprocess_fn=model.preprocess, wordings=wordings, ranks=ranks)(features)
+        return InstructionCollator(preprocess_fn=model.preprocess, variants=wordings, ranks=ranks)(features)
 
     whole, parts = batch(Ranks()), [batch(Ranks(own, 2)) for own in range(2)]
     assert {part["anchor_instruction"] for part in parts} == {whole["anchor_instruction"]}
-    assert [part["joint_rows"] for part in parts] == [rows, rows]
+    assert [part["all_gather_with_grad"] for part in parts] == [rows, rows]
     assert [len(part["anchor_input_ids"]) for part in parts] == [max(rows // 2, 1), rows - rows // 2]
 
 
@@ -224,7 +224,7 @@ def test_one_process_cannot_share_a_reader(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("case", "message"),
-    [("lora", "for readers that nothing trains"), ("static", "does not go with evaluation.sts")],
+    [("lora", "needs a frozen reader"), ("static", "cannot be combined with evaluation.sts")],
 )
 def test_a_reader_that_cannot_be_shared_is_refused(case: str, message: str, folder: Path) -> None:
     recipe = runs.recipe_of(case, folder, together=False)
@@ -236,7 +236,7 @@ def test_a_reader_that_cannot_be_shared_is_refused(case: str, message: str, fold
 
 def test_more_processes_than_rows_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = runs.recipe_of("pairs", folder, together=False)
-    monkeypatch.setattr("promptembedder.training.run.joined_ranks", lambda: Ranks(0, 7))
+    monkeypatch.setattr("promptembedder.training.run.init_distributed", lambda: Ranks(0, 7))
     data = load_training_data(recipe.data, seed=0)
     with pytest.raises(ConfigError, match="optim.batch_size is 6, for 7 processes together. Raise it to 7"):
         train_model(PromptEmbedder.create(config=recipe.model, device="cpu"), data, recipe)

@@ -4,8 +4,9 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import nn
 
-from promptembedder.models import ModelConfig, PromptEmbedder
-from promptembedder.training import LossConfig, OwnNegativesLoss, contrastive_loss
+from promptembedder.method import ModelConfig
+from promptembedder.model import PromptEmbedder
+from promptembedder.training import ExplicitNegativesLoss, LossConfig, build_contrastive_loss
 
 
 def test_label_data_is_compared_with_its_own_negatives_only(tiny_model: ModelConfig) -> None:
@@ -13,7 +14,7 @@ def test_label_data_is_compared_with_its_own_negatives_only(tiny_model: ModelCon
     model.eval()  # as `encode` below: in training the text's own states are left out
     columns = (["a b", "c d e"], ["a c", "c d"], ["x", "y z"])
     features = [model.preprocess(list(texts), prompt="Find it") for texts in columns]
-    loss = OwnNegativesLoss(model, temperature=0.1)(features)
+    loss = ExplicitNegativesLoss(model, temperature=0.1)(features)
     anchor, positive, negative = (torch.tensor(model.encode(list(texts), prompt="Find it")) for texts in columns)
     expected = 0.0
     for row in range(2):
@@ -25,7 +26,7 @@ def test_label_data_is_compared_with_its_own_negatives_only(tiny_model: ModelCon
 def test_the_loss_follows_the_task(tiny_model: ModelConfig) -> None:
     model = PromptEmbedder.create(config=tiny_model, device="cpu")
     config = LossConfig(temperature=0.02)
-    in_batch: nn.Module = contrastive_loss(model, config, in_batch_negatives=True)
+    in_batch: nn.Module = build_contrastive_loss(model, config, in_batch_negatives=True)
     assert isinstance(in_batch, MultipleNegativesRankingLoss)
     assert in_batch.temperature == 0.02
-    assert isinstance(contrastive_loss(model, config, in_batch_negatives=False), OwnNegativesLoss)
+    assert isinstance(build_contrastive_loss(model, config, in_batch_negatives=False), ExplicitNegativesLoss)

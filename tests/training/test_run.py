@@ -11,9 +11,11 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from promptembedder.backbone import TextCacheConfig
 from promptembedder.errors import ConfigError
-from promptembedder.models import BaselineConfig, ModelConfig, PromptEmbedder, TextStatesConfig
-from promptembedder.storage import from_mapping, owned_folder, to_mapping
+from promptembedder.method import BaselineConfig, ModelConfig
+from promptembedder.model import PromptEmbedder
+from promptembedder.storage import from_mapping, lock_directory, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 
 
@@ -145,8 +147,8 @@ def test_each_learning_rate_reaches_its_parameters(recipe_of: Callable[..., Reci
     for name, rates in seen.items():
         if any(part in name for part in (".alignment.", ".deep.")):
             assert rates == {optim.alignment_learning_rate}, name
-        elif "anchor" in name or "log_gate" in name:
-            assert rates == {optim.anchor_learning_rate}, name
+        elif "anchor" in name or "log_scale" in name:
+            assert rates == {optim.soft_prompt_learning_rate}, name
         else:
             assert rates == {optim.learning_rate}, name
     assert len(set.union(*seen.values())) == 3
@@ -170,7 +172,7 @@ def test_held_out_rows_give_an_evaluation_loss(recipe_of: Callable[..., Recipe],
 def test_a_finished_model_is_not_trained_over(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(steps=1)
     _run(recipe)
-    with pytest.raises(ConfigError, match="already holds a trained model"):
+    with pytest.raises(ConfigError, match="already contains a trained model"):
         prepare_output(recipe)
     assert prepare_output(recipe, overwrite=True) is None
 
@@ -241,13 +243,13 @@ def test_kept_text_states_give_the_same_run_and_no_second_reading(
 ) -> None:
     recipe = recipe_of(steps=9, data=DataConfig(mixture=str(mixture), limit=12), log_every=1)
     _run(recipe)
-    states = TextStatesConfig(memory_gib=1.0)
+    states = TextCacheConfig(memory_gib=1.0)
     if where == "disk":
-        states = TextStatesConfig(disk_gib=0.1, folder=str(tmp_path / "states"))
+        states = TextCacheConfig(disk_gib=0.1, folder=str(tmp_path / "states"))
     run = dataclasses.replace(recipe.run, output=str(tmp_path / "kept"))
-    kept = dataclasses.replace(recipe, run=run, text_states=states)
+    kept = dataclasses.replace(recipe, run=run, text_cache=states)
     model, _ = _run(kept)
-    assert model.encoder.text_states is None  # training alone asks for texts again
+    assert model.encoder.text_cache is None  # training alone asks for texts again
     losses = [[row["loss"] for row in _metrics(each) if "loss" in row] for each in (recipe, kept)]
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
     held = [row["texts_held"] for row in _metrics(kept) if "texts_held" in row]
@@ -258,23 +260,23 @@ def test_kept_text_states_give_the_same_run_and_no_second_reading(
 def test_a_store_that_is_refused_costs_no_checkpoint(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = recipe_of(steps=2, save_every=1)
     _run(recipe)
-    states = TextStatesConfig(disk_gib=1e9, folder=str(tmp_path / "states"))
+    states = TextCacheConfig(disk_gib=1e9, folder=str(tmp_path / "states"))
     model = PromptEmbedder.create(config=recipe.model, device="cpu")
     data = load_training_data(recipe.data, seed=0)
     with pytest.raises(ConfigError, match="GiB free"):
-        train_model(model, data, dataclasses.replace(recipe, text_states=states))
+        train_model(model, data, dataclasses.replace(recipe, text_cache=states))
     assert {path.name for path in Path(recipe.run.output).glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
 
 
 def test_kept_text_states_are_for_readers_that_nothing_trains(tiny_model: ModelConfig) -> None:
-    with pytest.raises(ConfigError, match="text_states needs texts that are read before anything trained"):
-        Recipe(model=tiny_model, baseline=BaselineConfig(kind="lora"), text_states=TextStatesConfig(memory_gib=1.0))
+    with pytest.raises(ConfigError, match="text_cache needs text states that training does not change"):
+        Recipe(model=tiny_model, baseline=BaselineConfig(kind="lora"), text_cache=TextCacheConfig(memory_gib=1.0))
 
 
 def test_two_trainings_do_not_share_a_folder(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of(steps=2)
     with (
-        owned_folder(Path(recipe.run.output)),
+        lock_directory(Path(recipe.run.output)),
         pytest.raises(ConfigError, match="is in use by process .* choose another output"),
     ):
         _run(recipe)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from promptembedder import PromptEmbedder
-from promptembedder.backbones import read_text
+from promptembedder.backbone import left_pad, prefill
 from promptembedder.errors import ConfigError
-from promptembedder.models import SoftTokenEncoder
-from promptembedder.nn import left_padded
-from promptembedder.training import LossConfig, StepwiseLoss, contrastive_loss
+from promptembedder.method import SoftTokenEncoder
+from promptembedder.training import LossConfig, StepwiseLoss, build_contrastive_loss
 
 NewModel = Callable[..., PromptEmbedder]
 COLUMNS = (["red car", "cold river song"], ["warm car", "slow river"], ["old stone", "blue"])
@@ -26,12 +25,12 @@ def columns_of(model: PromptEmbedder) -> list[dict[str, Any]]:
 
 def prefixes_read_alone(encoder: SoftTokenEncoder, features: dict[str, Any], soft: Tensor, count: int) -> Tensor:
     """Unit vectors of the texts followed by the first `count` soft tokens and nothing else."""
-    ids, mask = left_padded(features["input_ids"], features["attention_mask"])
-    return encoder.steps_after(read_text(encoder.reader.decoder, ids, mask), soft[:, :count])[:, -1]
+    ids, mask = left_pad(features["input_ids"], features["attention_mask"])
+    return encoder.prefix_embeddings(prefill(encoder.reader.decoder, ids, mask), soft[:, :count])[:, -1]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("changes", [{}, {"deep_every": 1, "head": True}])
+@pytest.mark.parametrize("changes", [{}, {"deep_prompt_interval": 1, "head": True}])
 def test_a_step_is_the_text_followed_by_the_first_soft_tokens_alone(
     pooling: str, changes: dict[str, Any], new_model: NewModel, family: str
 ) -> None:
@@ -42,7 +41,7 @@ def test_a_step_is_the_text_followed_by_the_first_soft_tokens_alone(
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
         features = columns_of(model)[0]
         soft = encoder.soft_tokens(["find it"]).expand(2, -1, -1)
-        steps = encoder.steps_after(encoder.read([features]), soft)
+        steps = encoder.prefix_embeddings(encoder.read([features]), soft)
         for count in range(1, soft.shape[1] + 1):
             alone = prefixes_read_alone(encoder, features, soft, count)
             torch.testing.assert_close(steps[:, count - 1], alone, atol=2e-5, rtol=0)
@@ -52,11 +51,11 @@ def test_a_step_is_the_text_followed_by_the_first_soft_tokens_alone(
 
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_the_loss_is_the_mean_over_the_steps_and_what_getting_worse_costs(in_batch: bool, new_model: NewModel) -> None:
-    model = new_model(deep_every=1).train()
+    model = new_model(deep_prompt_interval=1).train()
     with torch.no_grad():
         for weight in model.encoder.trained_weights():
             weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-    loss = contrastive_loss(model, STEPWISE, in_batch_negatives=in_batch)
+    loss = build_contrastive_loss(model, STEPWISE, in_batch_negatives=in_batch)
     anchor, *documents = [model(features)["step_embeddings"] for features in columns_of(model)]
     per_step = []
     for step in range(anchor.shape[1]):
@@ -74,8 +73,8 @@ def test_the_loss_is_the_mean_over_the_steps_and_what_getting_worse_costs(in_bat
 
 
 def test_columns_embedded_together_have_the_same_steps(new_model: NewModel) -> None:
-    model = new_model(deep_every=1).train()
-    loss = contrastive_loss(model, STEPWISE, in_batch_negatives=True)
+    model = new_model(deep_prompt_interval=1).train()
+    loss = build_contrastive_loss(model, STEPWISE, in_batch_negatives=True)
     together = columns_of(model)
     model.encoder.embed_columns(together)
     torch.testing.assert_close(loss(together, None), loss(columns_of(model), None), atol=1e-5, rtol=1e-5)
@@ -83,19 +82,19 @@ def test_columns_embedded_together_have_the_same_steps(new_model: NewModel) -> N
 
 def test_without_steps_it_is_the_loss_alone(new_model: NewModel) -> None:
     model = new_model().eval()
-    plain = contrastive_loss(model, LossConfig(temperature=0.1), in_batch_negatives=True)
-    stepwise = contrastive_loss(model, STEPWISE, in_batch_negatives=True)
+    plain = build_contrastive_loss(model, LossConfig(temperature=0.1), in_batch_negatives=True)
+    stepwise = build_contrastive_loss(model, STEPWISE, in_batch_negatives=True)
     torch.testing.assert_close(stepwise(columns_of(model), None), plain(columns_of(model), None))
     one = new_model(num_soft_tokens=1).train()
     torch.testing.assert_close(
-        contrastive_loss(one, STEPWISE, in_batch_negatives=True)(columns_of(one), None),
-        contrastive_loss(one, LossConfig(temperature=0.1), in_batch_negatives=True)(columns_of(one), None),
+        build_contrastive_loss(one, STEPWISE, in_batch_negatives=True)(columns_of(one), None),
+        build_contrastive_loss(one, LossConfig(temperature=0.1), in_batch_negatives=True)(columns_of(one), None),
     )
 
 
 def test_the_gradient_of_every_step_reaches_the_prompter(new_model: NewModel) -> None:
     model = new_model().train()
-    loss = contrastive_loss(model, STEPWISE, in_batch_negatives=True)
+    loss = build_contrastive_loss(model, STEPWISE, in_batch_negatives=True)
     assert isinstance(loss, StepwiseLoss)
     loss(columns_of(model), None).backward()
     assert model.encoder.prompter is not None
@@ -104,6 +103,6 @@ def test_the_gradient_of_every_step_reaches_the_prompter(new_model: NewModel) ->
 
 
 def test_it_needs_soft_tokens_after_the_text(new_model: NewModel) -> None:
-    model = new_model(placement="prefix", deep_every=0, text_weight=0.0)
+    model = new_model(placement="prefix", deep_prompt_interval=0, text_pooling_weight=0.0)
     with pytest.raises(ConfigError, match=r"loss.stepwise needs soft tokens after the text. Set it to false."):
-        contrastive_loss(model, STEPWISE, in_batch_negatives=True)
+        build_contrastive_loss(model, STEPWISE, in_batch_negatives=True)

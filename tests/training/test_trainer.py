@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from promptembedder.models import ModelConfig, PromptEmbedder
+from promptembedder.method import ModelConfig
+from promptembedder.model import PromptEmbedder
 
 COLUMNS = (
     ["a red house", "cold", ""],

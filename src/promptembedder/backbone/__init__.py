@@ -1,15 +1,104 @@
 """LLM backbones: loading, tokenizing, prefilling and running suffixes, whatever the architecture."""
 
-from promptembedder.backbone.batching import MAX_BATCH_TOKENS, ReadingCounts, TextReading, TokenRow, few_widths, in_order, like_length_batches, packed_batches, token_rows
-from promptembedder.backbone.forward import TextStates, gathered_states, left_padded, left_padded_rows, packs, read_after, read_each_after, read_embeddings, read_hidden, read_text, read_text_and_after, read_tokens, text_positions
-from promptembedder.backbone.gguf import check_gguf, converted_gguf
+from promptembedder.extras import silence_torchao
+
+with silence_torchao():  # before any other import: transformers imports torchao here
+    import transformers.modeling_utils  # noqa: F401
+
+from promptembedder.backbone.batching import (
+    MAX_BATCH_TOKENS,
+    BatchStats,
+    TokenBudgetBatcher,
+    TokenIds,
+    bucket_width,
+    length_bucketed_batches,
+    packed_batches,
+    restore_order,
+    unpad,
+)
+from promptembedder.backbone.forward import (
+    TextCache,
+    forward_embeddings,
+    forward_suffix,
+    forward_suffixes,
+    forward_tokens,
+    forward_with_suffix,
+    gather_text_caches,
+    hidden_states_at,
+    left_pad,
+    left_pad_ids,
+    prefill,
+    supports_packing,
+    text_positions,
+)
+from promptembedder.backbone.gguf import check_gguf, convert_gguf
 from promptembedder.backbone.layers import decoder_layers
-from promptembedder.backbone.load import Backbone, BackboneConfig, BackboneRef, load_backbone, quirks_of, resolved_dtype
+from promptembedder.backbone.load import (
+    Backbone,
+    BackboneConfig,
+    BackboneIdentity,
+    architecture_quirks,
+    load_backbone,
+    resolve_dtype,
+)
 from promptembedder.backbone.random_models import RANDOM_MODELS, random_model, random_tokenizer
 from promptembedder.backbone.sharding import shard_layers
-from promptembedder.backbone.sources import BackboneSource, INSTALLED_MODELS, default_cache_folder, find_source, hub_refusal, quiet_transformers
-from promptembedder.backbone.text_cache import TextStateStore, TextStatesConfig
+from promptembedder.backbone.sources import (
+    INSTALLED_MODELS,
+    BackboneSource,
+    default_cache_folder,
+    find_source,
+    hub_refusal,
+    quiet_transformers,
+)
+from promptembedder.backbone.text_cache import TextCacheConfig, TextCacheStore
 from promptembedder.backbone.tokenizer import TextTokenizer
 from promptembedder.backbone.vocabulary import shared_token_ids
 
-__all__ = ['Backbone', 'BackboneConfig', 'BackboneRef', 'BackboneSource', 'INSTALLED_MODELS', 'MAX_BATCH_TOKENS', 'RANDOM_MODELS', 'ReadingCounts', 'TextReading', 'TextStateStore', 'TextStates', 'TextStatesConfig', 'TextTokenizer', 'TokenRow', 'check_gguf', 'converted_gguf', 'decoder_layers', 'default_cache_folder', 'few_widths', 'find_source', 'gathered_states', 'hub_refusal', 'in_order', 'left_padded', 'left_padded_rows', 'like_length_batches', 'load_backbone', 'packed_batches', 'packs', 'quiet_transformers', 'quirks_of', 'random_model', 'random_tokenizer', 'read_after', 'read_each_after', 'read_embeddings', 'read_hidden', 'read_text', 'read_text_and_after', 'read_tokens', 'resolved_dtype', 'shard_layers', 'shared_token_ids', 'text_positions', 'token_rows']
+__all__ = [
+    "INSTALLED_MODELS",
+    "MAX_BATCH_TOKENS",
+    "RANDOM_MODELS",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneIdentity",
+    "BackboneSource",
+    "BatchStats",
+    "TextCache",
+    "TextCacheConfig",
+    "TextCacheStore",
+    "TextTokenizer",
+    "TokenBudgetBatcher",
+    "TokenIds",
+    "architecture_quirks",
+    "bucket_width",
+    "check_gguf",
+    "convert_gguf",
+    "decoder_layers",
+    "default_cache_folder",
+    "find_source",
+    "forward_embeddings",
+    "forward_suffix",
+    "forward_suffixes",
+    "forward_tokens",
+    "forward_with_suffix",
+    "gather_text_caches",
+    "hidden_states_at",
+    "hub_refusal",
+    "left_pad",
+    "left_pad_ids",
+    "length_bucketed_batches",
+    "load_backbone",
+    "packed_batches",
+    "prefill",
+    "quiet_transformers",
+    "random_model",
+    "random_tokenizer",
+    "resolve_dtype",
+    "restore_order",
+    "shard_layers",
+    "shared_token_ids",
+    "supports_packing",
+    "text_positions",
+    "unpad",
+]

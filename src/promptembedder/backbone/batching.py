@@ -1,41 +1,52 @@
 """Batches of similar length within a token budget."""
 
-from collections import Counter
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from promptembedder.errors import ConfigError
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
+
 import torch
+
+from promptembedder.errors import ConfigError
 from promptembedder.types import Tensor
 
-__all__ = ['MAX_BATCH_TOKENS', 'ReadingCounts', 'TextReading', 'TokenRow', 'few_widths', 'in_order', 'like_length_batches', 'packed_batches', 'token_rows']
+__all__ = [
+    "MAX_BATCH_TOKENS",
+    "BatchStats",
+    "TokenBudgetBatcher",
+    "TokenIds",
+    "bucket_width",
+    "length_bucketed_batches",
+    "packed_batches",
+    "restore_order",
+    "unpad",
+]
 
-# What a pass costs beside its tokens, in tokens: measured on a CPU with a reader of 135M parameters, where one text of
+# Fixed cost of a forward pass, in tokens: measured on a CPU with a reader of 135M parameters, where one text of
 # 128 tokens takes as long as 200 tokens in a large batch. A larger number only splits less.
 _CALL_TOKENS = 64
-# What a width is rounded up to a multiple of, by the width from which on a larger one serves: a few percent of padding.
+# (largest width, multiple to round up to): costs a few percent of padding.
 _WIDTH_STEPS = ((64, 8), (256, 16))
 _LARGEST_WIDTH_STEP = 32
 
 
-def like_length_batches(
+def length_bucketed_batches(
     lengths: Sequence[int], *, max_tokens: int | None = None, max_texts: int | None = None
 ) -> list[list[int]]:
-    """Places of the texts by batch, longest first: the split that reads the fewest tokens, padding included.
+    """Split texts into batches, longest first, such that the fewest tokens are computed, padding included.
 
     A batch of n texts, the longest of m tokens, costs n * m and a constant; the least sum is found by dynamic
     programming over the distinct lengths, O(distinct lengths squared). Batches too large are then cut evenly.
 
     Args:
         lengths: Tokens of each text.
-        max_tokens: Tokens of a batch, padding included, at most.
-        max_texts: Texts of a batch at most.
+        max_tokens: Maximum number of tokens of a batch, padding included.
+        max_texts: Maximum number of texts of a batch.
 
     Raises:
-        ConfigError: A text is longer than `max_tokens`.
+        ConfigError: If a text is longer than `max_tokens`.
     """
     longest_text = max(lengths, default=0)
     if max_tokens is not None and max_tokens < longest_text:
@@ -64,12 +75,12 @@ def like_length_batches(
 
 
 def packed_batches(lengths: Sequence[int], *, max_tokens: int, max_texts: int | None = None) -> list[list[int]]:
-    """Places of the texts by batch, longest first, for texts that are read without padding: as few batches as will do.
+    """Split texts into the fewest batches without padding, longest first, and return the indices of each batch.
 
     Args:
         lengths: Tokens of each text.
-        max_tokens: Tokens of a batch at most; a longer text is a batch of its own.
-        max_texts: Texts of a batch at most.
+        max_tokens: Maximum number of tokens of a batch. A longer text is a batch alone.
+        max_texts: Maximum number of texts of a batch.
     """
     batches: list[list[int]] = []
     room = 0
@@ -82,8 +93,8 @@ def packed_batches(lengths: Sequence[int], *, max_tokens: int, max_texts: int | 
     return batches
 
 
-def few_widths(width: int) -> int:
-    """`width` or a little more, so that texts of all lengths have few different ones.
+def bucket_width(width: int) -> int:
+    """Round `width` up, so that batches of all lengths have few different widths.
 
     For half-precision matrices on a CPU oneDNN makes a kernel for each number of rows and never drops one: up to 1 MB
     for each new product of batch size and width, measured on a reader of 135M parameters.
@@ -93,7 +104,7 @@ def few_widths(width: int) -> int:
 
 
 def _room(longest: int, max_tokens: int | None, max_texts: int | None) -> int | None:
-    """Texts that a batch may have whose longest has `longest` tokens; None: any number."""
+    """Return the maximum number of texts of a batch whose longest text has `longest` tokens. None means no limit."""
     limits = [] if max_texts is None else [max_texts]
     if max_tokens is not None:
         limits.append(max_tokens // max(longest, 1))
@@ -101,7 +112,7 @@ def _room(longest: int, max_tokens: int | None, max_texts: int | None) -> int | 
 
 
 def _cut(batch: list[int], room: int | None) -> list[list[int]]:
-    """The batch in as few pieces of at most `room` texts as will do, of equal size but for one text."""
+    """Split the batch into the fewest pieces of at most `room` texts, with sizes that differ by at most one."""
     pieces = 1 if room is None else -(-len(batch) // room)
     ends = [len(batch) * piece // pieces for piece in range(pieces + 1)]
     return [batch[start:end] for start, end in pairwise(ends)]
@@ -113,18 +124,18 @@ logger = logging.getLogger(__name__)
 # is then 0.4 GB for a model of 135M parameters and 1 GB for one of 7B.
 MAX_BATCH_TOKENS = 8192
 
-TokenRow = tuple[int, ...]
+TokenIds = tuple[int, ...]
 Result = TypeVar("Result")
 
 
 @dataclass
-class ReadingCounts:
-    """What was read so far.
+class BatchStats:
+    """Counts of the texts and tokens computed.
 
     Attributes:
-        texts: Those alike within a batch count once.
-        tokens: Of the texts.
-        padding: Tokens beside them, which fill a batch up to its longest text.
+        texts: Number of texts. Duplicates within a batch count once.
+        tokens: Number of tokens of the texts.
+        padding: Number of padding tokens.
     """
 
     texts: int = 0
@@ -137,13 +148,13 @@ class ReadingCounts:
         return self.padding / max(self.tokens + self.padding, 1)
 
 
-class TextReading:
-    """How an encoder goes through texts.
+class TokenBudgetBatcher:
+    """Splitter of texts into batches within a token budget, which shrinks when the GPU runs out of memory.
 
     Attributes:
-        counts: What was read so far.
-        in_one: Read all texts at once, whatever the budget: processes that share the weights of a reader have to call
-            it equally often.
+        counts: Texts and tokens computed.
+        single_batch: Ignore the budget and use one batch. Processes that share the weights of a sharded reader must
+            call it equally often.
     """
 
     def __init__(
@@ -152,49 +163,49 @@ class TextReading:
         *,
         packed_tokens: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Begin with the default budget.
+        """Create a batcher with the default budget.
 
         Args:
-            width_for: Columns of a batch whose longest text has so many tokens; the budget does not see what it adds.
-            packed_tokens: How many tokens are read at once at best where the reader needs no padding; None: it does.
+            width_for: Maps the length of the longest text to the width of the batch. The budget ignores the difference.
+            packed_tokens: Returns the best number of tokens of an unpadded batch, or None if the reader needs padding.
         """
-        self.counts = ReadingCounts()
-        self.in_one = False
+        self.counts = BatchStats()
+        self.single_batch = False
         self._width_for, self._packed_tokens = width_for, packed_tokens
         self._max_batch_tokens = MAX_BATCH_TOKENS
-        self._fitting: int | None = None  # tokens that the GPU had memory for, once it had none for more
+        self._oom_limit: int | None = None  # tokens that the GPU had memory for, once it had none for more
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens read at once, padding included; where a GPU has no memory for them, fewer are."""
+        """Maximum number of tokens of a batch, padding included. Batches are smaller after an out-of-memory error."""
         return self._max_batch_tokens
 
     @max_batch_tokens.setter
     def max_batch_tokens(self, value: int) -> None:
         if value < 1:
             raise ConfigError(f"max_batch_tokens must be at least 1, got {value}. Try {MAX_BATCH_TOKENS}.")
-        self._max_batch_tokens, self._fitting = value, None
+        self._max_batch_tokens, self._oom_limit = value, None
 
-    def in_batches(
+    def map_batches(
         self,
-        texts: Sequence[TokenRow],
+        texts: Sequence[TokenIds],
         read: Callable[[list[int]], Result],
         *,
         max_texts: int | None = None,
-        packs: bool = False,
+        supports_packing: bool = False,
     ) -> tuple[list[list[int]], list[Result]]:
-        """Call `read` with the places of each batch of texts, longest first; the places, and what it gave for them.
+        """Call `read` with the indices of each batch, longest first, and return the indices and results by batch.
 
         Args:
-            max_texts: Of a batch.
-            packs: A batch may hold texts of any lengths where the reader needs no padding.
+            max_texts: Maximum number of texts of a batch.
+            supports_packing: A batch may hold texts of any lengths where the reader needs no padding.
 
         Raises:
-            ConfigError: A text alone is longer than the budget.
-            torch.OutOfMemoryError: The GPU has no memory for one text alone.
+            ConfigError: If a single text is longer than the budget.
+            torch.OutOfMemoryError: If the GPU has no memory for a single text.
         """
         unpadded = self._packed_tokens() if len(texts) > 1 else None
-        at_best = unpadded if packs else None
+        at_best = unpadded if supports_packing else None
         waiting = self._batches(texts, list(range(len(texts))), max_texts, at_best)
         done: list[list[int]] = []
         results: list[Result] = []
@@ -204,7 +215,7 @@ class TextReading:
             try:
                 result = read(batch)
             except torch.OutOfMemoryError:
-                if len(batch) == 1 or self.in_one:
+                if len(batch) == 1 or self.single_batch:
                     raise
                 fitted = False
             if not fitted:  # outside of the except clause, whose traceback holds on to the batch's tensors
@@ -218,10 +229,10 @@ class TextReading:
         return done, results
 
     def count(self, lengths: Sequence[int], *, width: int | None = None, packed: bool = False) -> None:
-        """Note a batch of texts of these lengths, `width` columns wide, by default as wide as `in_batches` expects.
+        """Count a batch of texts of these lengths, `width` columns wide, by default as wide as `map_batches` expects.
 
         Args:
-            packed: There was no padding.
+            packed: The batch had no padding.
         """
         self.counts.texts += len(lengths)
         self.counts.tokens += sum(lengths)
@@ -230,33 +241,33 @@ class TextReading:
             self.counts.padding += len(lengths) * width - sum(lengths)
 
     def _batches(
-        self, texts: Sequence[TokenRow], places: Sequence[int], max_texts: int | None, at_best: int | None
+        self, texts: Sequence[TokenIds], places: Sequence[int], max_texts: int | None, at_best: int | None
     ) -> list[list[int]]:
-        if self.in_one:
+        if self.single_batch:
             return [list(places)] if places else []
         lengths = [len(texts[place]) for place in places]
         budget = self._max_batch_tokens
-        if self._fitting is not None:
-            budget = min(budget, max([self._fitting, *lengths]))
+        if self._oom_limit is not None:
+            budget = min(budget, max([self._oom_limit, *lengths]))
         if at_best is not None and max(lengths, default=0) <= budget:
             batches = packed_batches(lengths, max_tokens=min(budget, at_best), max_texts=max_texts)
         else:
-            batches = like_length_batches(lengths, max_tokens=budget, max_texts=max_texts)
-        return [[places[own] for own in batch] for batch in batches]
+            batches = length_bucketed_batches(lengths, max_tokens=budget, max_texts=max_texts)
+        return [[places[index] for index in batch] for batch in batches]
 
     def _halve(self, tokens: int) -> None:
-        self._fitting = tokens // 2
+        self._oom_limit = tokens // 2
         torch.cuda.empty_cache()
-        logger.warning("the GPU has no memory for %d tokens at once; reading %d from now on", tokens, self._fitting)
+        logger.warning("the GPU has no memory for %d tokens at once; using %d from now on", tokens, self._oom_limit)
 
 
-def in_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor], *, dim: int) -> Tensor:
-    """What came batch by batch, along `dim` in the order of the places."""
+def restore_order(batches: Sequence[Sequence[int]], parts: Sequence[Tensor], *, dim: int) -> Tensor:
+    """Concatenate results of batches along `dim` and restore the order of the indices."""
     places = torch.tensor([place for batch in batches for place in batch], device=parts[0].device)
     return torch.cat(list(parts), dim=dim).index_select(dim, places.argsort())
 
 
-def token_rows(features: dict[str, Any]) -> list[TokenRow]:
-    """The token ids of each text of a batch, wherever its padding is."""
+def unpad(features: dict[str, Any]) -> list[TokenIds]:
+    """Return the token ids of each text of a batch, without padding."""
     rows = zip(features["input_ids"].tolist(), features["attention_mask"].tolist(), strict=True)
     return [tuple(token for token, present in zip(ids, mask, strict=True) if present) for ids, mask in rows]

@@ -1,27 +1,28 @@
 """Read GGUF headers and convert GGUF weights to a transformers checkpoint."""
 
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import BinaryIO
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from promptembedder.errors import BackboneError
 import io
 import json
 import logging
 import os
 import shutil
+import struct
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
 import torch
 from filelock import FileLock
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from promptembedder.backbone.sources import quiet_transformers
-from promptembedder.backbone.sources import BackboneSource, sha256_of
 
-__all__ = ['GgufHeader', 'check_gguf', 'converted_gguf']
+from promptembedder.backbone.sources import BackboneSource, quiet_transformers, sha256_of
+from promptembedder.errors import BackboneError
+
+__all__ = ["GgufHeader", "check_gguf", "convert_gguf"]
 
 _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -37,7 +38,7 @@ _COUNTS = ("block_count", "expert_count")
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF says of itself, as far as it was looked at.
+    """Integer metadata and tensor shapes of a GGUF file.
 
     Attributes:
         numbers: Whole numbers of the metadata by key.
@@ -49,7 +50,7 @@ class GgufHeader:
 
 
 def check_gguf(path: Path, *, name: str) -> GgufHeader:
-    """The header of the file.
+    """Read and validate the header of a GGUF file.
 
     Args:
         name: What the user calls it, for messages.
@@ -60,21 +61,21 @@ def check_gguf(path: Path, *, name: str) -> GgufHeader:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            header, offsets = _Reading(file, size).header()
+            header, offsets = _HeaderReader(file, size).header()
             _check_tensors(header, offsets, size - file.tell())
     except (OSError, ValueError, struct.error) as error:
         raise BackboneError(f"cannot read {name!r} as a GGUF model: {error}. Download it again.") from error
     return header
 
 
-class _Reading:
-    """Goes through a file whose size is known; whatever does not fit in it is a ValueError."""
+class _HeaderReader:
+    """Bounds-checked reader of a GGUF header. Invalid content raises ValueError."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size, self._items = file, size, 0
 
     def header(self) -> tuple[GgufHeader, dict[str, tuple[int, int]]]:
-        """What the header says; and by tensor its offset and how many bytes it takes."""
+        """Read the header, and the offset and size in bytes of each tensor."""
         if self._take(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         version, tensors, entries = self._number("I"), self._number("Q"), self._number("Q")
@@ -168,7 +169,7 @@ logger = logging.getLogger(__name__)
 _LAYOUT = 1  # counts up when the converted files change meaning, so that an old cache is not read as a new one
 
 
-def converted_gguf(source: BackboneSource, cache_folder: Path) -> tuple[Path, str]:
+def convert_gguf(source: BackboneSource, cache_folder: Path) -> tuple[Path, str]:
     """Folder with the float32 model and tokenizer of a GGUF, and the sha256 of the GGUF it was made from.
 
     The first call converts; the folder then appears under its final name in one step, so that a killed or a concurrent
@@ -196,7 +197,7 @@ def converted_gguf(source: BackboneSource, cache_folder: Path) -> tuple[Path, st
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether every file is there at its full length; guards against a disk that lost data after the rename."""
+    """Return True if every file has its full size: a disk may lose data after the rename."""
     try:
         sizes: dict[str, int] = json.loads((folder / "sizes.json").read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -225,7 +226,7 @@ def _convert(source: BackboneSource, folder: Path) -> None:
                     del model.config.quantization_config
                 model.save_pretrained(target)
                 tokenizer.save_pretrained(target)
-        except Exception as error:  # the foreign reader raises whatever a torn file makes it stumble over
+        except Exception as error:  # the GGUF parser raises arbitrary exceptions for a damaged file
             raise BackboneError(f"cannot read {source.name!r} as a GGUF model: {_first_line(error)}") from error
         _publish(target, folder)
 

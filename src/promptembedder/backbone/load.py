@@ -1,31 +1,46 @@
 """Load a frozen or trainable LLM backbone: dtype, architecture quirks, weights and tokenizer."""
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
 import torch
-from promptembedder.errors import ConfigError, shown
-from dataclasses import dataclass
-from transformers import PretrainedConfig
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from promptembedder.backbone.gguf import convert_gguf
 from promptembedder.backbone.packing import ATTENTION
-from promptembedder.backbone.gguf import converted_gguf
-from promptembedder.backbone.sources import hub_refusal
 from promptembedder.backbone.quantization import quantize, require_quantization
-from promptembedder.backbone.sources import quiet_transformers
 from promptembedder.backbone.random_models import random_model, random_tokenizer, shortened
-from promptembedder.backbone.sources import INSTEAD, BackboneSource, default_cache_folder, find_source, sha256_of
+from promptembedder.backbone.sources import (
+    INSTEAD,
+    BackboneSource,
+    default_cache_folder,
+    find_source,
+    hub_refusal,
+    quiet_transformers,
+    sha256_of,
+)
 from promptembedder.backbone.tokenizer import TextTokenizer
-from promptembedder.errors import BackboneError
+from promptembedder.errors import BackboneError, ConfigError, short_repr
 from promptembedder.types import Float, Tensor
 
-__all__ = ['Backbone', 'BackboneConfig', 'BackboneRef', 'DTYPES', 'Quirks', 'load_backbone', 'quirks_of', 'resolved_dtype']
+__all__ = [
+    "DTYPES",
+    "ArchitectureQuirks",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneIdentity",
+    "architecture_quirks",
+    "load_backbone",
+    "resolve_dtype",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolved_dtype(name: str, *, device: torch.device | str = "cpu") -> torch.dtype:
+def resolve_dtype(name: str, *, device: torch.device | str = "cpu") -> torch.dtype:
     """The dtype that `name` stands for; `auto` is bfloat16 where the device multiplies it much faster, else float32.
 
     Raises:
@@ -34,7 +49,7 @@ def resolved_dtype(name: str, *, device: torch.device | str = "cpu") -> torch.dt
     if name == "auto":
         return torch.bfloat16 if _is_fast_in_bfloat16(torch.device(device).type) else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {shown(name)}. Use one of: auto, {', '.join(DTYPES)}.")
+        raise ConfigError(f"unknown dtype {short_repr(name)}. Use one of: auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
@@ -59,7 +74,7 @@ def _cpu_flags() -> set[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quirks:
+class ArchitectureQuirks:
     """How a family departs from the plain case (Llama, Qwen, Mistral, SmolLM: all defaults).
 
     Attributes:
@@ -78,24 +93,24 @@ class Quirks:
         return float(config.hidden_size) ** 0.5 if self.table_scale == "sqrt_dim" else 1.0
 
 
-_GEMMA = Quirks(table_scale="sqrt_dim", needs_bos=True)
+_GEMMA = ArchitectureQuirks(table_scale="sqrt_dim", needs_bos=True)
 _BY_MODEL_TYPE = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gpt2": Quirks(learned_positions=True),
-    "opt": Quirks(learned_positions=True),
+    "gpt2": ArchitectureQuirks(learned_positions=True),
+    "opt": ArchitectureQuirks(learned_positions=True),
 }
 
 
-def quirks_of(config: PretrainedConfig) -> Quirks:
-    """The row of the table for this configuration; the plain case for a family that has none."""
-    return _BY_MODEL_TYPE.get(config.model_type, Quirks())
+def architecture_quirks(config: PretrainedConfig) -> ArchitectureQuirks:
+    """Return the quirks of the model family, by default none."""
+    return _BY_MODEL_TYPE.get(config.model_type, ArchitectureQuirks())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which LLM, and how much of it.
+    """Source, precision and depth of an LLM.
 
     Attributes:
         source: Installed name, hub id, folder, `.gguf` file or `random:NAME`.
@@ -120,8 +135,8 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRef:
-    """What a saved model remembers of a backbone instead of its weights.
+class BackboneIdentity:
+    """Reference to a backbone that a saved model contains instead of its weights.
 
     Attributes:
         fingerprint: `sha256:...` of local weights, `commit:...` of a hub id, `random:...` of a random model.
@@ -138,16 +153,16 @@ class BackboneRef:
 class Backbone(nn.Module):
     """A frozen decoder with its tokenizer, input table and quirks."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: TextTokenizer, ref: BackboneRef) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: TextTokenizer, ref: BackboneIdentity) -> None:
         """Freeze `model` (with or without a language-model head) in evaluation mode."""
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.ref = ref
+        self.identity = ref
         _check_table(model, ref.source)
-        self.quirks: Quirks = quirks_of(model.config)
-        self.input_scale = _measured_scale(model, self.quirks, ref.source)
-        self.table_norm = self.input_scale * float(self.input_table.float().norm(dim=-1).mean())
+        self.quirks: ArchitectureQuirks = architecture_quirks(model.config)
+        self.embedding_scale = _measured_scale(model, self.quirks, ref.source)
+        self.mean_embedding_norm = self.embedding_scale * float(self.input_embeddings.float().norm(dim=-1).mean())
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -155,14 +170,14 @@ class Backbone(nn.Module):
         return self.model.base_model
 
     @property
-    def input_table(self) -> Float[Tensor, "vocab dim"]:
-        """Input embedding weights; times `input_scale` they are what the first layer reads."""
+    def input_embeddings(self) -> Float[Tensor, "vocab dim"]:
+        """Input embedding weights; times `embedding_scale` they are what the first layer reads."""
         return self.model.get_input_embeddings().weight
 
     @property
     def dim(self) -> int:
         """Width of the input space."""
-        return self.input_table.shape[1]
+        return self.input_embeddings.shape[1]
 
     @property
     def max_positions(self) -> int | None:
@@ -170,13 +185,13 @@ class Backbone(nn.Module):
         return int(self.model.config.max_position_embeddings) if self.quirks.learned_positions else None
 
     @torch.no_grad()
-    def phrase_inputs(self, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
+    def init_embeddings(self, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
         """Input vectors of the last `count` tokens of `phrase`, repeated if it is shorter; zeros for no phrase."""
         if not phrase:
             return torch.zeros(count, self.dim)
-        ids = self.tokenizer.foreign(phrase, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer.hf(phrase, add_special_tokens=False)["input_ids"]
         ids = (ids * count)[-count:]
-        return self.input_scale * self.input_table[ids].float()
+        return self.embedding_scale * self.input_embeddings[ids].float()
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: dropout and cache-less training paths are not for a frozen model."""
@@ -185,7 +200,7 @@ class Backbone(nn.Module):
 
 
 def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | None = None) -> Backbone:
-    """The LLM that `config` names, frozen, on the CPU.
+    """Load the frozen LLM of `config` on the CPU.
 
     Args:
         head: Keep the language-model head; the prompter needs it, the reader does not.
@@ -195,7 +210,7 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
         BackboneError: It cannot be found, is damaged, or scales its inputs in a way we do not know.
     """
     source = find_source(config.source)
-    dtype = resolved_dtype(config.dtype)
+    dtype = resolve_dtype(config.dtype)
     if source.kind == "random":
         model = random_model(source.name.removeprefix("random:"), layers=config.layers, dtype=dtype)
         tokenizer, fingerprint = random_tokenizer(), source.name
@@ -204,7 +219,7 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
         model, tokenizer, fingerprint = _load_files(source, config, dtype, head, cache_folder or default_cache_folder())
     if config.quantization is not None:
         quantize(model, config.quantization)
-    ref = BackboneRef(
+    ref = BackboneIdentity(
         source=config.source,
         revision=config.revision,
         dtype=str(dtype).removeprefix("torch."),
@@ -212,7 +227,7 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
         fingerprint=fingerprint,
         quantization=config.quantization,
     )
-    needs_bos = quirks_of(model.config).needs_bos
+    needs_bos = architecture_quirks(model.config).needs_bos
     return Backbone(model, TextTokenizer(tokenizer, needs_bos=needs_bos, text_start=config.text_start), ref)
 
 
@@ -221,7 +236,7 @@ def _load_files(
 ) -> tuple[PreTrainedModel, object, str]:
     """Model, tokenizer and fingerprint from a GGUF, a folder or the hub."""
     if source.kind in ("installed", "gguf"):
-        folder, digest = converted_gguf(source, cache_folder)
+        folder, digest = convert_gguf(source, cache_folder)
         location, fingerprint = str(folder), f"sha256:{digest}"
     elif source.kind == "folder":
         weights = sorted(source.parts[0].glob("*.safetensors"))
@@ -235,10 +250,10 @@ def _load_files(
     auto = AutoModelForCausalLM if head else AutoModel
     try:
         with quiet_transformers():
-            foreign = shortened(AutoConfig.from_pretrained(location, revision=config.revision), config.layers)
+            hf_config = shortened(AutoConfig.from_pretrained(location, revision=config.revision), config.layers)
             model, report = auto.from_pretrained(
                 location,
-                config=foreign,
+                config=hf_config,
                 revision=config.revision,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
@@ -254,7 +269,7 @@ def _load_files(
         missing = sorted(report["missing_keys"])
         raise BackboneError(f"backbone {source.name!r} lacks {len(missing)} weights, {missing[0]} first. Get it again.")
     if source.kind == "hub":
-        fingerprint = f"commit:{getattr(foreign, '_commit_hash', None)}"
+        fingerprint = f"commit:{getattr(hf_config, '_commit_hash', None)}"
     return model, tokenizer, fingerprint
 
 
@@ -273,8 +288,8 @@ def _check_table(model: PreTrainedModel, name: str) -> None:
 
 
 @torch.no_grad()
-def _measured_scale(model: PreTrainedModel, quirks: Quirks, name: str) -> float:
-    """What the embedding module multiplies its rows by, checked against the table of quirks."""
+def _measured_scale(model: PreTrainedModel, quirks: ArchitectureQuirks, name: str) -> float:
+    """Measure the factor that the embedding module applies to its rows and check it against the quirks."""
     module = model.get_input_embeddings()
     rows = module.weight[:256].float()
     inputs = module(torch.arange(len(rows), device=rows.device)).float()
@@ -285,6 +300,6 @@ def _measured_scale(model: PreTrainedModel, quirks: Quirks, name: str) -> float:
     ):
         raise BackboneError(
             f"backbone {name!r} ({model.config.model_type}) scales its input table by {scale:.3g}, "
-            f"expected {expected:.3g}: its family needs a row in backbones/quirks.py."
+            f"expected {expected:.3g}: its family needs a row in backbone/load.py."
         )
     return scale

@@ -8,15 +8,26 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, groupby
 from typing import Any
+
 import torch
-from promptembedder.types import Bool, Float, Int, Tensor
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from promptembedder.types import Bool, Float, Tensor
 
-__all__ = ['ATTENTION', 'Packing', 'Run', 'current_packing', 'few_query_attention', 'has_varlen', 'packed_attention', 'packing_texts', 'varlen_attention']
+from promptembedder.types import Bool, Float, Int, Tensor
+
+__all__ = [
+    "ATTENTION",
+    "Packing",
+    "Run",
+    "current_packing",
+    "few_query_attention",
+    "has_varlen",
+    "packed_attention",
+    "packing_texts",
+    "varlen_attention",
+]
 
 # of a batch: queries [batch heads new head_dim], keys and values, mask; gives [batch new heads head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 new seq"] | None], Tensor]
@@ -24,13 +35,13 @@ Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 new seq"] | None], 
 
 @dataclass(frozen=True)
 class Run:
-    """Texts of one length beside each other.
+    """Adjacent texts of one length.
 
     Attributes:
-        first: The first text's number.
-        start: Its first column.
-        texts: How many they are.
-        length: Tokens of each.
+        first: Index of the first text.
+        start: First column of the first text.
+        texts: Number of texts.
+        length: Number of tokens of each text.
     """
 
     first: int
@@ -40,31 +51,31 @@ class Run:
 
 
 class Packing:
-    """Where the texts of a packed row are.
+    """Layout of an unpadded row: all texts, then all soft tokens.
 
     Attributes:
         lengths: Tokens of each text.
-        after: Soft tokens of each text.
-        device: Of the row.
+        suffix_len: Soft tokens of each text.
+        device: Device of the row.
     """
 
-    def __init__(self, lengths: list[int], *, after: int, device: torch.device) -> None:
-        """Texts of like length should stand beside each other: those of one length are attended to at once."""
-        self.lengths, self.after, self.device = lengths, after, device
+    def __init__(self, lengths: list[int], *, suffix_len: int, device: torch.device) -> None:
+        """Create the layout. Adjacent texts of one length share one attention call."""
+        self.lengths, self.suffix_len, self.device = lengths, suffix_len, device
 
     @property
-    def longest(self) -> int:
-        """Columns of the longest text and its soft tokens: as many as a mask for one text alone needs."""
-        return max(self.lengths) + self.after
+    def max_seqlen(self) -> int:
+        """Number of columns of the longest text and its soft tokens."""
+        return max(self.lengths) + self.suffix_len
 
     @property
-    def soft(self) -> int:
-        """Columns of all soft tokens."""
-        return len(self.lengths) * self.after
+    def suffix_tokens(self) -> int:
+        """Number of soft tokens of all texts."""
+        return len(self.lengths) * self.suffix_len
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The texts, those of one length beside each other as one."""
+        """Maximal groups of adjacent texts of one length."""
         runs: list[Run] = []
         start = first = 0
         for length, texts in groupby(self.lengths):
@@ -75,26 +86,26 @@ class Packing:
 
     @cached_property
     def order(self) -> Int[Tensor, " columns"]:
-        """The columns in the order in which each text is followed by its own soft tokens."""
+        """Permutation of the columns after which each text is followed by its soft tokens."""
         number = torch.arange(len(self.lengths), device=self.device)
         of_text = number.repeat_interleave(torch.tensor(self.lengths, device=self.device))
-        return torch.cat([of_text, number.repeat_interleave(self.after)]).argsort(stable=True)
+        return torch.cat([of_text, number.repeat_interleave(self.suffix_len)]).argsort(stable=True)
 
     @cached_property
-    def place(self) -> Int[Tensor, " columns"]:
-        """Where each column is in that order."""
+    def inverse_order(self) -> Int[Tensor, " columns"]:
+        """Inverse permutation of `order`."""
         return self.order.argsort()
 
     @cached_property
-    def ends(self) -> Int[Tensor, " bounds"]:
-        """Where each text with its soft tokens begins in that order, and where the last one ends."""
-        own = accumulate((length + self.after for length in self.lengths), initial=0)
+    def cu_seqlens(self) -> Int[Tensor, " bounds"]:
+        """Cumulative lengths of texts with their soft tokens, from 0, in `order`."""
+        own = accumulate((length + self.suffix_len for length in self.lengths), initial=0)
         return torch.tensor(list(own), dtype=torch.int32, device=self.device)
 
     @cached_property
-    def soft_ends(self) -> Int[Tensor, " bounds"]:
-        """Where each text's soft tokens begin among all soft tokens, and where the last ones end."""
-        return torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.device) * self.after
+    def cu_seqlens_suffix(self) -> Int[Tensor, " bounds"]:
+        """Cumulative numbers of soft tokens, from 0."""
+        return torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.device) * self.suffix_len
 
 
 class _Current(threading.local):
@@ -105,13 +116,13 @@ _current = _Current()
 
 
 def current_packing() -> Packing | None:
-    """How the row that this thread's decoder is reading is packed; None: it reads a padded batch."""
+    """Return the layout of this thread's current row, or None for a padded batch."""
     return _current.packing
 
 
 @contextmanager
 def packing_texts(packing: Packing | None) -> Iterator[None]:
-    """While this lasts, and in this thread alone, attention takes its input for a row packed so; None: for a batch."""
+    """Set the layout for attention inside the block, in this thread only. None means a padded batch."""
     _current.packing = packing
     try:
         yield
@@ -124,35 +135,35 @@ def packed_attention(
     query: Float[Tensor, "1 heads new head_dim"],
     key: Float[Tensor, "1 key_heads columns head_dim"],
     value: Float[Tensor, "1 key_heads columns head_dim"],
-    mask: Bool[Tensor, "1 1 longest longest"] | None,
+    mask: Bool[Tensor, "1 1 max_seqlen max_seqlen"] | None,
     attend: Attend,
 ) -> Float[Tensor, "1 new heads head_dim"]:
-    """Attention among each text and its own soft tokens, those of one length at once.
+    """Compute attention within each text and its soft tokens, one call per text length.
 
     Args:
-        query: Of all columns, or of the soft tokens alone.
-        mask: Who may look at whom in the longest text and its soft tokens; None: each at all before it.
-        attend: Attention of an ordinary batch. Without a mask the queries are the last ones, and look back.
+        query: Queries of all columns, or of the soft tokens only.
+        mask: Attention mask of the longest text and its soft tokens. If None, attention is causal.
+        attend: Attention of a padded batch. Without a mask, the queries are the last positions, and causal.
     """
-    after, parts = packing.after, []
-    texts = key.shape[2] - packing.soft  # columns
-    if query.shape[2] > packing.soft:
+    suffix_len, parts = packing.suffix_len, []
+    texts = key.shape[2] - packing.suffix_tokens  # columns
+    if query.shape[2] > packing.suffix_tokens:
         for run in packing.runs:
             if run.length:
                 own = slice(run.start, run.start + run.texts * run.length)
                 corner = None if mask is None else mask[..., : run.length, : run.length]
                 queries, keys, values = (_rows(each, own, run.texts) for each in (query, key, value))
                 parts.append(attend(queries, keys, values, corner).flatten(0, 1))
-    first_query = query.shape[2] - packing.soft
-    for run in packing.runs if after else ():
+    first_query = query.shape[2] - packing.suffix_tokens
+    for run in packing.runs if suffix_len else ():
         own = slice(run.start, run.start + run.texts * run.length)
-        soft = slice(run.first * after, (run.first + run.texts) * after)
+        soft = slice(run.first * suffix_len, (run.first + run.texts) * suffix_len)
         queries = _rows(query[:, :, first_query:], soft, run.texts)
         keys, values = (
             torch.cat([_rows(each, own, run.texts), _rows(each[:, :, texts:], soft, run.texts)], dim=2)
             for each in (key, value)
         )
-        whole = run.length + after
+        whole = run.length + suffix_len
         corner = None if mask is None else mask[..., run.length : whole, :whole]
         parts.append(attend(queries, keys, values, corner).flatten(0, 1))
     return torch.cat(parts).unsqueeze(0)
@@ -171,20 +182,21 @@ def varlen_attention(
 
     attend: Any = varlen_attn  # gives more than a tensor only where it is asked to
     keys, values = (each[0].transpose(0, 1).index_select(0, packing.order) for each in (key, value))
-    queries, ends, longest = query[0].transpose(0, 1), packing.ends, packing.longest
-    looks_back: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
+    queries, cu_seqlens, max_seqlen = query[0].transpose(0, 1), packing.cu_seqlens, packing.max_seqlen
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
     if query.shape[2] < key.shape[2]:  # the soft tokens alone
-        out = attend(queries.contiguous(), keys, values, packing.soft_ends, ends, packing.after, longest, **looks_back)
+        suffix = packing.cu_seqlens_suffix
+        out = attend(queries.contiguous(), keys, values, suffix, cu_seqlens, packing.suffix_len, max_seqlen, **options)
     else:
         queries = queries.index_select(0, packing.order)
-        out = attend(queries, keys, values, ends, ends, longest, longest, **looks_back)
-        out = out.index_select(0, packing.place)
+        out = attend(queries, keys, values, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
+        out = out.index_select(0, packing.inverse_order)
     return out.unsqueeze(0)
 
 
 @cache
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has FlashAttention for texts of any lengths here: on GPUs since Ampere, in half precision."""
+    """Return True if torch has varlen FlashAttention here: GPUs since Ampere, in half precision."""
     if device.type != "cuda" or dtype.itemsize != 2 or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
@@ -195,7 +207,7 @@ def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _rows(tensor: Tensor, columns: slice, texts: int) -> Float[Tensor, "texts heads length head_dim"]:
-    """Columns of a packed row as the batch of texts that they are."""
+    """Reshape columns of a packed row to a batch of texts."""
     heads, head_dim = tensor.shape[1], tensor.shape[3]
     return tensor[0, :, columns].reshape(heads, texts, -1, head_dim).transpose(0, 1)
 
@@ -217,7 +229,7 @@ def few_query_attention(
     """Plain attention; query heads that share a key head are stacked, so keys and values are not copied.
 
     Args:
-        mask: True where a query may look. None: the queries are the last ones, and each looks at what is before it.
+        mask: True where a query may attend. If None, the queries are the last positions, and causal.
         softcap: Scores are squeezed into +-softcap by tanh (Gemma 2).
     """
     batch, heads, new, width = query.shape
@@ -243,10 +255,10 @@ def _attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer; the foreign keyword arguments are its own."""
+    """Compute attention with the signature that transformers calls in each layer."""
     packing = current_packing()
     if packing is None:
-        return _attended(module, query, key, value, attention_mask, scaling, kwargs), None
+        return _dispatch_attention(module, query, key, value, attention_mask, scaling, kwargs), None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if attention_mask is None and kwargs.get("softcap") is None and has_varlen(query.device, query.dtype):
         return varlen_attention(packing, query, key, value, scaling=scale), None
@@ -255,12 +267,12 @@ def _attention_forward(
         new, seq = query.shape[2], key.shape[2]
         if mask is None and 1 < new < seq:  # what torch takes for the first ones
             mask = torch.ones(1, 1, new, seq, dtype=torch.bool, device=query.device).tril(seq - new)
-        return _attended(module, query, key, value, mask, scaling, kwargs)
+        return _dispatch_attention(module, query, key, value, mask, scaling, kwargs)
 
     return packed_attention(packing, query, key, value, attention_mask, attend), None
 
 
-def _attended(
+def _dispatch_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -269,7 +281,7 @@ def _attended(
     scaling: float | None,
     kwargs: dict[str, Any],
 ) -> Float[Tensor, "batch new heads head_dim"]:
-    """Attention of an ordinary batch, in the way that is quickest for it."""
+    """Compute attention of a padded batch with the fastest kernel for its shape."""
     is_few = query.device.type == "cpu" and not torch.compiler.is_compiling() and _is_few(query, key)
     softcap = kwargs.get("softcap")
     if is_few or softcap is not None:  # torch's fused attention knows no cap
@@ -282,20 +294,20 @@ def _attended(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """What transformers calls for the mask; that of a packed row is one for its longest text alone.
+    """Build the attention mask for transformers. For a packed row, it is the mask of the longest text.
 
-    A family's own rule of who may look at whom (a sliding window, say) is asked about that text; each other text has
-    the upper left corner of the answer.
+    Family-specific masks, such as sliding windows, apply to that text. Each other text uses the upper left corner.
     """
     packing = current_packing()
     if packing is None:
         return sdpa_mask(*args, **kwargs)
-    of_longest = {"batch_size": 1, "q_length": packing.longest, "kv_length": packing.longest, "attention_mask": None}
+    length = packing.max_seqlen
+    of_longest = {"batch_size": 1, "q_length": length, "kv_length": length, "attention_mask": None}
     return sdpa_mask(*args, **{**kwargs, **of_longest})
 
 
 def _is_few(query: Tensor, key: Tensor) -> bool:
-    """Whether products written out are quicker; without gradient the fused kernel is where no key comes before."""
+    """Return True if explicit products are faster. Without gradient and without earlier keys, the fused kernel is."""
     return query.shape[2] <= _FEW and (query.requires_grad or query.shape[2] < key.shape[2])
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from promptembedder import extras
-from promptembedder.errors import BackboneError, ConfigError, shown
+from promptembedder.errors import BackboneError, ConfigError, short_repr
 
 __all__ = ["QUANTIZATIONS", "quantize", "require_quantization"]
 
@@ -21,7 +21,7 @@ def require_quantization(name: str | None) -> None:
         ConfigError: It is unknown.
     """
     if name is not None and name not in QUANTIZATIONS:
-        raise ConfigError(f"unknown quantization {shown(name)}. Use {', '.join(QUANTIZATIONS)}, or leave it out.")
+        raise ConfigError(f"unknown quantization {short_repr(name)}. Use {', '.join(QUANTIZATIONS)}, or leave it out.")
 
 
 def quantize(model: PreTrainedModel, name: str) -> None:

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
-from promptembedder.backbone.load import Backbone
 from promptembedder.backbone.layers import decoder_layers
+from promptembedder.backbone.load import Backbone
 
 __all__ = ["is_sharded", "shard_layers"]
 
@@ -36,5 +36,5 @@ def shard_layers(backbone: Backbone, device: torch.device) -> None:
 
 
 def is_sharded(decoder: PreTrainedModel) -> bool:
-    """Whether all processes have to call this decoder equally often."""
+    """Return True if all processes must call this decoder equally often."""
     return hasattr(decoder, _SHARDED)

@@ -3,11 +3,11 @@
 import difflib
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from promptembedder.errors import BackboneError
-from collections.abc import Iterator
+
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -18,10 +18,22 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from contextlib import contextmanager
 from transformers.utils import logging as transformers_logging
 
-__all__ = ['BackboneSource', 'INSTALLED_MODELS', 'INSTEAD', 'InstalledModel', 'default_cache_folder', 'find_source', 'hub_refusal', 'quiet_transformers', 'sha256_of']
+from promptembedder.errors import BackboneError
+
+__all__ = [
+    "INSTALLED_MODELS",
+    "INSTEAD",
+    "BackboneSource",
+    "InstalledModel",
+    "default_cache_folder",
+    "find_source",
+    "hub_refusal",
+    "quiet_transformers",
+    "sha256_of",
+]
+
 
 @dataclass(frozen=True)
 class InstalledModel:
@@ -51,7 +63,7 @@ INSTALLED_MODELS = {
 }
 
 INSTEAD = f"a local folder, a .gguf file or an installed backbone ({', '.join(INSTALLED_MODELS)})"
-"""What a backbone can be where the hub is out of reach."""
+"""Alternatives to a hub id, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class BackboneSource:
         kind: `installed`, `gguf`, `folder`, `random` or `hub`.
         name: The string that was given.
         parts: The files of a GGUF, in order; the folder; empty for `random` and `hub`.
-        sha256: What the GGUF must hash to; None where nobody promised anything.
+        sha256: What the GGUF must hash to; None if unknown.
     """
 
     kind: str
@@ -77,7 +89,7 @@ def default_cache_folder() -> Path:
 
 
 def find_source(name: str) -> BackboneSource:
-    """What `name` stands for, checked as far as that costs nothing.
+    """Resolve `name` to its source, with cheap checks only.
 
     Raises:
         BackboneError: Nothing has this name, its distribution is not installed, or its file is missing.
@@ -142,7 +154,7 @@ _ABSENT = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, Timeo
 
 
 def hub_refusal(name: str, error: BaseException, *, instead: str) -> str | None:
-    """Why the hub did not give `name`, and the mends; None if the error is of another kind, such as a damaged file.
+    """Explain why the hub did not give `name` and how to fix it, or return None for an error of another kind.
 
     Args:
         name: The hub id that was asked for.
@@ -156,7 +168,7 @@ def hub_refusal(name: str, error: BaseException, *, instead: str) -> str | None:
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"{endpoint}/{name} has no such revision. Check its branches and tags."
     if any(isinstance(cause, HFValidationError) for cause in causes):
-        return f"{name!r} is no hub id, which is org/name. Or give {instead}."
+        return f"{name!r} is not a hub id, which has the form org/name. Or give {instead}."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{endpoint} has no {name!r}, or it is private. Check the name, set HF_TOKEN, or give {instead}."
     if any(isinstance(cause, _ABSENT) for cause in causes):
@@ -183,7 +195,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors from transformers inside the block; the caller's settings afterwards."""
+    """Only errors from transformers inside the block; the caller's config afterwards."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,18 +1,11 @@
 """Store the KV caches of training texts from one epoch to the next."""
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-import torch
-from promptembedder.backbone.forward import TextStates
-from promptembedder.errors import ConfigError
-from promptembedder.backbone.forward import left_padded_rows
-from promptembedder.types import Float, Tensor
 import functools
 import hashlib
+import itertools
 import json
 import logging
+import math
 import shutil
 import uuid
 import zlib
@@ -21,14 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 from safetensors import SafetensorError, safe_open
-from promptembedder.backbone.load import BackboneRef
-from promptembedder.errors import ConfigError, brief, shown
-from promptembedder.backbone.batching import TokenRow
+
+from promptembedder.backbone.batching import TokenIds
+from promptembedder.backbone.forward import TextCache, left_pad_ids
+from promptembedder.backbone.load import BackboneIdentity
+from promptembedder.errors import ConfigError, first_line, short_repr
 from promptembedder.storage import write_json
 from promptembedder.storage.tensors import save_tensors
+from promptembedder.types import Float, Tensor
 
-__all__ = ['KINDS', 'PackedText', 'StatesLayout', 'TextStateStore', 'TextStatesConfig', 'packed_texts', 'unpacked_states']
+__all__ = [
+    "KINDS",
+    "KVLayout",
+    "StoredKV",
+    "TextCacheConfig",
+    "TextCacheStore",
+    "packed_texts",
+    "unpacked_states",
+]
 
 KINDS = ("exact", "bfloat16", "int8")
 
@@ -36,22 +42,22 @@ _LARGEST = 127  # int8, symmetric
 
 
 @dataclass(frozen=True)
-class StatesLayout:
+class KVLayout:
     """Shapes of a reader's keys and values: by layer, keys then values, (heads, head_dim); and their dtype."""
 
     shapes: tuple[tuple[int, int], ...]
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, states: TextStates) -> "StatesLayout":
-        """The layout of states that were read."""
+    def of(cls, states: TextCache) -> "KVLayout":
+        """Return the layout of a text cache."""
         pairs = itertools.chain.from_iterable(zip(states.keys, states.values, strict=True))
         return cls(tuple((each.shape[1], each.shape[3]) for each in pairs), states.keys[0].dtype)
 
 
 @dataclass(frozen=True)
-class PackedText:
-    """One text.
+class StoredKV:
+    """Stored keys and values of one text.
 
     Attributes:
         numbers: All keys and values, [layers * 2 * heads * tokens * head_dim].
@@ -67,7 +73,7 @@ class PackedText:
         return self.numbers.nbytes + self.scales.nbytes
 
 
-def packed_texts(states: TextStates, lengths: Sequence[int], kind: str) -> list[PackedText]:
+def packed_texts(states: TextCache, lengths: Sequence[int], kind: str) -> list[StoredKV]:
     """Each text of a left-padded batch, on the CPU.
 
     Args:
@@ -88,8 +94,8 @@ def packed_texts(states: TextStates, lengths: Sequence[int], kind: str) -> list[
     return packed
 
 
-def unpacked_states(texts: Sequence[PackedText], layout: StatesLayout, *, device: torch.device) -> TextStates:
-    """The texts as one left-padded batch; `TextStates.hidden` is empty."""
+def unpacked_states(texts: Sequence[StoredKV], layout: KVLayout, *, device: torch.device) -> TextCache:
+    """The texts as one left-padded batch; `TextCache.hidden` is empty."""
     per_token = sum(heads * width for heads, width in layout.shapes)
     lengths = [text.numbers.numel() // per_token for text in texts]
     longest = max(lengths)
@@ -100,12 +106,12 @@ def unpacked_states(texts: Sequence[PackedText], layout: StatesLayout, *, device
             heads, width = target.shape[1], target.shape[3]
             target[row, :, longest - length :] = part.view(heads, length, width)
     moved = [tensor.to(device) for tensor in whole]
-    _, mask = left_padded_rows([[0] * length for length in lengths], device=device)
+    _, mask = left_pad_ids([[0] * length for length in lengths], device=device)
     hidden = torch.zeros(len(texts), longest, 0, dtype=layout.dtype, device=device)
-    return TextStates(keys=tuple(moved[::2]), values=tuple(moved[1::2]), mask=mask, hidden=hidden)
+    return TextCache(keys=tuple(moved[::2]), values=tuple(moved[1::2]), mask=mask, hidden=hidden)
 
 
-def _packed(parts: Sequence[Float[Tensor, "heads tokens head_dim"]], kind: str) -> PackedText:
+def _packed(parts: Sequence[Float[Tensor, "heads tokens head_dim"]], kind: str) -> StoredKV:
     nothing = torch.zeros(0)
     if kind == "int8":
         scales = [part.abs().amax(dim=-1).float() / _LARGEST for part in parts]
@@ -114,12 +120,12 @@ def _packed(parts: Sequence[Float[Tensor, "heads tokens head_dim"]], kind: str) 
             for part, scale in zip(parts, scales, strict=True)
         ]
         numbers = torch.cat([part.to(torch.int8).flatten() for part in rounded])
-        return PackedText(numbers.cpu(), torch.cat([scale.flatten() for scale in scales]).cpu())
+        return StoredKV(numbers.cpu(), torch.cat([scale.flatten() for scale in scales]).cpu())
     numbers = torch.cat([part.flatten() for part in parts])
-    return PackedText((numbers if kind == "exact" else numbers.bfloat16()).cpu(), nothing)
+    return StoredKV((numbers if kind == "exact" else numbers.bfloat16()).cpu(), nothing)
 
 
-def _numbers(text: PackedText, layout: StatesLayout, length: int) -> Tensor:
+def _numbers(text: StoredKV, layout: KVLayout, length: int) -> Tensor:
     """All keys and values of one text in the reader's dtype."""
     if not text.scales.numel():
         return text.numbers.to(layout.dtype)
@@ -137,8 +143,8 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextStatesConfig:
-    """Keeping what the reader makes of the training texts, so that a second epoch need not read them.
+class TextCacheConfig:
+    """Storage of the KV caches of training texts, so that later epochs skip their prefill.
 
     A text of 128 tokens takes 5.9 MB with SmolLM2-135M in float32, half of it in bfloat16, a quarter in int8.
 
@@ -157,56 +163,58 @@ class TextStatesConfig:
     def __post_init__(self) -> None:
         for name in ("memory_gib", "disk_gib"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"text_states.{name} must not be negative, got {getattr(self, name)}.")
+                raise ConfigError(f"text_cache.{name} must not be negative, got {getattr(self, name)}.")
         if (self.disk_gib > 0) != (self.folder is not None):
-            raise ConfigError("text_states.disk_gib and text_states.folder go together. Give both or neither.")
+            raise ConfigError("text_cache.disk_gib and text_cache.folder go together. Give both or neither.")
         if self.kind not in KINDS:
-            raise ConfigError(f"unknown text_states.kind {shown(self.kind)}. Use one of: {', '.join(KINDS)}.")
+            raise ConfigError(f"unknown text_cache.kind {short_repr(self.kind)}. Use one of: {', '.join(KINDS)}.")
 
     @property
     def keeps_any(self) -> bool:
-        """Whether there is anything to do."""
+        """True if a tier has a capacity above 0."""
         return self.memory_gib > 0 or self.disk_gib > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a text lies on disk."""
+    """Location of a text on disk."""
 
     shard: str
     bytes: int
     crc32: int
 
 
-class TextStateStore:
-    """States of texts by their token ids: in memory as far as they fit, then on disk.
+class TextCacheStore:
+    """KV caches of texts by token ids, in memory up to the limit, then on disk.
 
     What is full takes nothing more and throws nothing away: an epoch asks for every text once, and of a store that
     made room for the latest the next epoch would find nothing.
     """
 
-    def __init__(self, config: TextStatesConfig, reader: BackboneRef, *, exit_depth: float = 1.0) -> None:
+    def __init__(self, config: TextCacheConfig, reader: BackboneIdentity, *, early_exit_fraction: float = 1.0) -> None:
         """Open the folder, if there is one.
 
         Args:
-            exit_depth: The depth at which texts leave the reader: see `ModelConfig`.
+            early_exit_fraction: The depth at which texts leave the reader: see `ModelConfig`.
 
         Raises:
             ConfigError: The folder holds states of another reader, depth or kind, or its disk has too little space.
         """
         self._config = config
-        self._layout: StatesLayout | None = None
-        self._memory: dict[str, PackedText] = {}
+        self._layout: KVLayout | None = None
+        self._memory: dict[str, StoredKV] = {}
         self._memory_bytes = 0
         self._memory_full = False
-        self._disk = None if config.folder is None else _DiskTier(Path(config.folder), config, reader, exit_depth)
+        self._disk = (
+            None if config.folder is None else _DiskTier(Path(config.folder), config, reader, early_exit_fraction)
+        )
 
     def __len__(self) -> int:
-        """Texts held."""
+        """Return the number of stored texts."""
         return len(self._memory) + (len(self._disk) if self._disk else 0)
 
-    def split(self, texts: Sequence[TokenRow]) -> tuple[list[TokenRow], list[PackedText], list[TokenRow]]:
-        """Which of the texts are held, what of them, and which are not."""
+    def split(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
+        """Split texts into stored ones, their KV, and missing ones."""
         held, packed, missing = [], [], []
         for text in texts:
             found = self._find(_key(text)) if text and self._layout is not None else None
@@ -217,16 +225,16 @@ class TextStateStore:
                 packed.append(found)
         return held, packed, missing
 
-    def states(self, packed: Sequence[PackedText], *, device: torch.device) -> TextStates:
-        """Texts that were held, as one batch."""
+    def states(self, packed: Sequence[StoredKV], *, device: torch.device) -> TextCache:
+        """Return stored texts as one batch."""
         assert self._layout is not None
         return unpacked_states(packed, self._layout, device=device)
 
-    def add(self, texts: Sequence[TokenRow], states: TextStates) -> None:
-        """Keep what there is room for."""
+    def add(self, texts: Sequence[TokenIds], states: TextCache) -> None:
+        """Store the texts that fit."""
         if not states.keys:  # nothing but empty texts
             return
-        self._layout = self._layout or StatesLayout.of(states)
+        self._layout = self._layout or KVLayout.of(states)
         if self._memory_full and (self._disk is None or self._disk.full):
             return
         packed = packed_texts(states, [len(text) for text in texts], self._config.kind)
@@ -242,11 +250,11 @@ class TextStateStore:
                 self._disk.add(key, pack)
 
     def close(self) -> None:
-        """Write what still waits to be written."""
+        """Write all pending texts to disk."""
         if self._disk is not None:
             self._disk.flush()
 
-    def _find(self, key: str) -> PackedText | None:
+    def _find(self, key: str) -> StoredKV | None:
         found = self._memory.get(key)
         if found is None and self._disk is not None:
             found = self._disk.get(key)
@@ -256,12 +264,14 @@ class TextStateStore:
 class _DiskTier:
     """Safetensors shards, read by memory map, and an index with the checksum of each text."""
 
-    def __init__(self, folder: Path, config: TextStatesConfig, reader: BackboneRef, exit_depth: float) -> None:
+    def __init__(
+        self, folder: Path, config: TextCacheConfig, reader: BackboneIdentity, early_exit_fraction: float
+    ) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         own = {"fingerprint": reader.fingerprint, "layers": reader.layers, "dtype": reader.dtype}
         own |= {} if reader.quantization is None else {"quantization": reader.quantization}
-        own |= {} if exit_depth == 1 else {"exit_depth": exit_depth}
+        own |= {} if early_exit_fraction == 1 else {"early_exit_fraction": early_exit_fraction}
         _check_owner(folder, {"format": _FORMAT, "kind": config.kind, "reader": own})
         self._index = _read_index(folder / _INDEX)
         self._bytes = sum(place.bytes for place in self._index.values())
@@ -269,10 +279,10 @@ class _DiskTier:
         free = shutil.disk_usage(folder).free
         if free < self._limit - self._bytes:
             raise ConfigError(
-                f"text_states.disk_gib is {config.disk_gib:g}, and the disk of {folder} has {free / _GIB:.1f} GiB "
+                f"text_cache.disk_gib is {config.disk_gib:g}, and the disk of {folder} has {free / _GIB:.1f} GiB "
                 f"free. Lower it, or name a folder elsewhere."
             )
-        self._waiting: dict[str, PackedText] = {}
+        self._waiting: dict[str, StoredKV] = {}
         self._open: dict[str, Any] = {}
         self._sound: set[str] = set()
         self.full = self._bytes >= self._limit
@@ -280,7 +290,7 @@ class _DiskTier:
     def __len__(self) -> int:
         return len(self._index) + len(self._waiting)
 
-    def get(self, key: str) -> PackedText | None:
+    def get(self, key: str) -> StoredKV | None:
         """The text, unless it is missing or its checksum is wrong; then it is forgotten."""
         if key in self._waiting:
             return self._waiting[key]
@@ -296,7 +306,7 @@ class _DiskTier:
             self._index.pop(key)
         return pack
 
-    def add(self, key: str, pack: PackedText) -> None:
+    def add(self, key: str, pack: StoredKV) -> None:
         """Keep the text, if there is room."""
         if self.full or key in self._index or key in self._waiting:
             return
@@ -332,12 +342,12 @@ class _DiskTier:
             self._index.update(places)
         self._waiting = {}
 
-    def _read(self, key: str, place: _Place) -> PackedText | None:
+    def _read(self, key: str, place: _Place) -> StoredKV | None:
         if place.shard not in self._open:
             self._open[place.shard] = safe_open(self._folder / place.shard, framework="pt")
         shard = self._open[place.shard]
         scales = shard.get_tensor(f"{key}.scales") if self._has_scales(shard, key) else torch.zeros(0)
-        pack = PackedText(shard.get_tensor(key), scales)
+        pack = StoredKV(shard.get_tensor(key), scales)
         if key not in self._sound:
             if _checksum(pack) != place.crc32:
                 logger.warning("stored states in %s are damaged; reading the text again", place.shard)
@@ -349,11 +359,11 @@ class _DiskTier:
         return f"{key}.scales" in shard.keys()
 
 
-def _key(text: TokenRow) -> str:
+def _key(text: TokenIds) -> str:
     return hashlib.sha256(array("q", text).tobytes()).hexdigest()
 
 
-def _checksum(pack: PackedText) -> int:
+def _checksum(pack: StoredKV) -> int:
     """CRC-32 of all bytes: finds damage, not malice."""
     parts = (each.contiguous().view(torch.uint8).numpy().data for each in (pack.numbers, pack.scales))
     return functools.reduce(lambda before, part: zlib.crc32(part, before), parts, 0)
@@ -367,11 +377,12 @@ def _check_owner(folder: Path, header: Mapping[str, Any]) -> None:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({brief(error)}). Delete the folder, or name another.") from error
+        raise ConfigError(f"{path} is damaged ({first_line(error)}). Delete the folder, or name another.") from error
     for name, own in header.items():
         if held.get(name) != own:
             raise ConfigError(
-                f"{folder} holds states with {name} {shown(held.get(name))}, this run has {own!r}. Name another folder."
+                f"{folder} holds states with {name} {short_repr(held.get(name))}, this run has {own!r}. "
+                "Name another folder."
             )
 
 

@@ -30,7 +30,7 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """A foreign tokenizer reduced to what we need, the same for every family.
+    """Wrapper of a transformers tokenizer with one interface for every family.
 
     Attributes:
         prefix: Ids that every text begins with: BOS, or `text_start`.
@@ -43,7 +43,7 @@ class TextTokenizer:
             needs_bos: Begin every text with its BOS even if it does not do so itself.
             text_start: What texts begin with where they begin with no BOS.
         """
-        self.foreign, self.text_start = tokenizer, text_start
+        self.hf, self.text_start = tokenizer, text_start
         self._begin()
         bos = tokenizer.bos_token_id
         own_prefix = tokenizer("", add_special_tokens=True)["input_ids"]
@@ -58,18 +58,20 @@ class TextTokenizer:
         *,
         max_length: int,
         text_length: int | None = None,
-        heads: Sequence[str] | None = None,
-        tails: Sequence[str] | None = None,
+        prefixes: Sequence[str] | None = None,
+        suffixes: Sequence[str] | None = None,
     ) -> TokenBatch:
         """Ids of each text, at most `max_length` a row, BOS or `text_start` included.
 
         Args:
-            text_length: At most so many tokens of the text itself; None leaves it what heads and tails leave.
-            heads: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
-            tails: Put after each text, likewise.
+            text_length: At most so many tokens of the text itself; None leaves it what prefixes and suffixes leave.
+            prefixes: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
+            suffixes: Put after each text, likewise.
         """
-        begins = [self.prefix + head for head in (self.text_ids(heads) if heads is not None else [[] for _ in texts])]
-        ends = self.text_ids(tails) if tails is not None else [[] for _ in texts]
+        begins = [
+            self.prefix + head for head in (self.text_ids(prefixes) if prefixes is not None else [[] for _ in texts])
+        ]
+        ends = self.text_ids(suffixes) if suffixes is not None else [[] for _ in texts]
         rows = self.text_ids(texts)
         rooms = [max(max_length - len(begin) - len(end), 0) for begin, end in zip(begins, ends, strict=True)]
         if text_length is not None:
@@ -90,13 +92,13 @@ class TextTokenizer:
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text alone, whatever its length: nothing before it, nothing after it. For any thread."""
-        if not texts:  # the foreign tokenizer stumbles over nothing
+        if not texts:  # transformers tokenizers fail on an empty list
             return []
         self._notice_fork()
         # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model; it is set anew in
         # each call, which the tokenizer refuses while it works for another thread
         with self._one_at_a_time:
-            return self.foreign(
+            return self.hf(
                 list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
             )["input_ids"]
 

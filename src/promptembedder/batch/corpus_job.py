@@ -1,4 +1,4 @@
-"""The sharded embedding job: a corpus of any size in, a folder of shards out, resumed by the same command."""
+"""Sharded embedding job: from a corpus of any size to a folder of shards, resumable after interruption."""
 
 import json
 import time
@@ -7,46 +7,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptembedder.backbone import MAX_BATCH_TOKENS
 from promptembedder.batch.embedding_file import column_names
-from promptembedder.batch.engines import local_records, ray_records
-from promptembedder.batch.job import normal
-from promptembedder.batch.passthrough import KeptColumn
+from promptembedder.batch.engines import run_locally, run_on_ray
+from promptembedder.batch.job import normalize_instruction
+from promptembedder.batch.passthrough import PassthroughColumn
 from promptembedder.batch.plan import CorpusPlan, ShardTask, plan_corpus
 from promptembedder.batch.shard_folder import ShardFolder, ShardRecord
-from promptembedder.batch.shard_worker import WorkerSettings
+from promptembedder.batch.shard_worker import WorkerConfig
 from promptembedder.data import find_sources
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
-from promptembedder.backbone import MAX_BATCH_TOKENS
-from promptembedder.model import manifest_on, model_config
-from promptembedder.storage import MANIFEST_NAME, file_sha256, owned_folder, read_manifest, versions
+from promptembedder.model import ModelIdentity, manifest_on, model_config, model_identity
+from promptembedder.storage import lock_directory, read_manifest, versions
 
-__all__ = ["CorpusProgress", "CorpusReport", "CorpusSettings", "embed_corpus"]
+__all__ = ["CorpusConfig", "CorpusProgress", "CorpusReport", "embed_corpus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusSettings:
-    """How a corpus is embedded.
+class CorpusConfig:
+    """Configuration of a sharded embedding job.
 
     Attributes:
-        instructions: Each gets its own column of vectors; none stands for the model's default instruction.
-        text_column: As in `read_texts`, for each file.
-        id_column: As in `read_texts`, for each file. Without one, in a corpus of several files, an id is the file's
-            name, a colon and the row's number.
-        kept: Columns that are written beside the vectors.
-        reader: Of a model that was moved: the LLM to open it on.
-        quantization: Of the reader.
-        max_batch_tokens: Tokens of texts read by a model at once, padding included.
-        shard_rows: Of a shard, rows of one file; what a worker loses when it is killed.
-        engine: `local`: this process. `ray`: actors of Ray Data.
-        workers: Actors.
+        instructions: Instructions, one vector column each. If empty, the model's default instruction.
+        text_column: Column of the text, as in `read_texts`, for each file.
+        id_column: Column of the id, as in `read_texts`, for each file. Without ids in a corpus of several files, an id
+            is the file's name, a colon and the row's number.
+        passthrough: Columns that are copied to the output. Each must exist in at least one row.
+        reader: Reader to load a transferred model with, as backbone string. If None, the reader it opens with.
+        quantization: Quantization of the reader. If None, that of the training.
+        max_batch_tokens: Maximum number of tokens of a forward pass, padding included.
+        shard_rows: Number of rows per shard, all from one file. An interrupted worker loses at most this many rows.
+        engine: `local` for this process, `ray` for actors of Ray Data.
+        workers: Number of Ray actors.
         overwrite: Replace the shards of another job.
     """
 
     instructions: tuple[str, ...] = ()
     text_column: str | None = None
     id_column: str | None = None
-    kept: tuple[KeptColumn, ...] = ()
+    passthrough: tuple[PassthroughColumn, ...] = ()
     reader: str | None = None
     quantization: str | None = None
     max_batch_tokens: int = MAX_BATCH_TOKENS
@@ -56,38 +56,43 @@ class CorpusSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Check each value at the door."""
+        """Validate each value."""
         for name in ("max_batch_tokens", "shard_rows", "workers"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise ConfigError(
+                    f"{name} must be at least 1, got {getattr(self, name)}. Leave it out for the default."
+                )
         if self.engine not in ("local", "ray"):
             raise ConfigError(f"engine must be local or ray, got {self.engine!r}.")
         if self.engine == "local" and self.workers > 1:
-            raise ConfigError(f"the local engine is one worker, got workers {self.workers}. Use the engine ray.")
-        asked = [normal(instruction) for instruction in self.instructions]
-        if not all(asked):
-            raise ConfigError("an instruction is blank. Say in words what the vectors are for, or leave it out.")
-        for kind, names in (("instruction", asked), ("column", [column.name for column in self.kept])):
-            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-            if twice is not None:
-                raise ConfigError(f"the {kind} {twice!r} is given twice. Give it once.")
+            raise ConfigError(f"the local engine has one worker, got workers {self.workers}. Use the engine ray.")
+        normalized = [normalize_instruction(instruction) for instruction in self.instructions]
+        if not all(normalized):
+            raise ConfigError("an instruction is blank. Describe the task of the vectors, or leave it out.")
+        for kind, names in (("instruction", normalized), ("column", [column.name for column in self.passthrough])):
+            duplicate = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if duplicate is not None:
+                raise ConfigError(f"the {kind} {duplicate!r} is given twice. Give it once.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReport:
-    """What a sharded job did; counts are of the whole corpus, but for those of this run.
+    """Result of a sharded job. Counts cover the complete corpus unless they name this run.
 
     Attributes:
-        columns: The instruction of each column of vectors, by its name.
-        rows: With vectors.
-        rejected: Rows that could not be used; files beside the shards say why.
-        truncated: Texts that were longer than the model reads and lost their end.
-        padding_share: Of all tokens computed, 0..1.
-        skipped_shards: Finished by an earlier run.
-        seconds: Of this run, from reading the first file on.
-        embedded_rows: By this run.
-        embedded_tokens: By this run.
-        embedding_seconds: Of this run, from the plan's end on, loading of models included.
+        output: Folder of the shards.
+        columns: Instruction of each vector column, by column name.
+        shards: Number of shards.
+        skipped_shards: Number of shards that an earlier run finished.
+        rows: Number of rows with vectors.
+        rejected: Number of invalid rows. The `rejected-*.jsonl` files in the output contain the reasons.
+        truncated: Number of texts longer than the model's maximum, cut off at the end.
+        tokens: Number of tokens of the texts after truncation.
+        padding_share: Share of padding in all computed tokens, 0..1.
+        seconds: Duration of this run in seconds, reading the files included.
+        embedded_rows: Number of rows that this run embedded.
+        embedded_tokens: Number of tokens that this run embedded.
+        embedding_seconds: Duration of this run in seconds after planning, loading the model included.
     """
 
     output: Path
@@ -107,16 +112,16 @@ class CorpusReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusProgress:
-    """How far a job is.
+    """Progress of a sharded job.
 
     Attributes:
-        rows: Gone through, in all runs; by the local engine those of the shard at hand, too.
-        of_rows: In the corpus.
-        tokens: Of the shards that this run has finished.
+        rows: Number of processed rows in all runs. With the local engine, rows of the current shard included.
+        total_rows: Number of rows in the corpus.
+        tokens: Number of tokens in the shards that this run has finished.
     """
 
     rows: int
-    of_rows: int
+    total_rows: int
     tokens: int
 
 
@@ -125,144 +130,152 @@ def embed_corpus(
     files: Sequence[str | Path],
     output: Path,
     *,
-    settings: CorpusSettings,
+    config: CorpusConfig,
     on_progress: Callable[[CorpusProgress], None] = lambda _: None,
 ) -> CorpusReport:
     """Embed the texts of `files` (paths, folders, globs, URLs) into shards in the folder `output`.
 
-    A shard is a Parquet file with the column `id`, one of vectors for each instruction, and the kept columns; a line
-    of `manifest.jsonl` says what is in it, from what it was made, and its hash. The order of the shards and of their
-    rows is the corpus'. Run again, the job goes on where it ended, however it ended.
+    A shard is a Parquet file with the column `id`, one vector column per instruction, and the passthrough columns. Its
+    line in `manifest.jsonl` contains its row range, source, model and hash. Shards and their rows are in the order of
+    the corpus. The same call resumes an interrupted job.
 
     Raises:
-        DataError: Files cannot be read, an id comes twice, `output` is another job's, or the disk is full.
-        ConfigError: Another process runs the job.
-        ModelFormatError: The model cannot be read by a worker.
-        ImportError: The engine is not installed.
+        DataError: If a file cannot be read, an id is repeated, a passthrough column exists in no row, `output` belongs
+            to another job, or the disk is full.
+        ConfigError: If another process is running the job.
+        ModelFormatError: If the model is incomplete, or a worker finds another model in its folder.
+        ImportError: If the engine is not installed.
     """
-    if settings.engine == "ray":
+    if config.engine == "ray":
         require("ray.data", extra="ray")
     start = time.perf_counter()
-    worker = _worker_settings(model, output, settings)
+    identity = model_identity(model, reader=config.reader)
     sources = find_sources(files)
-    with owned_folder(output):
+    with lock_directory(output):
         plan = plan_corpus(
             sources,
-            shard_rows=settings.shard_rows,
-            text_column=settings.text_column,
-            id_column=settings.id_column,
+            shard_rows=config.shard_rows,
+            text_column=config.text_column,
+            id_column=config.id_column,
+            passthrough=[column.name for column in config.passthrough],
         )
         folder = ShardFolder(output)
-        folder.begin(_job(plan, worker, settings), overwrite=settings.overwrite)
-        records = {number: record for number, record in folder.finished().items() if folder.is_whole(record)}
-        folder.keep_only(records)
+        # a folder of an earlier version identifies the model by the hash of its manifest: resume it under that hash
+        by_manifest = not config.overwrite and folder.model_sha256() == identity.manifest_sha256
+        worker = _worker_config(model, identity, output, config, by_manifest=by_manifest)
+        folder.begin(_job(plan, worker, config), overwrite=config.overwrite)
+        records = {number: record for number, record in folder.finished().items() if folder.is_intact(record)}
+        folder.prune(records)
         skipped = len(records)
-        waiting = [task for task in plan.tasks if task.number not in records]
+        pending = [task for task in plan.tasks if task.number not in records]
         planned = time.perf_counter()
         rows, tokens = sum(task.rows for task in plan.tasks if task.number in records), 0
-        begun = 0  # rows of the shard that this process is at
+        shard_rows = 0  # processed rows of the current shard
 
         def on_rows(count: int) -> None:
-            nonlocal begun
-            begun += count
-            on_progress(CorpusProgress(rows=rows + begun, of_rows=plan.rows, tokens=tokens))
+            nonlocal shard_rows
+            shard_rows += count
+            on_progress(CorpusProgress(rows=rows + shard_rows, total_rows=plan.rows, tokens=tokens))
 
         on_rows(0)
-        of_task = {task.number: task.rows for task in waiting}
-        made: list[ShardRecord] = []
-        for record in _records(worker, waiting, settings, on_rows):
+        task_rows = {task.number: task.rows for task in pending}
+        new_records: list[ShardRecord] = []
+        for record in _embed_shards(worker, pending, config, on_rows):
             folder.add(record)
             records[record.shard] = record
-            made.append(record)
-            rows, tokens, begun = rows + of_task[record.shard], tokens + record.tokens, 0
+            new_records.append(record)
+            rows, tokens, shard_rows = rows + task_rows[record.shard], tokens + record.tokens, 0
             on_rows(0)
-        folder.keep_only(records)  # in order, and without what dead workers left behind
-    return _report(output, worker, records, made, skipped=skipped, start=start, planned=planned)
+        folder.prune(records)  # sorts the manifest and deletes the files of dead workers
+    return _report(output, worker, records, new_records, skipped=skipped, start=start, planned=planned)
 
 
-def _records(
-    worker: WorkerSettings, tasks: list[ShardTask], settings: CorpusSettings, on_rows: Callable[[int], None]
+def _embed_shards(
+    worker: WorkerConfig, tasks: list[ShardTask], config: CorpusConfig, on_rows: Callable[[int], None]
 ) -> Iterator[ShardRecord]:
     if not tasks:
         return iter(())
-    if settings.engine == "local":
-        return local_records(worker, tasks, on_rows=on_rows)
-    return ray_records(worker, tasks, workers=settings.workers)
+    if config.engine == "local":
+        return run_locally(worker, tasks, on_rows=on_rows)
+    return run_on_ray(worker, tasks, workers=config.workers)
 
 
-def _worker_settings(model: Path, output: Path, settings: CorpusSettings) -> WorkerSettings:
-    manifest = manifest_on(read_manifest(model), settings.reader, model)
-    config = model_config(manifest)
-    instructions = [normal(text) for text in settings.instructions] or [config.default_instruction]
+def _worker_config(
+    model: Path, identity: ModelIdentity, output: Path, config: CorpusConfig, *, by_manifest: bool
+) -> WorkerConfig:
+    manifest = manifest_on(read_manifest(model), config.reader, model)
+    trained = model_config(manifest)
+    instructions = [normalize_instruction(text) for text in config.instructions] or [trained.default_instruction]
     columns = dict(zip(column_names(len(instructions)), instructions, strict=True))
-    sha256 = file_sha256(model / MANIFEST_NAME)
+    sha256 = identity.manifest_sha256 if by_manifest else identity.sha256
     metadata = {
-        "model": str(model) if settings.reader is None else f"{model} on {settings.reader}",
+        "model": str(model) if config.reader is None else f"{model} on {config.reader}",
         "model_sha256": sha256,
-        "reader": str(manifest.backbones["reader"]["source"]),
+        "manifest_sha256": identity.manifest_sha256,
+        "reader": identity.reader,
         "columns": json.dumps(columns, ensure_ascii=False),
         "normalised": "true",
-        "max_seq_length": str(config.max_seq_length),
+        "max_seq_length": str(trained.max_seq_length),
         "versions": json.dumps(versions()),
     }
-    return WorkerSettings(
+    return WorkerConfig(
         model=model.resolve(),
         model_sha256=sha256,
-        reader=settings.reader,
-        quantization=settings.quantization,
+        reader=config.reader,
+        quantization=config.quantization,
         columns=columns,
-        kept=settings.kept,
+        passthrough=config.passthrough,
         with_prompter=not set(instructions) <= set(manifest.instructions),
         output=output.resolve(),
         metadata=metadata,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=config.max_batch_tokens,
     )
 
 
-def _job(plan: CorpusPlan, worker: WorkerSettings, settings: CorpusSettings) -> dict[str, Any]:
-    """What must be the same for a job to go on; how much is read at once, and by whom, may change."""
+def _job(plan: CorpusPlan, worker: WorkerConfig, config: CorpusConfig) -> dict[str, Any]:
+    """Describe the job for `job.json`: a resumed job must have the same values. Batch size and engine may differ."""
     job = {
         "model_sha256": worker.model_sha256,
         "reader": worker.reader,
         "quantization": worker.quantization,
         "columns": worker.columns,
-        "kept": [[column.name, column.type] for column in worker.kept],
-        "text_column": settings.text_column,
-        "id_column": settings.id_column,
-        "shard_rows": settings.shard_rows,
+        "kept": [[column.name, column.type] for column in worker.passthrough],
+        "text_column": config.text_column,
+        "id_column": config.id_column,
+        "shard_rows": config.shard_rows,
         "inputs": [list(each) for each in plan.inputs],
     }
-    checked: dict[str, Any] = json.loads(json.dumps(job))
-    return checked
+    serializable: dict[str, Any] = json.loads(json.dumps(job))
+    return serializable
 
 
 def _report(
     output: Path,
-    worker: WorkerSettings,
+    worker: WorkerConfig,
     records: dict[int, ShardRecord],
-    made: Sequence[ShardRecord],
+    new_records: Sequence[ShardRecord],
     *,
     skipped: int,
     start: float,
     planned: float,
 ) -> CorpusReport:
-    everything = list(records.values())
-    if not any(record.rows for record in everything):
-        raise DataError(f"no row of the corpus could be used; the files {output}/rejected-* say why.")
-    tokens, padding = sum(record.tokens for record in everything), sum(record.padding for record in everything)
+    all_records = list(records.values())
+    if not any(record.rows for record in all_records):
+        raise DataError(f"no row of the corpus is valid. See {output}/rejected-*.jsonl for the reasons.")
+    tokens, padding = sum(record.tokens for record in all_records), sum(record.padding for record in all_records)
     end = time.perf_counter()
     return CorpusReport(
         output=output,
         columns=worker.columns,
-        shards=len(everything),
+        shards=len(all_records),
         skipped_shards=skipped,
-        rows=sum(record.rows for record in everything),
-        rejected=sum(record.rejected for record in everything),
-        truncated=sum(record.truncated for record in everything),
+        rows=sum(record.rows for record in all_records),
+        rejected=sum(record.rejected for record in all_records),
+        truncated=sum(record.truncated for record in all_records),
         tokens=tokens,
         padding_share=padding / max(tokens + padding, 1),
         seconds=end - start,
-        embedded_rows=sum(record.rows for record in made),
-        embedded_tokens=sum(record.tokens for record in made),
+        embedded_rows=sum(record.rows for record in new_records),
+        embedded_tokens=sum(record.tokens for record in new_records),
         embedding_seconds=end - planned,
     )

@@ -1,4 +1,4 @@
-"""The Parquet file of an embedding job: a row for each text, a column of vectors for each instruction."""
+"""Parquet file of an embedding job: one row per text, one vector column per instruction."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,24 +13,31 @@ import pyarrow.parquet as pq
 from promptembedder.errors import DataError
 from promptembedder.types import Float
 
-__all__ = ["EmbeddingFile", "column_names", "embedding_schema", "whole_embedding_file", "written_embedding_file"]
+__all__ = ["EmbeddingFile", "atomic_embedding_file", "column_names", "embedding_schema", "write_embedding_file"]
 
 
 def column_names(instructions: int) -> list[str]:
-    """`embedding` for one instruction; `embedding_0`, `embedding_1`, ... for several."""
+    """Name the vector columns: `embedding` for one instruction, `embedding_0`, `embedding_1`, ... for several."""
     return ["embedding"] if instructions == 1 else [f"embedding_{i}" for i in range(instructions)]
 
 
 def embedding_schema(
-    *, instructions: int, dim: int, metadata: Mapping[str, str], kept: Sequence[pa.Field] = ()
+    *, instructions: int, dim: int, metadata: Mapping[str, str], passthrough: Sequence[pa.Field] = ()
 ) -> pa.Schema:
-    """An id, a column of vectors for each instruction, then the columns that are carried along.
+    """Build the schema: the id, one vector column per instruction, then the passthrough columns.
 
     Args:
-        metadata: Each key is stored after `promptembedder.`.
+        instructions: Number of instructions.
+        dim: Dimension of the vectors.
+        metadata: Metadata of the schema. Keys are stored with the prefix `promptembedder.`.
+        passthrough: Fields of the passthrough columns.
     """
     vector = pa.list_(pa.float32(), dim)
-    fields = [pa.field("id", pa.string()), *(pa.field(name, vector) for name in column_names(instructions)), *kept]
+    fields = [
+        pa.field("id", pa.string()),
+        *(pa.field(name, vector) for name in column_names(instructions)),
+        *passthrough,
+    ]
     return pa.schema(fields, metadata={f"promptembedder.{key}": value for key, value in metadata.items()})
 
 
@@ -38,22 +45,24 @@ class EmbeddingFile:
     """Appends rows of ids and vectors to an open Parquet file."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
-        """Write with `writer`, whose schema is one of `embedding_schema`."""
+        """Wrap a writer whose schema was built by `embedding_schema`."""
         self._writer = writer
 
     def append(
         self,
         ids: Sequence[str],
         vectors: Float[np.ndarray, "instructions texts dim"],
-        kept: Sequence[Sequence[Any]] = (),
+        passthrough: Sequence[Sequence[Any]] = (),
     ) -> None:
-        """One row group more.
+        """Append one row group.
 
         Args:
-            kept: Values of each column that is carried along.
+            ids: Id of each row.
+            vectors: Vectors of each instruction and row.
+            passthrough: Values of each passthrough column.
 
         Raises:
-            DataError: A vector holds NaN or inf; nothing of the group is written.
+            DataError: If a vector contains NaN or inf. The row group is then not written.
         """
         finite = np.isfinite(vectors).all(axis=(0, 2))  # [texts]
         if not finite.all():
@@ -67,16 +76,16 @@ class EmbeddingFile:
             flat = pa.array(np.ascontiguousarray(column).reshape(-1), type=pa.float32())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, column.shape[-1]))
         first = len(columns)
-        columns += [pa.array(values, type=schema.field(first + i).type) for i, values in enumerate(kept)]
+        columns += [pa.array(values, type=schema.field(first + i).type) for i, values in enumerate(passthrough)]
         self._writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 @contextmanager
-def whole_embedding_file(target: Path, schema: pa.Schema) -> Iterator[EmbeddingFile]:
-    """A file that takes the place of `target` when the block ends well; nothing changes when it fails.
+def atomic_embedding_file(target: Path, schema: pa.Schema) -> Iterator[EmbeddingFile]:
+    """Open a new file that replaces `target` atomically when the block succeeds. A failure leaves `target` unchanged.
 
     Raises:
-        DataError: The folder or the disk cannot be written to.
+        DataError: If the folder or the disk is not writable.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -85,7 +94,7 @@ def whole_embedding_file(target: Path, schema: pa.Schema) -> Iterator[EmbeddingF
     except OSError as error:
         raise DataError(f"cannot write {target}: {error}. Name another output.") from error
     try:
-        with written_embedding_file(scratch, schema) as file:
+        with write_embedding_file(scratch, schema) as file:
             yield file
         scratch.replace(target)
     except OSError as error:
@@ -95,14 +104,14 @@ def whole_embedding_file(target: Path, schema: pa.Schema) -> Iterator[EmbeddingF
 
 
 @contextmanager
-def written_embedding_file(path: Path, schema: pa.Schema) -> Iterator[EmbeddingFile]:
-    """A new file, safe on the disk when the block ends well.
+def write_embedding_file(path: Path, schema: pa.Schema) -> Iterator[EmbeddingFile]:
+    """Open a new file that is flushed to the disk when the block succeeds.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: If the file cannot be written.
     """
     with path.open("wb") as file:
-        # no dictionaries: neither ids nor vectors repeat
+        # no dictionary encoding: neither ids nor vectors repeat
         with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
             yield EmbeddingFile(writer)
         file.flush()

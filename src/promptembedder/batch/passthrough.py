@@ -1,4 +1,4 @@
-"""Columns of a corpus that are carried along beside its vectors."""
+"""Passthrough columns: columns of a corpus that an embedding job copies to its output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,67 +6,70 @@ from typing import Any
 
 import pyarrow as pa
 
-from promptembedder.data import COLUMN_KINDS, column_value
+from promptembedder.data import COLUMN_KINDS, convert_value
 from promptembedder.errors import ConfigError, DataError
 
-__all__ = ["KeptColumn", "kept_values"]
+__all__ = ["PassthroughColumn", "passthrough_values"]
 
 
 @dataclass(frozen=True)
-class KeptColumn:
-    """A column that is written beside the vectors; a row without it has null there.
+class PassthroughColumn:
+    """A column that is copied to the output. A row without a value gets null.
 
     Attributes:
-        type: One of str, int, float, bool.
+        name: Name of the column in the corpus and in the output.
+        type: Type of the values: str, int, float or bool.
     """
 
     name: str
     type: str = "str"
 
     @classmethod
-    def parsed(cls, words: str) -> "KeptColumn":
-        """The column that `NAME` or `NAME:TYPE` asks for.
+    def parse(cls, option: str) -> "PassthroughColumn":
+        """Parse `NAME` or `NAME:TYPE`.
 
         Raises:
-            ConfigError: The type is unknown, or the name is blank or one that the output has anyway.
+            ConfigError: If the type is unknown, or the name is blank or that of an output column.
         """
-        name, colon, kind = words.rpartition(":")
+        name, colon, kind = option.rpartition(":")
         name, kind = (name, kind) if colon else (kind, "str")
         if kind not in COLUMN_KINDS:
-            raise ConfigError(f"the column {words!r} has the type {kind!r}. Use one of {', '.join(COLUMN_KINDS)}.")
+            raise ConfigError(
+                f"the column {option!r} has the unknown type {kind!r}. Use one of {', '.join(COLUMN_KINDS)}."
+            )
         if not name.strip():
-            raise ConfigError(f"the column {words!r} has no name. Write it as NAME or NAME:TYPE.")
+            raise ConfigError(f"the column {option!r} has no name. Write it as NAME or NAME:TYPE.")
         if name == "id" or name.startswith("embedding"):
-            raise ConfigError(f"the column {name!r} is one that is written anyway. Leave it out.")
+            raise ConfigError(f"the column {name!r} is always written. Leave it out.")
         return cls(name, kind)
 
     @property
     def field(self) -> pa.Field:
-        """Of the output's schema."""
+        """Field in the schema of the output."""
         return pa.field(self.name, COLUMN_KINDS[self.type])
 
-    def value(self, row: dict[str, Any], place: str) -> str | int | float | bool | None:
-        """What the row holds, as the column's type; numbers may be written as strings, as in CSV.
+    def value(self, row: dict[str, Any], location: str) -> str | int | float | bool | None:
+        """Convert the row's value to the type of the column. Numbers may be strings, as in CSV.
 
         Raises:
-            DataError: It is of another type; the message begins with `place`.
+            DataError: If the value has another type. The message begins with `location`.
         """
-        found = row.get(self.name)
+        value = row.get(self.name)
         try:
-            return column_value(found, self.type)
+            return convert_value(value, self.type)
         except (ValueError, TypeError) as error:
             raise DataError(
-                f"{place}: column {self.name!r} holds {str(found)[:40]!r} ({type(found).__name__}), not {self.type}. "
-                "Mend or drop the row, or keep the column as another type."
+                f"{location}: column {self.name!r} contains {str(value)[:40]!r} ({type(value).__name__}), not "
+                f"{self.type}. Correct or drop the row, or give the column another type."
             ) from error
 
 
-def kept_values(
-    columns: Sequence[KeptColumn], row: dict[str, Any], place: str
+def passthrough_values(
+    columns: Sequence[PassthroughColumn], row: dict[str, Any], location: str
 ) -> tuple[str | int | float | bool | None, ...]:
-    """What a row holds in each column.
+    """Convert the row's value in each column.
 
     Raises:
-        DataError: A value is of another type than its column.
+        DataError: If a value has another type than its column.
     """
-    return tuple(column.value(row, place) for column in columns)
+    return tuple(column.value(row, location) for column in columns)

@@ -1,30 +1,35 @@
-"""What there is to do: each file cut into shards, before a model is loaded."""
+"""Plan of a sharded job: validation of all files and their division into shards, before a model is loaded."""
 
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
 from promptembedder.data import FoundRow, Position, SourceFile, TextColumns, TextRow, scan_rows
-from promptembedder.errors import DataError
+from promptembedder.errors import DataError, short_repr
 
-__all__ = ["CorpusPlan", "ShardTask", "placed_rows", "plan_corpus"]
+__all__ = ["CorpusPlan", "ShardTask", "plan_corpus", "read_shard_rows"]
 
-_HASHES_AT_ONCE = 1 << 23  # 64 MiB of them
+_HASHES_PER_PASS = 1 << 23  # 64 MiB of hashes in memory
+_MAX_LISTED_COLUMNS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Rows of one file that become one shard; small, so that it can be sent to another process.
+    """Row range of one file that becomes one shard. Small enough to send to another process.
 
     Attributes:
-        number: Of the shard, in the order of the corpus.
-        rows: To read from `start` on, those that cannot be used too.
-        id_prefix: Before the number of a row where no column holds ids.
+        number: Number of the shard in the order of the corpus, from 0.
+        source: File of the rows.
+        source_sha256: Hash of the file.
+        start: Position of the first row.
+        rows: Number of rows from `start` on, invalid ones included.
+        columns: Columns of the texts and ids.
+        id_prefix: Prefix of the row number in the id, if no column contains ids.
     """
 
     number: int
@@ -41,39 +46,57 @@ class CorpusPlan:
     """All shards of a corpus.
 
     Attributes:
+        tasks: Shards in order.
         inputs: Location and sha256 of each file, in order.
-        unusable: Rows among them that will be rejected for what they hold.
+        rows: Number of rows, invalid ones included.
+        invalid: Number of invalid rows, which will be rejected.
     """
 
     tasks: tuple[ShardTask, ...]
     inputs: tuple[tuple[str, str], ...]
     rows: int
-    unusable: int
+    invalid: int
 
 
 def plan_corpus(
-    sources: Sequence[SourceFile], *, shard_rows: int, text_column: str | None, id_column: str | None
+    sources: Sequence[SourceFile],
+    *,
+    shard_rows: int,
+    text_column: str | None,
+    id_column: str | None,
+    passthrough: Sequence[str] = (),
 ) -> CorpusPlan:
-    """Read all files once: their hashes, their rows, whether each id comes once.
+    """Read all files once to hash them, validate their rows and ids, and divide them into shards.
 
-    A shard has rows of one file alone. Memory is bounded whatever the number of rows: 8 bytes of each id go to disk.
+    All rows of a shard are from one file. Memory is bounded: an 8-byte hash of each id is written to disk.
+
+    Args:
+        shard_rows: Maximum number of rows per shard.
+        text_column: Column of the text, as in `read_texts`.
+        id_column: Column of the id, as in `read_texts`.
+        passthrough: Names of the passthrough columns.
 
     Raises:
-        DataError: A file cannot be read, holds no usable row or no text column, or an id comes twice.
+        DataError: If a file cannot be read, has no valid row or no text column, an id is repeated, or a passthrough
+            column exists in no row.
     """
     for source in sources:
         source.check()
         if source.path is not None and not source.path.is_file():
-            raise DataError(f"{source} can be read only once. Write it to a file first.")
-    named = len({source.name for source in sources}) == len(sources)
+            raise DataError(f"{source} can be read only once. Save it as a file first.")
+    distinct_names = len({source.name for source in sources}) == len(sources)
+    found_columns: dict[str, None] = {}
+    missing = dict.fromkeys(passthrough)
     tasks: list[ShardTask] = []
     inputs: list[tuple[str, str]] = []
-    rows = unusable = 0
+    rows = invalid = 0
     with _IdHashes() as ids:
         for source in sources:
-            prefix = "" if len(sources) == 1 else f"{source.name if named else source.location}:"
-            scan = _FileScan(source, text_column=text_column, id_column=id_column, prefix=prefix)
+            prefix = "" if len(sources) == 1 else f"{source.name if distinct_names else source.location}:"
+            scan = _FileScan(source, text_column=text_column, id_column=id_column, prefix=prefix, passthrough=missing)
             starts = scan.run(shard_rows, ids)
+            missing = scan.missing
+            found_columns |= scan.found_columns
             sha256 = _sha256(source)
             inputs.append((source.location, sha256))
             ends = [*(start.row for start in starts[1:]), scan.rows]
@@ -90,15 +113,20 @@ def plan_corpus(
                 )
                 for i, (start, end) in enumerate(zip(starts, ends, strict=True))
             ]
-            rows, unusable = rows + scan.rows, unusable + scan.unusable
-        twice = ids.twice()
-    if twice:
-        _refuse_same_ids(tasks, twice)
-    return CorpusPlan(tasks=tuple(tasks), inputs=tuple(inputs), rows=rows, unusable=unusable)
+            rows, invalid = rows + scan.rows, invalid + scan.invalid
+        repeated = ids.repeated()
+    if missing:
+        names = ", ".join(short_repr(name) for name in islice(found_columns, _MAX_LISTED_COLUMNS)) or "no columns"
+        raise DataError(
+            f"no row of the corpus has the column {short_repr(next(iter(missing)))}: found {names}. Name one of these."
+        )
+    if repeated:
+        _raise_repeated_id(tasks, repeated)
+    return CorpusPlan(tasks=tuple(tasks), inputs=tuple(inputs), rows=rows, invalid=invalid)
 
 
-def placed_rows(task: ShardTask) -> Iterator[tuple[FoundRow, TextRow | DataError]]:
-    """The rows of a shard, each as a text or as the reason why it cannot be one."""
+def read_shard_rows(task: ShardTask) -> Iterator[tuple[FoundRow, TextRow | DataError]]:
+    """Read the rows of a shard. Each is converted to a text, or to the error that makes it invalid."""
     for found in islice(scan_rows(task.source, task.start), task.rows):
         yield found, _text_row(found, task.columns, task.source, task.id_prefix)
 
@@ -115,34 +143,54 @@ def _text_row(found: FoundRow, columns: TextColumns, source: SourceFile, prefix:
 
 
 class _FileScan:
-    """One pass over a file."""
+    """One pass over a file, which counts and validates its rows.
 
-    def __init__(self, source: SourceFile, *, text_column: str | None, id_column: str | None, prefix: str) -> None:
+    Attributes:
+        columns: Columns of the texts and ids, chosen by the first row.
+        rows: Number of rows.
+        invalid: Number of invalid rows.
+        missing: Passthrough columns that no row has.
+        found_columns: Columns of the rows, in order of appearance, if passthrough columns are missing.
+    """
+
+    def __init__(
+        self,
+        source: SourceFile,
+        *,
+        text_column: str | None,
+        id_column: str | None,
+        prefix: str,
+        passthrough: Mapping[str, None],
+    ) -> None:
         self._source, self._prefix = source, prefix
         self._text_column, self._id_column = text_column, id_column
         self.columns: TextColumns | None = None
-        self.rows = self.unusable = 0
+        self.rows = self.invalid = 0
+        self.missing = dict(passthrough)
+        self.found_columns: dict[str, None] = {}
 
     def run(self, shard_rows: int, ids: "_IdHashes") -> list[Position]:
-        """Where each shard starts."""
+        """Scan the rows, add their ids to `ids`, and return the start of each shard."""
         starts: list[Position] = []
         last_reason: DataError | None = None
         for found in scan_rows(self._source):
             if self.rows % shard_rows == 0:
                 starts.append(found.start)
             self.rows += 1
-            row = self._row(found)
+            row = self._convert(found)
             if isinstance(row, DataError):
-                self.unusable, last_reason = self.unusable + 1, row
+                self.invalid, last_reason = self.invalid + 1, row
             elif self.columns is not None and self.columns.id is not None:
                 ids.add(row.id)
         if not self.rows:
             raise DataError(f"{self._source} is empty: it holds no rows. Write it again, or leave it out.")
-        if last_reason is not None and self.unusable == self.rows:
+        if last_reason is not None and self.invalid == self.rows:
             raise last_reason
         return starts
 
-    def _row(self, found: FoundRow) -> TextRow | DataError:
+    def _convert(self, found: FoundRow) -> TextRow | DataError:
+        if isinstance(found.content, dict) and self.missing:
+            self._look_for_missing(found.content)
         if isinstance(found.content, dict) and self.columns is None:
             self.columns = TextColumns.chosen(
                 found.content,
@@ -155,9 +203,15 @@ class _FileScan:
         assert self.columns is not None
         return _text_row(found, self.columns, self._source, self._prefix)
 
+    def _look_for_missing(self, row: Mapping[str, object]) -> None:
+        for name in row:
+            self.missing.pop(name, None)
+            if len(self.found_columns) < _MAX_LISTED_COLUMNS:
+                self.found_columns[name] = None
+
 
 class _IdHashes:
-    """Hashes of ids, on disk, and which come more than once."""
+    """Hashes of ids in a temporary file, to detect repeated ids."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()
@@ -176,27 +230,27 @@ class _IdHashes:
         if len(self._waiting) >= 1 << 16:
             self._flush()
 
-    def twice(self) -> set[int]:
-        """The hashes that come more than once; a part of all of them is in memory at a time."""
+    def repeated(self) -> set[int]:
+        """Find the hashes that occur more than once, with one part of the hashes in memory at a time."""
         self._flush()
         if not self._count:
             return set()
         hashes = np.memmap(self._file, dtype=np.uint64, mode="r")
-        parts = np.uint64(-(-self._count // _HASHES_AT_ONCE))
-        found = set[int]()
+        parts = np.uint64(-(-self._count // _HASHES_PER_PASS))
+        repeated = set[int]()
         for part in range(int(parts)):
-            own = np.concatenate(
+            hashes_of_part = np.concatenate(
                 [
                     piece[piece % parts == part]
                     for piece in (
-                        np.asarray(hashes[start : start + _HASHES_AT_ONCE])
-                        for start in range(0, self._count, _HASHES_AT_ONCE)
+                        np.asarray(hashes[start : start + _HASHES_PER_PASS])
+                        for start in range(0, self._count, _HASHES_PER_PASS)
                     )
                 ]
             )
-            own.sort()
-            found.update(own[1:][own[1:] == own[:-1]].tolist())
-        return found
+            hashes_of_part.sort()
+            repeated.update(hashes_of_part[1:][hashes_of_part[1:] == hashes_of_part[:-1]].tolist())
+        return repeated
 
     def _flush(self) -> None:
         self._file.write(self._waiting.tobytes())
@@ -208,20 +262,20 @@ def _id_hash(row_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(row_id.encode(), digest_size=8).digest(), "little")
 
 
-def _refuse_same_ids(tasks: Sequence[ShardTask], hashes: set[int]) -> None:
-    """Raise for the first id that comes twice; two ids may also have the same hash, which is no harm."""
+def _raise_repeated_id(tasks: Sequence[ShardTask], hashes: set[int]) -> None:
+    """Raise a DataError for the first repeated id. Return if the hashes only collide."""
     seen: dict[str, str] = {}
     for task in tasks:
-        for found, row in placed_rows(task):
+        for found, row in read_shard_rows(task):
             if isinstance(row, DataError) or _id_hash(row.id) not in hashes:
                 continue
-            place = f"{task.source}, row {found.start.row + 1}"
+            location = f"{task.source}, row {found.start.row + 1}"
             if row.id in seen:
                 raise DataError(
-                    f"{place}: the id {row.id[:80]!r} came before, in {seen[row.id]}. "
-                    "Mend the ids, or name another column with id_column."
+                    f"{location}: the id {row.id[:80]!r} is repeated, first in {seen[row.id]}. "
+                    "Correct the ids, or name another column with id_column."
                 )
-            seen[row.id] = place
+            seen[row.id] = location
 
 
 def _sha256(source: SourceFile) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a sharded job: what it is, its finished shards, and their manifest."""
+"""Output folder of a sharded job: job description, finished shards and their manifest."""
 
 import dataclasses
 import hashlib
@@ -16,22 +16,30 @@ __all__ = ["JOB_NAME", "MANIFEST_LINES", "ShardFolder", "ShardRecord", "fsync_fo
 
 JOB_NAME = "job.json"
 MANIFEST_LINES = "manifest.jsonl"
-_MADE = ("part-*.parquet", "rejected-*.jsonl", ".part-*", ".rejected-*", f".{JOB_NAME}*")
+_JOB_FILES = ("part-*.parquet", "rejected-*.jsonl", ".part-*", ".rejected-*", f".{JOB_NAME}*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A finished shard: a line of the manifest.
+    """A finished shard, stored as one line of the manifest.
 
     Attributes:
-        file: Name of the shard in the folder.
-        rows: Of the shard.
-        rejects: Name of the file of rows that could not be used; None if all could.
-        first_row: Number of the first row in its source, from 0.
-        instructions_sha256: Of the job's instructions by column.
-        tokens: Of its texts, as far as the model reads them.
-        padding: Computed beside them.
-        truncated: Texts that lost their end.
+        shard: Number of the shard in the order of the corpus, from 0.
+        file: Name of the shard's file in the folder.
+        sha256: Hash of this file.
+        rows: Number of rows in the shard.
+        rejected: Number of invalid rows.
+        rejects: Name of the file that lists the invalid rows. None without any.
+        rejects_sha256: Hash of this file.
+        source: Location of the source file.
+        source_sha256: Hash of the source file.
+        first_row: Number of the shard's first row in the source file, from 0.
+        model_sha256: Identity of the model, `ModelIdentity.sha256`.
+        instructions_sha256: Hash of the instruction of each vector column.
+        versions: Library versions.
+        tokens: Number of tokens of the texts after truncation.
+        padding: Number of computed padding tokens.
+        truncated: Number of truncated texts.
     """
 
     shard: int
@@ -53,21 +61,21 @@ class ShardRecord:
 
 
 class ShardFolder:
-    """A folder that belongs to one job; for one process at a time.
+    """Output folder of one job, for one process at a time.
 
-    A shard counts once its line stands in the manifest, and a line is written once its shard is safe on the disk. So
-    whatever happens in between, a line stands for a whole shard.
+    A shard is finished when its line is in the manifest. The line is written after the shard is flushed to the disk,
+    so that every line of the manifest names a complete shard.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Of this folder, which need not exist."""
+        """Use this folder, which need not exist yet."""
         self.folder = folder
 
     def begin(self, job: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Take the folder for this job; one that it has begun before goes on.
+        """Create the folder for this job, or resume the job in it.
 
         Raises:
-            DataError: The folder holds another job's shards or other files, or cannot be written to.
+            DataError: If the folder contains the shards of another job or other files, or is not writable.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,55 +85,60 @@ class ShardFolder:
             if known is None:
                 self._begin_new(job)
             elif known != job:
-                raise DataError(f"{self.folder} holds shards of another job: {_difference(known, job)}.")
+                raise DataError(f"{self.folder} contains shards of another job: {_describe_difference(known, job)}.")
         except OSError as error:
             raise DataError(f"cannot write {self.folder}: {error}. Name another output.") from error
 
+    def model_sha256(self) -> str | None:
+        """Read the model that the folder's job was started with. Return None without a job."""
+        job = self._job()
+        return str(job.get("model_sha256")) if isinstance(job, dict) else None
+
     def finished(self) -> dict[int, ShardRecord]:
-        """The finished shards by number. A line that was cut off is dropped from the manifest.
+        """Read the finished shards by number. An incomplete last line is removed from the manifest.
 
         Raises:
-            DataError: A line in the middle is broken.
+            DataError: If another line is invalid.
         """
         path = self.folder / MANIFEST_LINES
         if not path.exists():
             return {}
         raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
+        complete = raw[: raw.rfind(b"\n") + 1]
+        if len(complete) < len(raw):
             with path.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(complete))
         records = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                record = _checked(ShardRecord(**json.loads(line)))
+                record = _validate(ShardRecord(**json.loads(line)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"{path}, line {number}: not a line of a manifest. Take it out, and its shard is made again."
+                    f"{path}, line {number}: not a line of a manifest. Delete the line to embed its shard again."
                 ) from error
             records[record.shard] = record
         return records
 
-    def is_whole(self, record: ShardRecord) -> bool:
-        """Whether the shard's files are what they were when they were written."""
+    def is_intact(self, record: ShardRecord) -> bool:
+        """Return True if the shard's files still have their recorded hashes."""
         files = [(record.file, record.sha256), (record.rejects, record.rejects_sha256)]
         return all(name is None or _has_hash(self.folder / name, sha256) for name, sha256 in files)
 
-    def keep_only(self, records: Mapping[int, ShardRecord]) -> None:
-        """Delete what belongs to no record, and have the manifest name these alone."""
-        named = {name for record in records.values() for name in (record.file, record.rejects)}
-        for pattern in _MADE:
+    def prune(self, records: Mapping[int, ShardRecord]) -> None:
+        """Delete the files of all other shards, and rewrite the manifest with these records only."""
+        recorded = {name for record in records.values() for name in (record.file, record.rejects)}
+        for pattern in _JOB_FILES:
             for path in self.folder.glob(pattern):
-                if path.name not in named:
+                if path.name not in recorded:
                     path.unlink(missing_ok=True)
         lines = "".join(_line(records[number]) for number in sorted(records))
         _replace(self.folder / MANIFEST_LINES, lines)
 
     def add(self, record: ShardRecord) -> None:
-        """Write the line of a shard that is safe on the disk.
+        """Append the line of a shard that has been flushed to the disk.
 
         Raises:
-            DataError: The disk is full.
+            DataError: If the disk is full.
         """
         try:
             with (self.folder / MANIFEST_LINES).open("a", encoding="utf-8") as file:
@@ -136,10 +149,12 @@ class ShardFolder:
             raise DataError(f"cannot write {self.folder}: {error}. Free the disk and run the command again.") from error
 
     def _begin_new(self, job: Mapping[str, Any]) -> None:
-        strangers = [path.name for path in self.folder.iterdir() if not any(path.match(made) for made in _MADE)]
-        if strangers:
+        other_files = [
+            path.name for path in self.folder.iterdir() if not any(path.match(pattern) for pattern in _JOB_FILES)
+        ]
+        if other_files:
             raise DataError(
-                f"{self.folder} holds other files, the first {sorted(strangers)[0]!r}. Name another output."
+                f"{self.folder} contains other files, the first {sorted(other_files)[0]!r}. Name another output."
             )
         _replace(self.folder / JOB_NAME, json.dumps(job, ensure_ascii=False, indent=1) + "\n")
 
@@ -150,20 +165,20 @@ class ShardFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is no job of this library. Name another output.") from error
+            raise DataError(f"{path} is not a job of this library. Name another output.") from error
 
     def _clear(self) -> None:
         if self._job() is None:
             return
-        (self.folder / MANIFEST_LINES).unlink(missing_ok=True)  # first: no line may stand for what is gone
-        for pattern in _MADE:
+        (self.folder / MANIFEST_LINES).unlink(missing_ok=True)  # first: no line may name a deleted shard
+        for pattern in _JOB_FILES:
             for path in self.folder.glob(pattern):
                 path.unlink()
         (self.folder / JOB_NAME).unlink()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in the folder last."""
+    """Flush renames in the folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,12 +199,12 @@ def _replace(path: Path, content: str) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _checked(record: ShardRecord) -> ShardRecord:
-    """The record itself.
+def _validate(record: ShardRecord) -> ShardRecord:
+    """Validate the types and values of a record and return it.
 
     Raises:
-        TypeError: A value is of another type.
-        ValueError: A count is negative, or a file lies outside the folder.
+        TypeError: If a value has another type.
+        ValueError: If a count is negative, or a file is outside the folder.
     """
     hints = get_type_hints(ShardRecord) | {"versions": dict}
     for name, hint in hints.items():
@@ -215,10 +230,10 @@ def _has_hash(path: Path, sha256: str | None) -> bool:
         return False
 
 
-def _difference(known: Any, job: Mapping[str, Any]) -> str:
-    """What differs first, and the mend."""
+def _describe_difference(known: Any, job: Mapping[str, Any]) -> str:
+    """Describe the first difference between two jobs, and how to fix it."""
     if not isinstance(known, dict):
-        return "its job.json says nothing. Name another output"
+        return "its job.json is empty. Name another output"
     key = next(key for key in [*job, *known] if known.get(key) != job.get(key))
     if key == "inputs":
         try:
@@ -227,12 +242,15 @@ def _difference(known: Any, job: Mapping[str, Any]) -> str:
             return "its job.json is damaged. Name another output, or overwrite it"
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not changed:
-            return "its files came in another order. Name them as before, name another output, or overwrite it"
-        words = "is another file" if changed[0] in before and changed[0] in now else "is in one of them alone"
-        return f"{changed[0]} {words}. Name another output, or overwrite it"
-    return f"{key} was {_short(known.get(key))}, now it is {_short(job.get(key))}. Name another output, or overwrite it"
+            return "its files were in another order. Name the files in that order, name another output, or overwrite it"
+        problem = "has changed" if changed[0] in before and changed[0] in now else "is in only one of the jobs"
+        return f"{changed[0]} {problem}. Name another output, or overwrite it"
+    old, new = _abbreviate(known.get(key)), _abbreviate(job.get(key))
+    return f"{key} was {old}, now it is {new}. Name another output, or overwrite it"
 
 
-def _short(value: Any) -> str:
-    words = json.dumps(value, ensure_ascii=False)
-    return words if len(words) <= 200 else f"{words[:160]}... (sha256 {hashlib.sha256(words.encode()).hexdigest()[:8]})"
+def _abbreviate(value: Any) -> str:
+    serialized = json.dumps(value, ensure_ascii=False)
+    if len(serialized) <= 200:
+        return serialized
+    return f"{serialized[:160]}... (sha256 {hashlib.sha256(serialized.encode()).hexdigest()[:8]})"

@@ -1,4 +1,4 @@
-"""One shard from task to file: what every engine calls, in whatever process."""
+"""Worker that embeds one shard after the other, in the process of any engine."""
 
 import hashlib
 import json
@@ -12,32 +12,36 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from promptembedder.batch.embedding_file import embedding_schema, written_embedding_file
-from promptembedder.batch.job import embedded
-from promptembedder.batch.passthrough import KeptColumn, kept_values
-from promptembedder.batch.plan import ShardTask, placed_rows
+from promptembedder.backbone import MAX_BATCH_TOKENS, BatchStats
+from promptembedder.batch.embedding_file import embedding_schema, write_embedding_file
+from promptembedder.batch.job import embed_texts
+from promptembedder.batch.passthrough import PassthroughColumn, passthrough_values
+from promptembedder.batch.plan import ShardTask, read_shard_rows
 from promptembedder.batch.shard_folder import ShardRecord, fsync_folder
 from promptembedder.errors import DataError, ModelFormatError
-from promptembedder.backbone import MAX_BATCH_TOKENS, ReadingCounts
-from promptembedder.model import PromptEmbedder
-from promptembedder.types import Float
+from promptembedder.model import PromptEmbedder, model_identity
 from promptembedder.storage import MANIFEST_NAME, file_sha256, versions
+from promptembedder.types import Float
 
-__all__ = ["ShardWorker", "WorkerSettings"]
+__all__ = ["ShardWorker", "WorkerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """What a worker has to know; small, so that it can be sent to another process.
+class WorkerConfig:
+    """Configuration of a worker. Small enough to send to another process.
 
     Attributes:
-        model: Folder of the saved model, the same one for every worker.
-        model_sha256: Of the model's manifest.
-        columns: The instruction of each column of vectors, by its name.
-        with_prompter: False: all instructions are compiled.
+        model: Folder of the saved model, with the same path for every worker.
+        model_sha256: Identity of the model, or the hash of its manifest for a folder of an earlier version.
+        reader: Reader to load the model with. If None, the reader it opens with.
+        quantization: Quantization of the reader. If None, that of the training.
+        columns: Instruction of each vector column, by column name.
+        passthrough: Columns that are copied to the output.
+        with_prompter: Load the prompter. Not needed if all instructions are compiled.
         output: Folder of the shards.
-        metadata: Of each shard's schema.
-        threads: Of torch; None leaves them as they are.
+        metadata: Metadata of each shard's schema.
+        max_batch_tokens: Maximum number of tokens of a forward pass, padding included.
+        threads: Number of torch threads. If None, torch's default.
     """
 
     model: Path
@@ -45,7 +49,7 @@ class WorkerSettings:
     reader: str | None
     quantization: str | None
     columns: dict[str, str]
-    kept: tuple[KeptColumn, ...]
+    passthrough: tuple[PassthroughColumn, ...]
     with_prompter: bool
     output: Path
     metadata: dict[str, str] = field(default_factory=dict)
@@ -54,74 +58,80 @@ class WorkerSettings:
 
     @property
     def instructions_sha256(self) -> str:
-        """Of the instructions by column."""
+        """Hash of the instruction of each vector column."""
         return hashlib.sha256(json.dumps(self.columns, sort_keys=True).encode()).hexdigest()
 
 
-class ShardWorker:
-    """Embeds shards with a model that it loads once."""
+def _is_expected_model(config: WorkerConfig) -> bool:
+    if not (config.model / MANIFEST_NAME).is_file():
+        return False
+    identity = model_identity(config.model, reader=config.reader)
+    return config.model_sha256 in (identity.sha256, identity.manifest_sha256)
 
-    def __init__(self, settings: WorkerSettings) -> None:
+
+class ShardWorker:
+    """Embeds shards with a model that is loaded once."""
+
+    def __init__(self, config: WorkerConfig) -> None:
         """Load the model.
 
         Raises:
-            ModelFormatError: The model is not in its folder, or is another one.
-            BackboneError: A backbone is missing.
+            ModelFormatError: If the model is not in its folder, is incomplete, or is another model.
+            BackboneError: If a backbone is missing.
         """
-        path = settings.model / MANIFEST_NAME
-        if not path.is_file() or file_sha256(path) != settings.model_sha256:
-            found = "another model" if path.is_file() else "no model"
+        if not _is_expected_model(config):
+            found = "another model" if (config.model / MANIFEST_NAME).is_file() else "no model"
             raise ModelFormatError(
-                f"a worker on {socket.gethostname()} finds {found} in {settings.model}. "
-                "Put the model where every worker finds it under this path."
+                f"a worker on {socket.gethostname()} finds {found} in {config.model}. "
+                "Copy the model to this path on every worker."
             )
-        if settings.threads is not None:
+        if config.threads is not None:
             import torch
 
-            torch.set_num_threads(settings.threads)
-        self._settings = settings
+            torch.set_num_threads(config.threads)
+        self._config = config
         self._model = PromptEmbedder.from_pretrained(
-            settings.model,
-            reader=settings.reader,
-            quantization=settings.quantization,
-            with_prompter=settings.with_prompter,
+            config.model,
+            reader=config.reader,
+            quantization=config.quantization,
+            with_prompter=config.with_prompter,
         )
-        self._model.max_batch_tokens = settings.max_batch_tokens
+        self._model.max_batch_tokens = config.max_batch_tokens
         self._versions = versions()
 
     def embed(self, task: ShardTask, *, on_rows: Callable[[int], None] = lambda _: None) -> ShardRecord:
-        """Embed a shard and put its file in place, safe on the disk.
+        """Embed a shard and write its file, flushed to the disk.
 
-        The name of the file holds a part of its hash: what another worker writes of the same shard cannot change it.
+        The file's name contains a part of its hash, so that another worker with the same shard cannot overwrite it.
 
         Raises:
-            DataError: The file cannot be read any more, a vector is not finite, or the disk is full.
+            DataError: If the source cannot be read, a vector is not finite, or the disk is full.
         """
-        settings, encoder = self._settings, self._model.encoder
-        encoder.reading.counts, truncated_before = ReadingCounts(), encoder.truncated_texts
+        config, encoder = self._config, self._model.encoder
+        encoder.reading.counts, truncated_before = BatchStats(), encoder.truncated_texts
         ids: list[str] = []
         texts: list[str] = []
-        kept: list[tuple[object, ...]] = []
+        values: list[tuple[object, ...]] = []
         rejected: list[dict[str, object]] = []
-        for found, row in placed_rows(task):
+        for found, row in read_shard_rows(task):
             number, reason = found.start.row, row
             if not isinstance(row, DataError) and isinstance(found.content, dict):
                 try:
-                    place = f"{task.source}, row {number + 1}"
-                    kept.append(kept_values(settings.kept, found.content, place))
+                    location = f"{task.source}, row {number + 1}"
+                    values.append(passthrough_values(config.passthrough, found.content, location))
                     ids.append(row.id)
                     texts.append(row.text)
                     continue
                 except DataError as error:
                     reason = error
             rejected.append({"source": task.source.location, "row": number, "reason": str(reason)})
-        vectors = self._vectors(texts, on_rows)
+        vectors = self._embed_texts(texts, on_rows)
         try:
-            file, sha256 = self._write_shard(task.number, ids, vectors, list(zip(*kept, strict=True)))
+            file, sha256 = self._write_shard(task.number, ids, vectors, list(zip(*values, strict=True)))
             rejects, rejects_sha256 = self._write_rejects(task.number, rejected) if rejected else (None, None)
         except OSError as error:
             raise DataError(
-                f"cannot write {settings.output}: {error}. Free the disk and run the command again."
+                f"cannot write {config.output}: {error}. Free the disk and run the command again."
             ) from error
         truncated, counts = encoder.truncated_texts - truncated_before, encoder.reading.counts
         return ShardRecord(
@@ -135,37 +145,39 @@ class ShardWorker:
             source=task.source.location,
             source_sha256=task.source_sha256,
             first_row=task.start.row,
-            model_sha256=settings.model_sha256,
-            instructions_sha256=settings.instructions_sha256,
+            model_sha256=config.model_sha256,
+            instructions_sha256=config.instructions_sha256,
             versions=self._versions,
             tokens=counts.tokens,
             padding=counts.padding,
-            truncated=truncated if encoder.reads_text_once else truncated // len(settings.columns),
+            truncated=truncated if encoder.reads_text_once else truncated // len(config.columns),
         )
 
-    def _vectors(self, texts: list[str], on_rows: Callable[[int], None]) -> Float[np.ndarray, "instructions texts dim"]:
+    def _embed_texts(
+        self, texts: list[str], on_rows: Callable[[int], None]
+    ) -> Float[np.ndarray, "instructions texts dim"]:
         if not texts:
-            return np.empty((len(self._settings.columns), 0, self._model.encoder.reader.dim), dtype=np.float32)
-        return embedded(self._model, texts, list(self._settings.columns.values()), on_rows=on_rows)
+            return np.empty((len(self._config.columns), 0, self._model.encoder.reader.dim), dtype=np.float32)
+        return embed_texts(self._model, texts, list(self._config.columns.values()), on_rows=on_rows)
 
     def _write_shard(
         self,
         number: int,
         ids: list[str],
         vectors: Float[np.ndarray, "instructions texts dim"],
-        kept: list[tuple[object, ...]],
+        values: list[tuple[object, ...]],
     ) -> tuple[str, str]:
-        fields: list[pa.Field] = [column.field for column in self._settings.kept]
-        columns = kept or [()] * len(fields)
+        fields: list[pa.Field] = [column.field for column in self._config.passthrough]
+        columns = values or [()] * len(fields)
         schema = embedding_schema(
-            instructions=len(vectors), dim=vectors.shape[-1], metadata=self._settings.metadata, kept=fields
+            instructions=len(vectors), dim=vectors.shape[-1], metadata=self._config.metadata, passthrough=fields
         )
 
         def write(path: Path) -> None:
-            with written_embedding_file(path, schema) as file:
+            with write_embedding_file(path, schema) as file:
                 file.append(ids, vectors, columns)
 
-        return self._placed(f"part-{number:05d}", "parquet", write)
+        return self._write_atomically(f"part-{number:05d}", "parquet", write)
 
     def _write_rejects(self, number: int, rejected: list[dict[str, object]]) -> tuple[str, str]:
         def write(path: Path) -> None:
@@ -174,17 +186,17 @@ class ShardWorker:
                 file.flush()
                 os.fsync(file.fileno())
 
-        return self._placed(f"rejected-{number:05d}", "jsonl", write)
+        return self._write_atomically(f"rejected-{number:05d}", "jsonl", write)
 
-    def _placed(self, stem: str, ending: str, write: Callable[[Path], None]) -> tuple[str, str]:
-        """Name and sha256 of a file that appears whole."""
-        scratch = self._settings.output / f".{stem}.{uuid.uuid4().hex}"
+    def _write_atomically(self, stem: str, ending: str, write: Callable[[Path], None]) -> tuple[str, str]:
+        """Write a file atomically and return its name and sha256."""
+        scratch = self._config.output / f".{stem}.{uuid.uuid4().hex}"
         try:
             write(scratch)
             sha256 = file_sha256(scratch)
             name = f"{stem}-{sha256[:8]}.{ending}"
-            scratch.replace(self._settings.output / name)
+            scratch.replace(self._config.output / name)
         finally:
             scratch.unlink(missing_ok=True)
-        fsync_folder(self._settings.output)
+        fsync_folder(self._config.output)
         return name, sha256

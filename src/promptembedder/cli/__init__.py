@@ -1,4 +1,4 @@
-"""The command-line program: parse, call, print."""
+"""Command-line program."""
 
 from promptembedder.cli.app import main
 

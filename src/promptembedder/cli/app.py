@@ -1,25 +1,26 @@
-"""The program's commands, one file each."""
+"""Assembly of the program from its commands, one file each."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from benchmarks.cli import bench
 from promptembedder.cli.compile import compile_
-from promptembedder.cli.console import prepare
+from promptembedder.cli.console import configure_logging, one_line_errors
 from promptembedder.cli.doctor import doctor
 from promptembedder.cli.embed import embed
 from promptembedder.cli.evaluate import evaluate
 from promptembedder.cli.export import export
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
-from promptembedder.cli.transfer import move
 from promptembedder.cli.mteb import mteb
 from promptembedder.cli.plot import plot
 from promptembedder.cli.quickstart import quickstart
+from promptembedder.cli.renamed import check_renamed
 from promptembedder.cli.search import search
 from promptembedder.cli.serve import serve
 from promptembedder.cli.train import train
+from promptembedder.cli.transfer import transfer
 
 __all__ = ["app", "main"]
 
@@ -30,13 +31,13 @@ app = typer.Typer(
 )
 
 
-def _say_version(asked: bool) -> bool:
-    if asked:
-        from importlib.metadata import version  # takes a while, and `--help` does without
+def _print_version(requested: bool) -> bool:
+    if requested:
+        from importlib.metadata import version  # a slow import that `--help` does not need
 
         print(version("promptembedder"))
         raise typer.Exit
-    return asked
+    return requested
 
 
 @app.callback()
@@ -45,8 +46,8 @@ def _program(
         bool,
         typer.Option(
             "--version",
-            help="The version, and nothing else.",
-            callback=_say_version,
+            help="Print the version and exit.",
+            callback=_print_version,
             is_eager=True,
             allow_from_autoenv=False,
         ),
@@ -58,17 +59,22 @@ def _program(
     """
 
 
-for command in (quickstart, train, move, evaluate, embed, index, search, serve, export, info, doctor):
+for command in (quickstart, train, transfer, evaluate, embed, index, search, serve, export, info, doctor):
     app.command()(command)
 app.command("compile")(compile_)
+app.command("move", hidden=True)(transfer)  # deprecated alias for one release
 app.command(
     "mteb", add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(mteb)
-app.add_typer(bench, name="bench")
 app.add_typer(plot, name="plot")
 
 
 def main() -> None:
     """Run the program."""
-    prepare()
+    configure_logging()
+    try:
+        with one_line_errors():
+            check_renamed(sys.argv[1:])
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
     app()

@@ -5,19 +5,15 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from promptembedder.errors import PromptEmbedderError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,46 +23,50 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from promptembedder.errors import PromptEmbedderError
+
 if TYPE_CHECKING:
     from promptembedder.batch import CorpusProgress
 
-__all__ = ['Report', 'TrainingBar', 'corpus_progress', 'importing', 'one_line_errors', 'prepare', 'row_count']
+__all__ = ["Report", "configure_logging", "corpus_progress", "gc_paused", "one_line_errors", "row_count"]
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 
 
 class Report:
-    """What a command has to say: a table and words for people, or one JSON object as the last line of stdout."""
+    """Output of a command: text and tables for people, or one JSON object as the last line of stdout."""
 
-    def __init__(self, as_json: bool, *, speaks: bool = True) -> None:
-        """Speak JSON if `as_json`.
+    def __init__(self, as_json: bool, *, enabled: bool = True) -> None:
+        """Create the output of one command.
 
         Args:
-            speaks: False says nothing: another process of the same run speaks.
+            as_json: Print the result as JSON on stdout and everything else on stderr.
+            enabled: If False, print nothing. Distributed training enables the report of rank 0 only.
         """
-        self.as_json, self.speaks = as_json, speaks
+        self.as_json, self.enabled = as_json, enabled
 
-    def say(self, *words: Any) -> None:
-        """A sentence, table or other rich object for people; goes to stderr when stdout is for JSON."""
-        if self.speaks:
-            (err if self.as_json else out).print(*words, soft_wrap=all(isinstance(word, str) for word in words))
+    def print(self, *content: Any) -> None:
+        """Print strings, tables or other rich objects for people: to stdout, or to stderr if stdout is for JSON."""
+        if self.enabled:
+            (err if self.as_json else out).print(*content, soft_wrap=all(isinstance(item, str) for item in content))
 
     def page(self, markdown: str) -> None:
-        """A page of Markdown for people; goes where `say` goes."""
-        from rich.markdown import Markdown  # a tenth of the time that `--help` takes
+        """Print a page of Markdown for people, to the stream that `print` uses."""
+        from rich.markdown import Markdown  # its import takes a tenth of the time of `--help`
 
-        self.say(Markdown(markdown))
+        self.print(Markdown(markdown))
 
     def result(self, content: dict[str, Any]) -> None:
-        """The command's result; printed only as JSON, since people were told with `say`."""
-        if self.as_json and self.speaks:
+        """Print the command's result as one JSON line on stdout, if JSON is enabled."""
+        if self.as_json and self.enabled:
             print(json.dumps(content, ensure_ascii=False))
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what the user can mend into one line on stderr and exit code 2."""
+    """Turn errors that the user can fix into one line on stderr and exit code 2."""
     try:
         yield
     except (PromptEmbedderError, ImportError) as error:
@@ -78,10 +78,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """Modules are no garbage: while this lasts Python looks for none, and later not among what was imported.
+def gc_paused() -> Iterator[None]:
+    """Pause garbage collection during imports, then exclude the imported objects from later collections.
 
-    Looking takes a sixth of the time of importing, as long again while a model is loaded, and a second at the end.
+    Collection takes a sixth of the import time, as long again while a model is loaded, and a second at exit.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -93,13 +93,13 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def prepare() -> None:
-    """Quiet foreign loggers, once, before they are imported."""
+def configure_logging() -> None:
+    """Send log records to stderr and silence noisy loggers and warnings of other packages. Call it before imports."""
     handler = RichHandler(console=err, show_path=False, show_time=False)
-    handler.setLevel(logging.INFO)  # bm25s raises its own logger to DEBUG when it is imported
+    handler.setLevel(logging.INFO)  # bm25s sets its logger to DEBUG on import
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # transformers imports torchao where it is installed, which warns of kernels for GPUs that are not there
+    # transformers imports torchao if it is installed, and torchao warns of missing GPU kernels
     for name in ("sentence_transformers", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
@@ -107,54 +107,9 @@ def prepare() -> None:
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
 
 
-class TrainingBar(TrainerCallback):
-    """Shows where a training run is."""
-
-    def __init__(self) -> None:
-        """Nothing is shown before the first step."""
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("[cyan]{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=err,
-        )
-        self._task: Any = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the bar, at the resumed step if there is one."""
-        self._progress.start()
-        self._task = self._progress.add_task("training", total=state.max_steps, completed=state.global_step, note="")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        self._progress.update(self._task, completed=state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Show the latest loss and the soft tokens' entropy."""
-        if logs and "loss" in logs:
-            note = f"loss {float(logs['loss']):.3f}"
-            if "soft_token_entropy" in logs:
-                note += f"  entropy {logs['soft_token_entropy']:.2f}"
-            self._progress.update(self._task, note=note)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Leave the finished bar on screen."""
-        self._progress.stop()
-
-
 @contextmanager
 def row_count() -> Iterator[Callable[[int], None]]:
-    """A count of rows on stderr; how many there will be is known only at the end of the last file."""
+    """Show a row counter on stderr. It has no total, which is known only at the end of the last file."""
     columns = (
         BarColumn(),
         TextColumn("{task.completed} rows"),
@@ -168,7 +123,7 @@ def row_count() -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
-    """Rows of the whole corpus on stderr, with the speed of this run and the time that is left."""
+    """Show the progress over the corpus on stderr, with the speed of this run and the remaining time."""
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -186,7 +141,7 @@ def corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
             nonlocal first, start
             if first is None:
                 first, start = at, time.perf_counter()
-                progress.reset(task, total=at.of_rows, completed=at.rows, speed="loading the model")
+                progress.reset(task, total=at.total_rows, completed=at.rows, speed="loading the model")
                 return
             seconds = time.perf_counter() - start
             speed = f"{(at.rows - first.rows) / seconds:.0f} rows/s, {at.tokens / seconds:.0f} tokens/s"

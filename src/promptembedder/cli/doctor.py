@@ -1,4 +1,4 @@
-"""`promptembedder doctor [MODEL]`: what is installed here, and whether vectors come out right."""
+"""`promptembedder doctor [MODEL]`: check the installation and self-test this machine."""
 
 import platform
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rich.markup import escape
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 
-if TYPE_CHECKING:  # importing it takes a while, and `--help` needs none of it
+if TYPE_CHECKING:  # a slow import that `--help` does not need
     from promptembedder.cli.doctor_checks import Finding
 
 __all__ = ["doctor"]
@@ -20,13 +20,15 @@ _MARKS = {"ok": "[green]ok    [/]", "absent": "[yellow]absent[/]", "broken": "[r
 
 
 def doctor(
-    model: Annotated[Path | None, typer.Argument(help="Folder of a saved model to test, too.")] = None,
+    model: Annotated[Path | None, typer.Argument(help="Folder of a saved model to test as well.")] = None,
     reader: ReaderOption = None,
-    online: Annotated[bool, typer.Option("--online", help="Ask the hub whether it answers; else no network.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also check that the hub is reachable. Off: no network.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Versions, extras, devices, backbones, caches, and a self-test of this machine. Exit code 1: something is broken.
+    """Check versions, extras, devices, backbones and caches, and self-test this machine. Exit code 1 if anything fails.
 
     Example: promptembedder doctor runs/quickstart
     """
@@ -34,20 +36,20 @@ def doctor(
 
     report = Report(as_json)
     python = {"version": platform.python_version(), "platform": platform.platform()}
-    report.say(f"Python {python['version']} on {python['platform']}")
+    report.print(f"Python {python['version']} on {python['platform']}")
     with one_line_errors():
-        findings = list(_findings(model, reader, online=online))
+        findings = list(_collect_findings(model, reader, online=online))
     broken = [finding for finding in findings if finding.state == "broken"]
-    for line in _lines(findings):
-        report.say(line)
-    report.say(f"{len(broken)} broken" if broken else "nothing is broken")
+    for line in _format_lines(findings):
+        report.print(line)
+    report.print(f"{len(broken)} broken" if broken else "nothing is broken")
     listed = [finding_as_json(finding) for finding in findings]
     report.result({"python": python, "findings": listed, "broken": len(broken)})
     if broken:
         raise typer.Exit(1)
 
 
-def _findings(model: Path | None, reader: str | None, *, online: bool) -> "Iterator[Finding]":
+def _collect_findings(model: Path | None, reader: str | None, *, online: bool) -> "Iterator[Finding]":
     from promptembedder.cli import doctor_checks as checks
 
     yield from checks.packages()
@@ -62,11 +64,12 @@ def _findings(model: Path | None, reader: str | None, *, online: bool) -> "Itera
         yield checks.saved_model(model, reader=reader)
 
 
-def _lines(findings: "list[Finding]") -> Iterator[str]:
-    """A line each, what is broken last, where it is seen; packages that are as they should be share one."""
+def _format_lines(findings: "list[Finding]") -> Iterator[str]:
+    """Format one line for each finding, broken ones last. All correct packages share one line."""
     good = [finding for finding in findings if finding.part == "package" and finding.state == "ok"]
-    yield f"{_MARKS['ok']} packages: {', '.join(f'{finding.name} {finding.says}' for finding in good)}"
+    yield f"{_MARKS['ok']} packages: {', '.join(f'{finding.name} {finding.detail}' for finding in good)}"
     for finding in sorted(findings, key=lambda finding: finding.state == "broken"):
         if finding not in good:
-            mend = f". To {'mend' if finding.state == 'broken' else 'get'} it: {finding.mend}" if finding.mend else ""
-            yield f"{_MARKS[finding.state]} {escape(f'{finding.part} {finding.name}: {finding.says}{mend}')}"
+            verb = "fix" if finding.state == "broken" else "install"
+            fix = f". To {verb} it: {finding.fix}" if finding.fix else ""
+            yield f"{_MARKS[finding.state]} {escape(f'{finding.part} {finding.name}: {finding.detail}{fix}')}"

@@ -1,4 +1,4 @@
-"""`promptembedder embed MODEL FILES -o OUT`: the vectors of text files, in a folder of shards or one file."""
+"""`promptembedder embed MODEL FILES -o OUT`: embed text files into a folder of shards or one file."""
 
 import dataclasses
 from pathlib import Path
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, importing, one_line_errors
+from promptembedder.cli.console import Report, corpus_progress, gc_paused, one_line_errors, row_count
 from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
-from promptembedder.cli.console import corpus_progress, row_count
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
+from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.batch import CorpusReport, EmbedReport
@@ -22,53 +21,57 @@ __all__ = ["embed"]
 
 def embed(
     model: Annotated[
-        Path, typer.Argument(help="Folder of a saved model; to print vectors, a hub id or backbone, too.")
+        Path, typer.Argument(help="Folder of a saved model. For printed vectors also a hub id or backbone.")
     ],
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="JSONL, CSV, TSV, Parquet or text files; folders, globs and URLs, too; - prints stdin's lines."
+            help="JSONL, CSV, TSV, Parquet or text files, folders, globs or URLs. - embeds the lines of stdin."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of shards, resumed by the same command; or one .parquet."),
+        typer.Option(
+            "--output", "-o", help="Folder of shards, or one .parquet file. The same command resumes a folder."
+        ),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text itself: its vector is printed as a JSON line.", allow_from_autoenv=False),
+        typer.Option(help="Text to embed. Its vector is printed as a JSON line. Repeatable.", allow_from_autoenv=False),
     ] = None,
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
-        typer.Option(help="One column of vectors each; by default the model's own.", allow_from_autoenv=False),
+        typer.Option(
+            help="Instruction, one column of vectors each. Repeatable. Default: the model's.", allow_from_autoenv=False
+        ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the text; by default text, document, passage, ...")
+        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
     ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
-    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the id. Default: id, _id or the row number.")] = None,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
     max_batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens read at once, padding included: bounds memory.")
+        int, typer.Option(min=1, help="Maximum tokens per batch, padding included. Bounds memory.")
     ] = 8192,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="Column to write beside the vectors: NAME, or NAME:int, :float, :bool. Shards only."),
+        typer.Option(help="Column to copy to the shards: NAME, NAME:int, NAME:float or NAME:bool. Repeatable."),
     ] = None,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 4096,
-    engine: Annotated[str, typer.Option(help="Of shards: local, or ray for several workers.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Of the engine ray, each with a model of its own.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 4096,
+    engine: Annotated[
+        str, typer.Option(help="Engine that writes shards: local, or ray for several workers.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers of the engine ray. Each loads the model.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed text files; several instructions cost one pass over the texts.
+    """Embed texts under one or several instructions, with one pass over the texts.
 
-    A few texts are printed; files go into a folder of shards, which the same command goes on with after whatever ended
-    it, or into one .parquet file.
+    The vectors of --text and stdin are printed. The vectors of files are written to a folder of shards, which the same
+    command resumes after an interruption, or to one .parquet file.
 
     Example: promptembedder embed runs/mine --text "one" --text "two" --instruction "Represent the topic"
 
@@ -78,7 +81,7 @@ def embed(
     with one_line_errors():
         if text or files == [STANDARD_INPUT]:
             if output is not None or (text and files):
-                raise ConfigError("texts given by --text or - are printed. Leave out --output and other files.")
+                raise ConfigError("the vectors of --text and - are printed. Omit --output and other files.")
             print_vectors(
                 report,
                 str(model),
@@ -90,7 +93,7 @@ def embed(
             )
             return
         if not files or output is None:
-            raise ConfigError("name the files and where the vectors go: FILES -o OUT. Or give texts with --text, or -.")
+            raise ConfigError("no input or no output. Give FILES -o OUT, or texts with --text or -.")
         if output.suffix != ".parquet":
             _embed_corpus(
                 report,
@@ -113,82 +116,87 @@ def embed(
             )
             return
         if keep or engine != "local" or workers > 1:
-            raise ConfigError(f"keep, engine and workers are for shards, and {output} is one file. Name a folder.")
+            raise ConfigError(f"--keep, --engine and --workers need shards, but {output} is one file. Give a folder.")
         manifest = read_manifest(model)
-        with importing():  # seconds
-            from promptembedder.batch import EmbedSettings, check_files, embed_files
-            from promptembedder.model import PromptEmbedder, manifest_on, model_config
+        with gc_paused():  # seconds
+            from promptembedder.batch import EmbedConfig, check_files, embed_files
+            from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
 
         manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction
-        asked = [text.strip() for text in instruction or [default]]
-        settings = EmbedSettings(
-            instructions=tuple(asked),
+        requested = [text.strip() for text in instruction or [default]]
+        settings = EmbedConfig(
+            instructions=tuple(requested),
             text_column=text_column,
             id_column=id_column,
             max_batch_tokens=max_batch_tokens,
             overwrite=overwrite,
         )
         paths = [Path(file) for file in files]
-        check_files(paths, output, settings=settings)
-        sha256 = file_sha256(model / MANIFEST_NAME)
-        compiled = set(asked) <= set(manifest.instructions)
+        check_files(paths, output, config=settings)
+        identity = model_identity(model, reader=reader)
+        compiled = set(requested) <= set(manifest.instructions)
         embedder = PromptEmbedder.from_pretrained(
             model, reader=reader, quantization=quantization, with_prompter=not compiled
         )
         name = str(model) if reader is None else f"{model} on {reader}"
         with row_count() as on_rows:
             done = embed_files(
-                embedder, paths, output, settings=settings, model_name=name, model_sha256=sha256, on_rows=on_rows
+                embedder, paths, output, config=settings, model_name=name, identity=identity, on_rows=on_rows
             )
-    report.say(_summary(done))
-    report.result(_content(done, sha256))
+    report.print(_summary(done))
+    report.result(_content(done, identity.sha256))
 
 
 def _embed_corpus(
     report: Report, model: Path, files: list[str], output: Path, options: dict[str, Any], keep: list[str]
 ) -> None:
-    with importing():  # seconds
-        from promptembedder.batch import CorpusSettings, KeptColumn, embed_corpus
+    with gc_paused():  # seconds
+        from promptembedder.batch import CorpusConfig, PassthroughColumn, embed_corpus
+        from promptembedder.model import model_identity
 
-    settings = CorpusSettings(**options, kept=tuple(KeptColumn.parsed(column) for column in keep))
+    settings = CorpusConfig(**options, passthrough=tuple(PassthroughColumn.parse(column) for column in keep))
     with corpus_progress() as on_progress:
-        done = embed_corpus(model, files, output, settings=settings, on_progress=on_progress)
-    report.say(_corpus_summary(done))
+        done = embed_corpus(model, files, output, config=settings, on_progress=on_progress)
+    report.print(_corpus_summary(done))
     content = {**dataclasses.asdict(done), "output": str(done.output)}
-    report.result({**content, "model_sha256": file_sha256(model / MANIFEST_NAME)})
+    report.result({**content, "model_sha256": model_identity(model, reader=settings.reader).sha256})
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _corpus_summary(done: "CorpusReport") -> str:
     if done.skipped_shards:
-        skipped = f" ({done.skipped_shards} of them were finished before)"
+        skipped = f" ({done.skipped_shards} already complete)"
     else:
         skipped = ""
     lines = [
-        f"{done.rows} rows in {done.shards} shards{skipped} in {escape(str(done.output))}, {done.seconds:.1f} s",
-        *(f"  {name}: {escape(asked)}" for name, asked in done.columns.items()),
+        f"{_count(done.rows, 'row')} in {_count(done.shards, 'shard')}{skipped} "
+        f"in {escape(str(done.output))}, {done.seconds:.1f} s",
+        *(f"  {name}: {escape(text)}" for name, text in done.columns.items()),
     ]
     if done.embedded_rows:
         rows = done.embedded_rows / done.embedding_seconds
         tokens = done.embedded_tokens / done.embedding_seconds
         lines.append(f"{rows:.1f} rows and {tokens:.0f} tokens a second, loading the model included")
     if done.rejected:
-        lines.append(
-            f"{done.rejected} rows could not be used; {escape(str(done.output))}/rejected-*.jsonl say which and why"
-        )
+        rows_text = "1 row was" if done.rejected == 1 else f"{done.rejected} rows were"
+        lines.append(f"{rows_text} rejected, listed with reasons in {escape(str(done.output))}/rejected-*.jsonl")
     if done.truncated:
-        lines.append(f"{done.truncated} texts were longer than the model reads and lost their end")
+        lines.append(f"{_count(done.truncated, 'text')} exceeded the length limit and lost the end")
     return "\n".join(lines)
 
 
 def _summary(done: "EmbedReport") -> str:
     lines = [
-        f"{done.rows} rows of {done.dim} dimensions in {escape(str(done.output))}, "
+        f"{_count(done.rows, 'row')} of {done.dim} dimensions in {escape(str(done.output))}, "
         f"{done.seconds:.1f} s, {done.rows_per_second:.1f} rows and {done.tokens_per_second:.0f} tokens a second",
-        *(f"  {name}: {escape(asked)}" for name, asked in done.columns.items()),
+        *(f"  {name}: {escape(text)}" for name, text in done.columns.items()),
     ]
     if done.truncated:
-        lines.append(f"{done.truncated} texts were longer than the model reads and lost their end")
+        lines.append(f"{_count(done.truncated, 'text')} exceeded the length limit and lost the end")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Vectors of a few texts, from the command line or standard input, printed as JSON lines."""
+"""Embedding of texts from the command line or standard input, printed as JSON lines."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptembedder.cli.console import Report, importing
+from promptembedder.cli.console import Report, gc_paused
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import MANIFEST_NAME, read_manifest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["STANDARD_INPUT", "print_vectors"]
 
 STANDARD_INPUT = "-"
-_TEXTS_AT_ONCE = 256
+_BATCH_TEXTS = 256
 
 
 def print_vectors(
@@ -29,36 +29,36 @@ def print_vectors(
     quantization: str | None = None,
     max_batch_tokens: int = 8192,
 ) -> None:
-    """One JSON object a text and instruction on stdout: text, instruction, embedding.
+    """Print one JSON object per text and instruction: text, instruction, embedding.
 
     Args:
-        model: Folder or hub id of a saved model; or a backbone, whose untrained model is taken, with a word about it.
-        texts: None of them: the lines of standard input.
+        model: Folder or hub id of a saved model, or a backbone, whose untrained model is used with a warning.
+        texts: Texts to embed. If empty, the lines of standard input.
 
     Raises:
         DataError: There is no text.
-        BackboneError: There is neither such a model nor such a backbone.
+        BackboneError: `model` is neither a model nor a backbone.
     """
-    embedder = _opened(model, instructions, reader=reader, quantization=quantization)
+    embedder = _load_model(model, instructions, reader=reader, quantization=quantization)
     embedder.max_batch_tokens = max_batch_tokens
-    asked = [embedder.encoder.instruction_of(words) for words in instructions or ("",)]
+    resolved = [embedder.encoder.instruction_of(name) for name in instructions or ("",)]
     count = 0
     for batch in _batches(texts or _lines()):
-        vectors = embedder.encode_instructions(batch, asked)
-        for place, text in enumerate(batch):
-            for words, of_words in zip(asked, vectors, strict=True):
-                content = {"text": text, "instruction": words, "embedding": of_words[place].tolist()}
+        vectors = embedder.encode_instructions(batch, resolved)
+        for row, text in enumerate(batch):
+            for name, rows in zip(resolved, vectors, strict=True):
+                content = {"text": text, "instruction": name, "embedding": rows[row].tolist()}
                 print(json.dumps(content, ensure_ascii=False))
         count += len(batch)
     if count == 0:
-        raise DataError("there is no text on standard input. Write one text a line.")
-    report.result({"texts": count, "instructions": asked, "dim": embedder.encoder.reader.dim})
+        raise DataError("no text on standard input. Write one text per line.")
+    report.result({"texts": count, "instructions": resolved, "dim": embedder.encoder.reader.dim})
 
 
-def _opened(
+def _load_model(
     model: str, instructions: Sequence[str], *, reader: str | None, quantization: str | None
 ) -> "PromptEmbedder":
-    with importing():  # seconds
+    with gc_paused():  # seconds
         from promptembedder import PromptEmbedder
         from promptembedder.data import clean_instruction
         from promptembedder.model import is_hub_id, manifest_on, model_config, saved_folder
@@ -67,21 +67,19 @@ def _opened(
         folder = saved_folder(model)
         manifest = manifest_on(read_manifest(folder), reader, folder)
         default = model_config(manifest).default_instruction
-        compiled = {clean_instruction(words) or default for words in instructions or ("",)} <= set(
-            manifest.instructions
-        )
+        compiled = {clean_instruction(name) or default for name in instructions or ("",)} <= set(manifest.instructions)
         return PromptEmbedder.from_pretrained(
             folder, reader=reader, quantization=quantization, with_prompter=not compiled
         )
     if reader is not None or quantization is not None:
-        raise ConfigError(f"{model} is no saved model, so it has no other reader. Leave reader and quantization out.")
+        raise ConfigError(f"{model} is not a saved model. Omit --reader and --quantization.")
     embedder = PromptEmbedder.create(prompter=model)
-    sys.stderr.write(f"{model} is a backbone: its vectors come from a model that nothing has trained yet\n")
+    sys.stderr.write(f"{model} is a backbone: the vectors come from an untrained model\n")
     return embedder
 
 
 def _lines() -> Iterator[str]:
-    """Texts of standard input, one a line; empty lines are skipped, as in text files."""
+    """Yield the lines of standard input as texts. Empty lines are skipped, as in text files."""
     for line in sys.stdin:
         if line.strip():
             yield line.rstrip("\r\n")
@@ -91,7 +89,7 @@ def _batches(texts: Sequence[str] | Iterator[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     for text in texts:
         batch.append(text)
-        if len(batch) == _TEXTS_AT_ONCE:
+        if len(batch) == _BATCH_TEXTS:
             yield batch
             batch = []
     if batch:

@@ -14,14 +14,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from promptembedder.cli.console import Report, err, importing, one_line_errors
+from promptembedder.cli.console import Report, err, gc_paused, one_line_errors
+from promptembedder.cli.evaluate_aspects import evaluate_aspects, write_record
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, file_sha256, machine_facts, versions, write_json
+from promptembedder.storage import MANIFEST_NAME, describe_machine, file_sha256, versions, write_json
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+if TYPE_CHECKING:  # slow imports that `--help` does not need
     from promptembedder.evaluation import EvaluationTask, HubTask, InstructionSteering, TaskScore
-    from promptembedder.model import OpenedModel
+    from promptembedder.model import LoadedEncoder
 
     Tasks = list[EvaluationTask] | list[HubTask]
 
@@ -30,7 +31,7 @@ __all__ = ["evaluate"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """The command's options as they came to be: from flags, environment, file or default."""
+    """Resolved options of the command."""
 
     model: str
     tasks: str
@@ -40,7 +41,7 @@ class _Options:
     paraphrases: bool
     reader: str | None
     quantization: str | None
-    exit_depth: float | None
+    early_exit_fraction: float | None
     batch_size: int
     max_length: int | None
     output: Path | None
@@ -48,6 +49,8 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
+    """Scores of all tasks."""
+
     scores: "list[TaskScore]"
     steering: "list[InstructionSteering]"
     seconds: float
@@ -59,26 +62,33 @@ class _Outcome:
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A saved model, frozen:WAY:BACKBONE, or any sentence-transformers model.")
+        str, typer.Argument(help="Saved model, frozen:POOLING:BACKBONE, or any sentence-transformers model.")
     ],
-    tasks: Annotated[str, typer.Option(help="Task file (.json), or names of mteb's tasks, separated by commas.")],
-    only: Annotated[list[str] | None, typer.Option(help="These tasks of the file alone.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows of each task that are scored; by default all.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the rows of --limit.")] = 0,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task file (.json), or names of mteb tasks separated by commas.")
+    ] = None,
+    aspects: Annotated[
+        Path | None, typer.Option(help="File of conflict triplets (.json) that measures steering, instead of --tasks.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a task of the file to score. Repeatable. Default: all.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows scored per task. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed that draws the rows of --limit.")] = 0,
     paraphrases: Annotated[
-        bool, typer.Option("--paraphrases", help="Score three other wordings of each instruction, too.")
+        bool, typer.Option("--paraphrases", help="Also score under three other wordings of each instruction.")
     ] = False,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
-    exit_depth: Annotated[
+    early_exit_fraction: Annotated[
         float | None,
-        typer.Option(help="Share of the reader's layers that texts go through; by default the model's own."),
+        typer.Option(help="Fraction of the reader's layers to run, in (0, 1]. Default: the model's."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts read at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 64,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens read of each text; by default the model's own.")
+        int | None, typer.Option(min=1, help="Maximum tokens per text. Default: the model's.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Results file (JSON) to write.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Results file (JSON).")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,75 +99,100 @@ def evaluate(
     report = Report(as_json)
     options = _Options(
         model=model,
-        tasks=tasks,
+        tasks=tasks or "",
         only=only or [],
         limit=limit,
         seed=seed,
         paraphrases=paraphrases,
         reader=reader,
         quantization=quantization,
-        exit_depth=exit_depth,
+        early_exit_fraction=early_exit_fraction,
         batch_size=batch_size,
         max_length=max_length,
         output=output,
     )
     with one_line_errors():
-        outcome, record = _evaluated(options, report)
-    report.say(_table(outcome, options))
+        if (tasks is None) == (aspects is None):
+            raise ConfigError("evaluate needs either --tasks or --aspects. Give one of them.")
+        if aspects is not None:
+            _check_output(output)
+            loaded = _load_model(options)
+            record = evaluate_aspects(loaded, aspects, report, name=model, limit=limit, batch_size=batch_size)
+            return write_record(record, output, report)
+        outcome, record = _evaluate(options, report)
+    report.print(_table(outcome, options))
     for steering in outcome.steering:
-        report.say(_steering_table(steering))
+        report.print(_steering_table(steering))
     if output is not None:
-        report.say(f"written: {escape(str(output))}")
+        report.print(f"written: {escape(str(output))}")
     for score in record["scores"]:
-        del score["details"]  # hundreds of numbers; the file has them
+        del score["details"]  # hundreds of numbers, which the results file contains
     report.result(record)
 
 
-def _evaluated(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, Any]]":
-    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
-        raise ConfigError(f"cannot write {options.output}: it must be a file in a folder that exists.")
-    tasks = _tasks(options)
-    from promptembedder.model import open_model
-
-    opened = open_model(
-        options.model, reader=options.reader, quantization=options.quantization, exit_depth=options.exit_depth
-    )
-    if options.max_length is not None:
-        opened.model.max_seq_length = options.max_length
-    if options.paraphrases and not opened.takes_instructions:
-        report.say(f"{escape(options.model)} takes no instructions: it is scored without any, and without paraphrases.")
-    outcome = _scored(opened, tasks, options)
-    record = _record(opened, tasks, outcome, options)
+def _evaluate(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, Any]]":
+    _check_output(options.output)
+    tasks = _load_tasks(options, report)
+    loaded = _load_model(options)
+    if options.paraphrases and not loaded.takes_instructions:
+        report.print(f"{escape(options.model)} takes no instructions and is scored without paraphrases.")
+    outcome = _score(loaded, tasks, options)
+    record = _record(loaded, tasks, outcome, options)
     if options.output is not None:
         write_json(options.output, record)
     return outcome, record
 
 
-def _tasks(options: _Options) -> "Tasks":
-    with importing():  # seconds
+def _check_output(output: Path | None) -> None:
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ConfigError(f"cannot write {output}. Give a file in an existing folder.")
+
+
+def _load_model(options: _Options) -> "LoadedEncoder":
+    from promptembedder.model import load_encoder
+
+    loaded = load_encoder(
+        options.model,
+        reader=options.reader,
+        quantization=options.quantization,
+        early_exit_fraction=options.early_exit_fraction,
+    )
+    if options.max_length is not None:
+        loaded.model.max_seq_length = options.max_length
+    return loaded
+
+
+def _load_tasks(options: _Options, report: Report) -> "Tasks":
+    with gc_paused():  # seconds
         from promptembedder.evaluation import hub_tasks, read_tasks, subsample
 
     if not _is_file(options.tasks):
         if options.limit is not None or options.only:
-            raise ConfigError("--limit and --only are for task files; of mteb's own tasks name those to be scored.")
+            raise ConfigError("--limit and --only need a task file. For mteb tasks, list the names in --tasks.")
         return hub_tasks([name.strip() for name in options.tasks.split(",") if name.strip()])
     tasks = read_tasks(Path(options.tasks), only=options.only)
     if options.limit is None:
         return tasks
-    return [subsample(task, options.limit, seed=options.seed) for task in tasks]
+    small = [task for task in tasks if task.rows < options.limit]
+    if small:
+        names = ", ".join(f"{task.name} ({task.rows})" for task in small)
+        report.print(escape(f"fewer rows than --limit {options.limit}, all of them scored: {names}"))
+    return [subsample(task, min(options.limit, task.rows), seed=options.seed) for task in tasks]
 
 
 def _is_file(tasks: str) -> bool:
     return tasks.endswith(".json") or Path(tasks).is_file()
 
 
-def _scored(opened: "OpenedModel", tasks: "Tasks", options: _Options) -> _Outcome:
-    from promptembedder.evaluation import instruction_steering, paraphrases_of, score_tasks, steered_pairs
+def _score(loaded: "LoadedEncoder", tasks: "Tasks", options: _Options) -> _Outcome:
+    from promptembedder.evaluation import instruction_pairs, instruction_steering, paraphrases_of, score_tasks
 
     start = time.perf_counter()
-    asked = options.paraphrases and opened.takes_instructions
-    wordings = {task.name: paraphrases_of(task.name, task.instruction, task.paraphrases) for task in tasks if asked}
-    pairs = steered_pairs(tasks) if asked else []
+    use_wordings = options.paraphrases and loaded.takes_instructions
+    wordings = {
+        task.name: paraphrases_of(task.name, task.instruction, task.paraphrases) for task in tasks if use_wordings
+    }
+    pairs = instruction_pairs(tasks) if use_wordings else []
     scores, steering = [], []
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
@@ -165,37 +200,37 @@ def _scored(opened: "OpenedModel", tasks: "Tasks", options: _Options) -> _Outcom
         for task in tasks:
             progress.update(bar, description=escape(task.name))
             scores += score_tasks(
-                opened.model,
+                loaded.model,
                 [task],
-                takes_instructions=opened.takes_instructions,
+                takes_instructions=loaded.takes_instructions,
                 batch_size=options.batch_size,
                 wordings=wordings,
             )
             progress.advance(bar)
         for coarse, fine in pairs:
             progress.update(bar, description="steering")
-            steering.append(instruction_steering(opened.model, coarse, fine, batch_size=options.batch_size))
+            steering.append(instruction_steering(loaded.model, coarse, fine, batch_size=options.batch_size))
             progress.advance(bar)
     return _Outcome(scores=scores, steering=steering, seconds=time.perf_counter() - start)
 
 
-def _record(opened: "OpenedModel", tasks: "Tasks", outcome: _Outcome, options: _Options) -> dict[str, Any]:
+def _record(loaded: "LoadedEncoder", tasks: "Tasks", outcome: _Outcome, options: _Options) -> dict[str, Any]:
     task_file = [Path(options.tasks)] if _is_file(options.tasks) else []
     files = [*task_file, *(file for task in tasks for file in task.files)]
     manifest = Path(options.model) / MANIFEST_NAME
     tokens = [score.tokens for score in outcome.scores]
     return {
         "model": options.model,
-        "provenance": opened.provenance,
+        "provenance": loaded.provenance,
         "model_sha256": file_sha256(manifest) if manifest.is_file() else None,
-        "takes_instructions": opened.takes_instructions,
-        "max_length": opened.model.max_seq_length,
+        "takes_instructions": loaded.takes_instructions,
+        "max_length": loaded.model.max_seq_length,
         "mean": outcome.mean,
         "scores": [asdict(score) for score in outcome.scores],
         "steering": [{**asdict(steering), "gain": steering.gain} for steering in outcome.steering],
         "data_sha256": {str(file): file_sha256(file) for file in dict.fromkeys(files)},
         "versions": versions(),
-        "machine": {**machine_facts(), "device": str(opened.model.device)},
+        "machine": {**describe_machine(), "device": str(loaded.model.device)},
         "seconds": outcome.seconds,
         "tokens": None if None in tokens else sum(token for token in tokens if token is not None),
         "options": {**asdict(options), "output": None if options.output is None else str(options.output)},
@@ -207,35 +242,37 @@ def _table(outcome: _Outcome, options: _Options) -> Table:
     table = Table(
         title=f"{escape(options.model)} on {escape(options.tasks)}", title_justify="left", box=SIMPLE, pad_edge=False
     )
-    worded = any(score.mean is not None for score in outcome.scores)
+    has_wordings = any(score.mean is not None for score in outcome.scores)
     for name in ("task", "type", "metric"):
         table.add_column(name, overflow="fold")
-    for name in ("score", *(("paraphrased",) if worded else ()), "rows", "seconds"):
+    for name in ("score", *(("paraphrased",) if has_wordings else ()), "rows", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for score in outcome.scores:
         rows = str(score.rows) if score.rows == score.rows_total else f"{score.rows} of {score.rows_total}"
-        spread = [] if not worded else [_spread(score.mean, score.spread)]
-        words = (score.task, score.type, score.metric)
-        table.add_row(*map(escape, words), f"{score.score:.2f}", *spread, rows, f"{score.seconds:.0f}")
+        spread = [] if not has_wordings else [_format_spread(score.mean, score.spread)]
+        names = (score.task, score.type, score.metric)
+        table.add_row(*map(escape, names), f"{score.score:.2f}", *spread, rows, f"{score.seconds:.0f}")
     means = [score.mean for score in outcome.scores if score.mean is not None]
     table.add_section()
-    total = [] if not worded else [_spread(statistics.fmean(means), None)]
+    total = [] if not has_wordings else [_format_spread(statistics.fmean(means), None)]
     table.add_row("mean", "", "", f"{outcome.mean:.2f}", *total, "", f"{outcome.seconds:.0f}", style="bold")
-    if worded:
+    if has_wordings:
         table.caption = "paraphrased: mean ± standard deviation over other wordings of the instruction"
     return table
 
 
-def _spread(mean: float | None, spread: float | None) -> str:
+def _format_spread(mean: float | None, spread: float | None) -> str:
     if mean is None:
         return ""
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
 def _steering_table(steering: "InstructionSteering") -> Table:
-    table = Table(title=f"the right instruction is worth {steering.gain:+.2f} points", title_justify="left", box=SIMPLE)
+    table = Table(
+        title=f"gain from the right instruction: {steering.gain:+.2f} points", title_justify="left", box=SIMPLE
+    )
     table.add_column("task")
-    for name in ("own instruction", "the other's"):
+    for name in ("own instruction", "other instruction"):
         table.add_column(name, justify="right")
     table.add_row(escape(steering.coarse), f"{steering.coarse_own:.2f}", f"{steering.coarse_other:.2f}")
     table.add_row(escape(steering.fine), f"{steering.fine_own:.2f}", f"{steering.fine_other:.2f}")

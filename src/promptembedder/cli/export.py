@@ -1,5 +1,6 @@
-"""`promptembedder export MODEL -o FOLDER`: a model for vLLM, transformers or onnxruntime alone."""
+"""`promptembedder export MODEL -o FOLDER`: export a model for vLLM, transformers or onnxruntime."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,23 +23,25 @@ def export(
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
-        typer.Option(help="Compiled instruction; several for several; by default all.", allow_from_autoenv=False),
+        typer.Option(help="Compiled instruction. Repeatable. Default: all.", allow_from_autoenv=False),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="soft-tokens: input vectors for vLLM or transformers; onnx: one graph.")
+        str,
+        typer.Option("--format", help="soft-tokens (input embeddings for vLLM or transformers) or onnx (one graph)."),
     ] = "soft-tokens",
     leave_out_text: Annotated[
-        bool, typer.Option("--leave-out-text", help="soft-tokens: without the text's own states (text_weight 0).")
+        bool,
+        typer.Option("--leave-out-text", help="soft-tokens: omit the text pooling (text_pooling_weight 0)."),
     ] = False,
     with_backbone: Annotated[
         bool | None,
-        typer.Option(help="soft-tokens: write the reader too; by default where no engine could find it by its name."),
+        typer.Option(help="soft-tokens: also write the reader. Default: only if it has no public name."),
     ] = None,
     reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what other engines need: soft tokens as safetensors with a script, or the whole model as an ONNX graph.
+    """Export soft tokens as safetensors with a script, or the complete model as an ONNX graph.
 
     Example: promptembedder export runs/quickstart -o runs/quickstart-onnx --format onnx
     """
@@ -46,7 +49,7 @@ def export(
     with one_line_errors():
         if format_ not in _FORMATS:
             raise ConfigError(f"unknown --format {format_!r}. Use one of: {', '.join(_FORMATS)}.")
-        content = _exported(
+        content = _export(
             model,
             output,
             instruction or [],
@@ -56,20 +59,22 @@ def export(
             with_backbone=with_backbone,
         )
     size = sum(content["bytes"].values())
-    report.say(f"wrote {escape(str(output))}, {size / 1e6:.1f} MB: {content['reproduces']}, under")
+    report.print(f"wrote {escape(str(output))}, {size / 1e6:.1f} MB: {content['reproduces']}, under")
     for text in content["instructions"]:
-        report.say(f"  {escape(text)}")
+        report.print(f"  {escape(text)}")
     if content["max_difference"] is not None:
-        report.say(f"largest difference to the model's own vectors: {content['max_difference']:.1e}")
+        report.print(f"largest difference from the model's vectors: {content['max_difference']:.1e}")
     engine = " --engine onnx" if format_ == "onnx" else ""
-    report.say(f"Next: python {escape(str(output))}/reference.py texts.txt --output vectors.npy{engine}")
+    report.print(
+        f"Next: python {escape(shlex.quote(str(output / 'reference.py')))} texts.txt --output vectors.npy{engine}"
+    )
     report.result(content)
 
 
-def _exported(
+def _export(
     model: Path,
     output: Path,
-    asked: list[str],
+    requested: list[str],
     format_: str,
     reader: str | None,
     *,
@@ -77,15 +82,17 @@ def _exported(
     with_backbone: bool | None,
 ) -> dict[str, Any]:
     manifest = read_manifest(model)
-    from promptembedder.export import chosen_instructions, export_onnx, export_soft_tokens
+    from promptembedder.export import export_onnx, export_soft_tokens, select_instructions
     from promptembedder.model import PromptEmbedder, manifest_on
 
     compiled = manifest_on(manifest, reader, model).instructions
-    instructions = chosen_instructions(compiled, asked, str(model))
+    instructions = select_instructions(compiled, requested, str(model))
     if format_ == "onnx" and len(instructions) > 1:
-        raise ConfigError(f"a graph is for one instruction, {model} has {len(instructions)}. Name it: --instruction.")
+        raise ConfigError(
+            f"an ONNX graph has one instruction, {model} has {len(instructions)}. Choose one with --instruction."
+        )
     if format_ == "onnx" and (leave_out_text or with_backbone is not None):
-        raise ConfigError("a graph holds the whole model. Leave out --leave-out-text and --with-backbone.")
+        raise ConfigError("an ONNX graph contains the complete model. Omit --leave-out-text and --with-backbone.")
     embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=False, device="cpu")
     if format_ == "onnx":
         done = export_onnx(embedder, output, instruction=instructions[0])

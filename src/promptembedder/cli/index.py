@@ -1,4 +1,4 @@
-"""`promptembedder index SOURCE --table DIR`: vectors in a table on disk, to search, filter and change."""
+"""`promptembedder index SOURCE --table DIR`: build, extend and filter a table of vectors on disk."""
 
 import dataclasses
 import time
@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.instructions import asked_or_saved
+from promptembedder.cli.console import Report, one_line_errors, row_count
+from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
-from promptembedder.cli.console import row_count
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
-from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
+from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.model import PromptEmbedder
-    from promptembedder.search import SearchReport, TableFacts, VectorRows, VectorTable
+    from promptembedder.search import SearchReport, TableMetadata, VectorRows, VectorTable
 
 __all__ = ["index"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-    """What is to be indexed, as the options say."""
+    """Rows to index, from the command's options."""
 
     path: Path
     model: Path | None
@@ -40,59 +39,63 @@ class _Source:
 
     def __post_init__(self) -> None:
         if self.model is not None and self.column is not None:
-            raise ConfigError("--column names vectors of a file that has them; with --model they are computed.")
+            raise ConfigError("--column selects existing vectors, but --model computes vectors. Omit one of them.")
         if self.model is None and self.id_column is not None:
-            raise ConfigError("--id-column is for texts; vectors have their ids in the column id.")
+            raise ConfigError(
+                "--id-column needs --model: the ids of a file of vectors are in its column id. Omit --id-column."
+            )
         if self.model is None and self.reader is not None:
-            raise ConfigError("--reader is for --model; vectors say themselves what made them.")
+            raise ConfigError("--reader needs --model: a file of vectors names its model. Omit --reader.")
 
 
 def index(
     table: Annotated[Path, typer.Option(help="Folder of the table.")],
     source: Annotated[
         Path | None,
-        typer.Argument(help="Parquet file or folder of vectors from `embed`; with --model a file of texts."),
+        typer.Argument(help="Parquet file or folder of vectors from `embed`, or with --model a file of texts."),
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder of a saved model, to embed texts with.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a saved model that embeds the texts.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="Of texts: by default the model's own. Of vectors: which of several columns.")
+        str | None,
+        typer.Option(help="Instruction of the texts (default: the model's), or of the column of vectors to index."),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the vectors, if there are several.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the vectors if the file has several.")] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the text; by default text, document, passage, ...")
+        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Of texts: column of the id; by default id, _id or the row's number.")
+        str | None, typer.Option(help="Column of the texts' id. Default: id, _id or the row number.")
     ] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(help="Column to keep and filter by, NAME or NAME:TYPE with str, int, float or bool."),
+        typer.Option(help="Metadata column to filter by: NAME or NAME:TYPE with str, int, float or bool. Repeatable."),
     ] = None,
     reader: ReaderOption = None,
-    add: Annotated[bool, typer.Option("--add", help="Add to a table that exists.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that exists.")] = False,
-    delete: Annotated[str | None, typer.Option(help='Delete the rows that fit: "year < 2000".')] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add to an existing table.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing table.")] = False,
+    delete: Annotated[str | None, typer.Option(help='Delete the rows that match: "year < 2000".')] = None,
     exact_below: Annotated[
-        int | None, typer.Option(min=1, help="Rows from which a new table gets an approximate index; by default 10000.")
+        int | None,
+        typer.Option(min=1, help="Number of rows from which a new table has an approximate index. Default: 10000."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Measure recall and time against exact search.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a table of vectors that `search --table` looks in; add rows to it, delete some, measure its search.
+    """Build a table of vectors for `search --table`, add rows, delete rows, or measure its search.
 
     Example: promptembedder index corpus.jsonl --table corpus-table --model runs/mine --metadata year:int
     """
     report = Report(as_json)
     with one_line_errors():
         _check_options(source, add=add, overwrite=overwrite, delete=delete, verify=verify, exact_below=exact_below)
-        require("lancedb", extra="search")  # before seconds of imports
+        require("lancedb", extra="search")  # fail before the slow imports
         from promptembedder.search import VectorTable, measure_search
 
         start = time.perf_counter()
         added = deleted = 0
         if source is not None:
-            asked = _Source(
+            request = _Source(
                 path=source,
                 model=model,
                 reader=reader,
@@ -102,13 +105,15 @@ def index(
                 id_column=id_column,
                 metadata=metadata,
             )
-            added = _add(asked, table) if add else _create(asked, table, exact_below=exact_below, overwrite=overwrite)
+            added = (
+                _add(request, table) if add else _create(request, table, exact_below=exact_below, overwrite=overwrite)
+            )
         opened = VectorTable(table)
         if delete is not None:
             deleted = opened.delete(delete)
         seconds = time.perf_counter() - start
         measured = measure_search(opened) if verify else None
-    report.say(_summary(opened, added, deleted, seconds, measured))
+    report.print(_summary(opened, added, deleted, seconds, measured))
     report.result(_content(opened, added, deleted, seconds, measured))
 
 
@@ -122,101 +127,108 @@ def _check_options(
     exact_below: int | None,
 ) -> None:
     if source is None and (add or overwrite):
-        raise ConfigError("there is nothing to add. Name a SOURCE of rows.")
+        raise ConfigError("no rows to add. Give a SOURCE.")
     if source is None and delete is None and not verify:
-        raise ConfigError("there is nothing to do. Name a SOURCE to index, or say --delete or --verify.")
+        raise ConfigError("nothing to do. Give a SOURCE to index, --delete or --verify.")
     if source is not None and delete is not None:
-        raise ConfigError("--delete goes without a SOURCE. Delete first, then add.")
+        raise ConfigError("--delete does not accept a SOURCE. Delete first, then add.")
     if add and overwrite:
-        raise ConfigError("--add keeps the rows that are there, --overwrite drops them. Say one of them.")
+        raise ConfigError("--add keeps the existing rows and --overwrite drops them. Give one of the two.")
     if exact_below is not None and (add or source is None):
-        raise ConfigError("--exact-below is settled when the table is made. Leave it out.")
+        raise ConfigError("--exact-below applies only to a new table. Omit it.")
 
 
-def _create(asked: _Source, folder: Path, *, exact_below: int | None, overwrite: bool) -> int:
-    from promptembedder.search import EXACT_BELOW, check_free, create_table
+def _create(request: _Source, folder: Path, *, exact_below: int | None, overwrite: bool) -> int:
+    from promptembedder.search import EXACT_BELOW, check_target, create_table
 
-    check_free(folder, overwrite=overwrite)
-    with _rows(asked) as rows:
-        made = create_table(folder, rows, exact_below=exact_below or EXACT_BELOW, overwrite=overwrite)
-    return made.rows
+    check_target(folder, overwrite=overwrite)
+    with _rows(request) as rows:
+        report = create_table(folder, rows, exact_below=exact_below or EXACT_BELOW, overwrite=overwrite)
+    return report.rows
 
 
-def _add(asked: _Source, folder: Path) -> int:
+def _add(request: _Source, folder: Path) -> int:
     from promptembedder.search import VectorTable
 
     table = VectorTable(folder)
-    with _rows(asked, table) as rows:
+    with _rows(request, table) as rows:
         return table.add(rows)
 
 
 @contextmanager
-def _rows(asked: _Source, table: "VectorTable | None" = None) -> "Iterator[VectorRows]":
-    """The rows of the source; by default under the instruction and with the metadata of the table they go to."""
+def _rows(request: _Source, table: "VectorTable | None" = None) -> "Iterator[VectorRows]":
+    """Open the rows of the source, by default with the instruction and metadata columns of the target table."""
     from promptembedder.search import CorpusRows, holds_embeddings, open_embeddings
 
-    if asked.model is None:
-        inherited = None if table is None or asked.column is not None else table.facts.instruction
-        kept = None if table is None else list(table.metadata)
+    if request.model is None:
+        inherited = None if table is None or request.column is not None else table.table_metadata.instruction
+        columns = None if table is None else list(table.metadata)
         yield open_embeddings(
-            asked.path,
-            column=asked.column,
-            instruction=asked.instruction or inherited,
-            text_column=asked.text_column,
-            keep=asked.metadata or kept,
+            request.path,
+            column=request.column,
+            instruction=request.instruction or inherited,
+            text_column=request.text_column,
+            keep=request.metadata or columns,
         )
         return
-    if holds_embeddings(asked.path):
-        raise DataError(f"{asked.path} holds vectors already. Leave out --model.")
-    facts, load = _encoder(asked, asked.model, table)
-    metadata = dict(_name_and_kind(word) for word in asked.metadata or ())
+    if holds_embeddings(request.path):
+        raise DataError(f"{request.path} already contains vectors. Omit --model.")
+    table_metadata, load = _build_loader(request, request.model, table)
+    metadata = dict(_parse_column(word) for word in request.metadata or ())
     with row_count() as on_rows:
         yield CorpusRows(
-            path=asked.path,
+            path=request.path,
             load_encoder=load,
-            facts=facts,
+            table_metadata=table_metadata,
             metadata=metadata if table is None or metadata else table.metadata,
-            text_column=asked.text_column,
-            id_column=asked.id_column,
+            text_column=request.text_column,
+            id_column=request.id_column,
             on_rows=on_rows,
         )
 
 
-def _encoder(
-    asked: _Source, model: Path, table: "VectorTable | None"
-) -> "tuple[TableFacts, Callable[[], PromptEmbedder]]":
-    """What the model is and reads texts under, checked against the table, and how to load it."""
-    from promptembedder.model import PromptEmbedder, manifest_on, model_config
-    from promptembedder.search import TableFacts
+def _build_loader(
+    request: _Source, model: Path, table: "VectorTable | None"
+) -> "tuple[TableMetadata, Callable[[], PromptEmbedder]]":
+    """Return the metadata of the vectors, checked against the table, and a function that loads the model."""
+    from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+    from promptembedder.search import TableMetadata
 
-    manifest = manifest_on(read_manifest(model), asked.reader, model)
-    source = str(manifest.backbones["reader"]["source"])
-    sha256 = file_sha256(model / MANIFEST_NAME)
-    name = str(model) if asked.reader is None else f"{model} on {asked.reader}"
-    if table is not None:
-        table.facts.check_model(name, sha256=sha256, reader=source)
-    instruction = (asked.instruction or "").strip() or (
-        asked_or_saved(None, "document", model) or model_config(manifest).default_instruction
+    manifest = manifest_on(read_manifest(model), request.reader, model)
+    identity = model_identity(model, reader=request.reader)
+    name = str(model) if request.reader is None else f"{model} on {request.reader}"
+    instruction = (request.instruction or "").strip() or (
+        given_or_saved(None, "document", model) or model_config(manifest).default_instruction
         if table is None
-        else table.facts.instruction
+        else table.table_metadata.instruction
     )
-    facts = TableFacts(model=name, model_sha256=sha256, reader=source, instruction=instruction)
+    table_metadata = TableMetadata(
+        model=name,
+        model_sha256=identity.sha256,
+        manifest_sha256=identity.manifest_sha256,
+        reader=identity.reader,
+        instruction=instruction,
+    )
+    if table is not None:
+        table.table_metadata.check_model(table_metadata)
     compiled = instruction in manifest.instructions
-    return facts, lambda: PromptEmbedder.from_pretrained(model, reader=asked.reader, with_prompter=not compiled)
+    return table_metadata, lambda: PromptEmbedder.from_pretrained(
+        model, reader=request.reader, with_prompter=not compiled
+    )
 
 
-def _name_and_kind(word: str) -> tuple[str, str]:
+def _parse_column(word: str) -> tuple[str, str]:
     name, _, kind = word.partition(":")
     return name, kind or "str"
 
 
 def _summary(table: "VectorTable", added: int, deleted: int, seconds: float, measured: "SearchReport | None") -> str:
-    index_type = table.index_type or "none, each search compares all rows"
+    index_type = table.index_type or "none, search is exact"
     lines = [
         f"{table.rows} rows of {table.dim} dimensions in {escape(str(table.folder))}: "
         f"{added} added, {deleted} deleted, {seconds:.1f} s",
-        f"  model: {escape(table.facts.model)}",
-        f"  instruction: {escape(table.facts.instruction)}",
+        f"  model: {escape(table.table_metadata.model)}",
+        f"  instruction: {escape(table.table_metadata.instruction)}",
         f"  approximate index: {index_type}",
     ]
     if table.metadata:
@@ -238,7 +250,7 @@ def _content(
         "added": added,
         "deleted": deleted,
         "dim": table.dim,
-        **dataclasses.asdict(table.facts),
+        **dataclasses.asdict(table.table_metadata),
         "metadata": table.metadata,
         "index": table.index_type,
         "seconds": seconds,

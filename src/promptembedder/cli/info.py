@@ -1,4 +1,4 @@
-"""`promptembedder info MODEL`: what a saved model is made of."""
+"""`promptembedder info MODEL`: describe a saved model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ def info(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a saved model is made of: backbones, sizes, compiled instructions, provenance. Loads no weights.
+    """Describe a saved model: backbones, sizes, compiled instructions, provenance. Loads no weights.
 
     Example: promptembedder info runs/mine
     """
@@ -38,7 +38,7 @@ def info(
             "total_bytes": sum(sizes.values()),
             "provenance": manifest.provenance,
         }
-    report.say(_table(content))
+    report.print(_table(content))
     report.result(content)
 
 
@@ -55,13 +55,13 @@ def _table(content: dict[str, Any]) -> Table:
         table.add_row(role, _backbone(backbone))
         table.add_row("", backbone["fingerprint"])
     for other in content["readers"]:
-        table.add_row("opens also on", _backbone(other["backbone"]))
+        table.add_row("also runs on", _backbone(other["backbone"]))
         table.add_row("", other["backbone"]["fingerprint"])
     table.add_row("soft tokens", f"{config['num_soft_tokens']}, {config['placement']}, pooling {config['pooling']}")
-    if config.get("exit_depth", 1) != 1:
-        table.add_row("exit depth", escape(f"{config['exit_depth']} of the reader's layers"))
+    if config.get("early_exit_fraction", 1) != 1:
+        table.add_row("early exit", escape(f"{config['early_exit_fraction']} of the reader's layers"))
     table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
     table.add_row("instructions", escape("\n".join(content["instructions"])) or "none compiled")
     table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
-    table.add_row("made with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
+    table.add_row("trained with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
     return table

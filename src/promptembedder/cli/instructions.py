@@ -1,13 +1,13 @@
-"""Which instruction a text is read under where none is asked for."""
+"""Default instruction of a saved model for queries and documents."""
 
 import json
 from pathlib import Path
 
-__all__ = ["asked_or_saved"]
+__all__ = ["given_or_saved"]
 
 
-def asked_or_saved(asked: str | None, role: str, model: Path) -> str:
-    """The instruction that was asked for, else the one saved with the model for this role; blank if neither is."""
+def given_or_saved(given: str | None, role: str, model: Path) -> str:
+    """Return the given instruction, else the one saved with the model for this role, else a blank string."""
     path = model / "config_sentence_transformers.json"
     saved = json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
-    return (asked or saved.get(role) or "").strip()
+    return (given or saved.get(role) or "").strip()

@@ -1,4 +1,4 @@
-"""`promptembedder mteb run -m MODEL ...`: mteb's own program, which then knows saved models by their folders."""
+"""`promptembedder mteb run -m MODEL ...`: run the mteb program on a saved model."""
 
 import sys
 import warnings
@@ -14,13 +14,13 @@ __all__ = ["mteb"]
 _NAMES = ("-m", "--model")
 
 
-def mteb(words: Annotated[list[str] | None, typer.Argument(help="All of it goes to mteb.")] = None) -> None:
+def mteb(words: Annotated[list[str] | None, typer.Argument(help="Arguments of mteb.")] = None) -> None:
     """Run the program of mteb on a saved model.
 
     Example: promptembedder mteb run -m runs/mine -t STSBenchmark --output-folder results
 
-    All words go to mteb; a saved model's folder after -m is put into its registry first, since it looks there and on
-    the hub alone.
+    All arguments are passed to mteb. The folder after -m is first added to mteb's registry, because mteb finds models
+    only there and on the hub.
     """
     words = list(words or [])
     with one_line_errors():
@@ -28,17 +28,17 @@ def mteb(words: Annotated[list[str] | None, typer.Argument(help="All of it goes 
         from promptembedder.model import saved_folder
         from promptembedder.storage import MANIFEST_NAME
 
-        place = next((place for place, word in enumerate(words[:-1]) if word in _NAMES), None)
-        if place is not None:
-            named = words[place + 1]
-            if (saved_folder(named) / MANIFEST_NAME).is_file():
-                words[place + 1] = evaluation.register_model(named)
-            elif named.startswith((".", "/", "~")):
+        index = next((position for position, word in enumerate(words[:-1]) if word in _NAMES), None)
+        if index is not None:
+            name = words[index + 1]
+            if (saved_folder(name) / MANIFEST_NAME).is_file():
+                words[index + 1] = evaluation.register_model(name)
+            elif name.startswith((".", "/", "~")):
                 raise ConfigError(
-                    f"{named} is no saved model: it has no {MANIFEST_NAME}. Give a folder that save wrote."
+                    f"{name} is not a saved model: it has no {MANIFEST_NAME}. Give the folder of a saved model."
                 )
         from mteb.cli.build_cli import main
     sys.argv = ["promptembedder mteb", *words]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what is known of a model of one's own is never complete
+        warnings.simplefilter("ignore", UserWarning)  # the metadata of a local model is always incomplete
         main()

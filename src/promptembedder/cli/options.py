@@ -1,4 +1,4 @@
-"""Options that every command has, and the precedence flag > environment > file > default."""
+"""Options that several commands share, with the precedence flag > environment > file > default."""
 
 import difflib
 from pathlib import Path
@@ -6,14 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
+from promptembedder.cli.renamed import RENAMED_OPTIONS
 from promptembedder.errors import ConfigError
-from promptembedder.storage import read_yaml
+from promptembedder.storage import MANIFEST_NAME, read_yaml
 
-__all__ = ["ConfigOption", "JsonOption", "QuantizationOption", "ReaderOption", "whole_numbers", "words"]
+__all__ = [
+    "ConfigOption",
+    "JsonOption",
+    "QuantizationOption",
+    "ReaderOption",
+    "check_output_folder",
+    "parse_ints",
+    "split_commas",
+]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
-    """Make the file's values the command's defaults; click puts environment and flags above them."""
+    """Use the file's values as the command's defaults. Environment and flags override them."""
     if value is None:
         return None
     try:
@@ -21,12 +30,15 @@ def _read_config(context: Any, value: Path | None) -> Path | None:
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
     if not isinstance(content, dict):
-        raise typer.BadParameter(f"{value} must hold a mapping of option names to values")
+        raise typer.BadParameter(f"{value} must contain a mapping of option names to values")
     known = {_long_name(parameter) for parameter in context.command.params} - {"config", "help"}
     defaults: dict[str, Any] = {}
     for key, setting in content.items():
         name = str(key).replace("_", "-")
         if name not in known:
+            if f"--{name}" in RENAMED_OPTIONS.get(context.command.name, {}):
+                new = RENAMED_OPTIONS[context.command.name][f"--{name}"].removeprefix("--")
+                raise typer.BadParameter(f"{value}: the key {key!r} is now {new!r}. Use the new name.")
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise typer.BadParameter(f"{value}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
@@ -46,33 +58,53 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="YAML file of option values; flags and environment win over it.",
+        help="YAML file of option values. Flags and environment override it.",
         callback=_read_config,
         is_eager=True,
     ),
 ]
 ReaderOption = Annotated[
-    str | None, typer.Option("--reader", help="Of a model that was moved: the LLM to open it on; by default its own.")
+    str | None, typer.Option("--reader", help="LLM to load a transferred model on. Default: the model's main reader.")
 ]
 QuantizationOption = Annotated[
-    str | None, typer.Option("--quantization", help="int8: the reader's weights in a quarter of float32's memory.")
+    str | None,
+    typer.Option("--quantization", help="int8 stores the reader's weights in a quarter of float32's memory."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
-def words(listed: str) -> list[str]:
-    """The words of an option that holds several, separated by commas."""
+def split_commas(listed: str) -> list[str]:
+    """Split the value of an option that contains several words separated by commas."""
     # a list in a --config file arrives as its Python text
     return [word.strip(" '\"") for word in listed.strip("[]() ").split(",") if word.strip(" '\"")]
 
 
-def whole_numbers(name: str, listed: str) -> tuple[int, ...]:
-    """The numbers of the option `--name`, separated by commas.
+def parse_ints(name: str, listed: str) -> tuple[int, ...]:
+    """Parse the whole numbers of the option `--name`, separated by commas.
 
     Raises:
-        ConfigError: One is no whole number.
+        ConfigError: A part is not a whole number.
     """
     try:
-        return tuple(int(word) for word in words(listed))
+        return tuple(int(word) for word in split_commas(listed))
     except ValueError as error:
         raise ConfigError(f"--{name} must be whole numbers separated by commas, got {listed!r}.") from error
+
+
+def check_output_folder(output: str) -> None:
+    """Check that training may write to a folder: it is new, empty, or contains a model or run.
+
+    Raises:
+        ConfigError: The name is blank, a file, or a folder of other files, which training would overwrite.
+    """
+    folder = Path(output)
+    if not output.strip():
+        raise ConfigError("the output folder is blank. Give the path of a new folder with --output.")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{output} is a file. Give the path of a new folder with --output.")
+    if not folder.is_dir():
+        return
+    names = [path.name for path in folder.iterdir()]
+    ours = any(name in (MANIFEST_NAME, "recipe.yaml") or name.startswith("checkpoint-") for name in names)
+    if not ours and any(not name.startswith(".") for name in names):
+        raise ConfigError(f"{output} contains other files and neither a model nor a run. Choose a new or empty folder.")

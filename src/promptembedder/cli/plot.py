@@ -1,4 +1,4 @@
-"""`promptembedder plot ...`: pictures of runs and results, and the numbers behind them as CSV."""
+"""`promptembedder plot ...`: plot runs and results, with their numbers as CSV."""
 
 import json
 import re
@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 
 from promptembedder import extras
-from benchmarks.transfer.command import draw_moves
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.cli.plot_vectors import map_, similarity
@@ -18,9 +17,9 @@ from promptembedder.errors import DataError
 
 __all__ = ["plot"]
 
-_LEARNING_RATE = re.compile(r"-\d+(\.\d+)?e-?\d+$")  # of a method that was trained with several
+_LEARNING_RATE = re.compile(r"-\d+(\.\d+)?e-?\d+$")  # suffix of a method trained with several learning rates
 
-plot = typer.Typer(help="Pictures of runs, results and vectors: PNG, SVG and CSV.", no_args_is_help=True)
+plot = typer.Typer(help="Plot runs, results and vectors: PNG, SVG and CSV.", no_args_is_help=True)
 plot.command()(similarity)
 plot.command("map")(map_)
 
@@ -28,13 +27,13 @@ plot.command("map")(map_)
 @plot.command()
 def training(
     runs: Annotated[list[Path], typer.Argument(help="Output folders of train or quickstart.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without ending.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without extension.")] = Path(
         "plots/training"
     ),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Loss, evaluation and the soft tokens' health over the steps of one or several runs.
+    """Plot loss, evaluation and soft token statistics over the steps of one or several runs.
 
     Example: promptembedder plot training runs/quickstart -o plots/quickstart
     """
@@ -45,73 +44,78 @@ def training(
 
         logs = [read_run_log(folder) for folder in runs]
         files = plot_training(logs, output, title=str(logs[0].name) if len(logs) == 1 else "")
-    _tell(report, files)
+    _report_files(report, files)
 
 
 @plot.command()
 def quality(
-    results: Annotated[Path, typer.Argument(help="quality.json of promptembedder bench quality.")],
+    results: Annotated[Path, typer.Argument(help="quality.json of python -m benchmarks quality.")],
     memory: Annotated[
-        Path | None, typer.Option(help="efficiency.json of promptembedder bench efficiency: adds memory.")
+        Path | None, typer.Option(help="efficiency.json of python -m benchmarks efficiency. Adds memory.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Path of the files without ending; the reader's name is added.")
+        Path, typer.Option("-o", "--output", help="Path of the files without extension. The reader's name is appended.")
     ] = Path("plots/quality"),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Scores of trained methods against their training time, and against the memory of a step.
+    """Plot the scores of trained methods against training time and against the memory of a step.
 
     Example: promptembedder plot quality benchmarks/results/quality.json --memory benchmarks/results/efficiency.json
     """
     report = Report(as_json)
     with one_line_errors():
         extras.require("matplotlib", extra="plots")
-        content = _results(results, ("reader", "method", "budget", "seconds", "mean"), "bench quality")
-        rows = [] if memory is None else _rows(memory, "rows", ("method", "reader", "peak_bytes"), "bench efficiency")
+        content = _results(results, ("reader", "method", "budget", "seconds", "mean"), "quality")
+        rows = [] if memory is None else _rows(memory, "rows", ("method", "reader", "peak_bytes"), "efficiency")
         files = []
         for reader in dict.fromkeys(run["reader"] for run in content["runs"]):
             files += _draw_cost(content, rows, reader, output)
-    _tell(report, files)
+    _report_files(report, files)
 
 
 @plot.command()
 def moves(
-    results: Annotated[Path, typer.Argument(help="move.json of promptembedder bench move.")],
+    results: Annotated[Path, typer.Argument(help="move.json of python -m benchmarks transfer.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the files.")] = Path("plots"),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Scores of moved models and of new ones over steps and seconds, one picture for each new reader.
+    """Plot the scores of transferred and new models over steps and seconds, one figure per new reader.
 
     Example: promptembedder plot moves benchmarks/results/move.json -o plots
     """
     report = Report(as_json)
     with one_line_errors():
         extras.require("matplotlib", extra="plots")
-        content = _results(results, ("to", "method", "start", "steps", "seconds", "mean"), "bench move")
+        content = _results(results, ("to", "method", "start", "steps", "seconds", "mean"), "transfer")
+        from promptembedder.plots import plot_transfers
         from promptembedder.storage import write_csv
 
-        files = draw_moves(content, output)
+        files = plot_transfers(content, output)
         for target in dict.fromkeys(row["to"] for row in content["runs"]):
             table = output / f"move_to_{_file_name(target)}.csv"
-            own = [row for row in content["runs"] if row["to"] == target]
-            write_csv(table, own, ["from", "to", "method", "start", "steps", "seconds", "mean", "trained_bytes"])
+            target_rows = [row for row in content["runs"] if row["to"] == target]
+            write_csv(
+                table, target_rows, ["from", "to", "method", "start", "steps", "seconds", "mean", "trained_bytes"]
+            )
             files.append(table)
-    _tell(report, files)
+    _report_files(report, files)
 
 
 def _draw_cost(content: Mapping[str, Any], memory: list[dict[str, Any]], reader: str, stem: Path) -> list[Path]:
     from promptembedder.plots import CostPoint, plot_score_against_cost
 
-    own = [row for row in memory if row["reader"] == reader and row["peak_bytes"]]
-    # the largest step that was measured, of the length nearest to the training's
+    target_rows = [row for row in memory if row["reader"] == reader and row["peak_bytes"]]
+    # the largest measured batch at the length nearest to that of the training
     length = content.get("settings", {}).get("max_seq_length", 0)
     shapes = sorted(
-        {(row.get("length", 0), row.get("batch", 0)) for row in own}, key=lambda s: (abs(s[0] - length), -s[1])
+        {(row.get("length", 0), row.get("batch", 0)) for row in target_rows}, key=lambda s: (abs(s[0] - length), -s[1])
     )
     peaks = {
-        row["method"]: row["peak_bytes"] for row in own if shapes[:1] == [(row.get("length", 0), row.get("batch", 0))]
+        row["method"]: row["peak_bytes"]
+        for row in target_rows
+        if shapes[:1] == [(row.get("length", 0), row.get("batch", 0))]
     }
     points = [
         CostPoint(
@@ -136,11 +140,11 @@ def _results(path: Path, columns: tuple[str, ...], command: str) -> dict[str, An
 def _rows(path: Path, key: str, columns: tuple[str, ...], command: str) -> list[dict[str, Any]]:
     rows = _content(path, command).get(key)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} holds no {key}. Give the .json that promptembedder {command} wrote.")
-    # rows that did not fit into memory lack their numbers
-    lacking = [name for name in columns if not any(name in row for row in rows)]
-    if lacking:
-        raise DataError(f"{path} holds no {lacking[0]!r}. Give the .json that promptembedder {command} wrote.")
+        raise DataError(f"{path} contains no {key}. Give the .json written by python -m benchmarks {command}.")
+    # rows that ran out of memory have no numbers
+    missing = [name for name in columns if not any(name in row for row in rows)]
+    if missing:
+        raise DataError(f"{path} contains no {missing[0]!r}. Give the .json written by python -m benchmarks {command}.")
     return [row for row in rows if all(name in row for name in columns)]
 
 
@@ -150,10 +154,10 @@ def _content(path: Path, command: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"cannot read {path} ({reason}). Give the .json that promptembedder {command} wrote."
+            f"cannot read {path} ({reason}). Give the .json written by python -m benchmarks {command}."
         ) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no results. Give the .json that promptembedder {command} wrote.")
+        raise DataError(f"{path} contains no results. Give the .json written by python -m benchmarks {command}.")
     return content
 
 
@@ -161,6 +165,6 @@ def _file_name(name: str) -> str:
     return name.replace(":", "-").replace("/", "-")
 
 
-def _tell(report: Report, files: list[Path]) -> None:
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+def _report_files(report: Report, files: list[Path]) -> None:
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files]})

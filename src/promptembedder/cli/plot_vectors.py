@@ -1,4 +1,4 @@
-"""`promptembedder plot similarity` and `plot map`: texts under several instructions."""
+"""`promptembedder plot similarity` and `plot map`: plot texts under several instructions."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,26 +22,28 @@ InstructionOption = Annotated[
     list[str] | None,
     # an environment variable would be split at spaces
     typer.Option(
-        "--instruction", help="One panel each; by default the model's compiled ones.", allow_from_autoenv=False
+        "--instruction",
+        help="Instruction, one panel each. Repeatable. Default: the compiled ones.",
+        allow_from_autoenv=False,
     ),
 ]
-TextColumnOption = Annotated[str | None, typer.Option(help="Column of the text; by default text, document, ...")]
+TextColumnOption = Annotated[str | None, typer.Option(help="Column of the text. Default: text, document, ...")]
 
 
 def similarity(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
     texts: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV, Parquet or text file.")],
     instruction: InstructionOption = None,
-    limit: Annotated[int, typer.Option(min=2, max=40, help="First texts of the file.")] = 12,
+    limit: Annotated[int, typer.Option(min=2, max=40, help="Number of texts, from the start of the file.")] = 12,
     text_column: TextColumnOption = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without ending.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without extension.")] = Path(
         "plots/similarity"
     ),
     reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How alike the texts of a file are under each instruction, as heat maps on one scale.
+    """Plot the similarities of the texts of a file under each instruction, as heat maps on one scale.
 
     Example: promptembedder plot similarity runs/quickstart texts.txt --instruction "Topic" --instruction "Language"
     """
@@ -53,11 +55,11 @@ def similarity(
 
         rows = [row.text for row, _ in zip(read_texts(texts, text_column=text_column), range(limit), strict=False)]
         if len(rows) < 2:
-            raise DataError(f"{texts} holds {len(rows)} texts, a comparison needs 2. Give a longer file.")
-        asked = _instructions(model, reader, instruction)
-        files = plot_similarity(_vectors(model, reader, rows, asked), rows, asked, output)
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
-    report.result({"files": [str(path) for path in files], "texts": len(rows), "instructions": asked})
+            raise DataError(f"{texts} contains fewer than 2 texts, a comparison needs 2. Give a longer file.")
+        chosen = _instructions(model, reader, instruction)
+        files = plot_similarity(_vectors(model, reader, rows, chosen), rows, chosen, output)
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
+    report.result({"files": [str(path) for path in files], "texts": len(rows), "instructions": chosen})
 
 
 def map_(
@@ -65,17 +67,19 @@ def map_(
     file: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV or Parquet file with a column of labels.")],
     label_column: Annotated[str, typer.Option(help="Column of the label.")],
     instruction: InstructionOption = None,
-    limit: Annotated[int, typer.Option(min=3, help="Texts, spread evenly over the file.")] = 200,
-    labels: Annotated[int, typer.Option(min=1, max=24, help="The most frequent labels; other rows are left out.")] = 8,
+    limit: Annotated[int, typer.Option(min=3, help="Maximum number of texts, evenly spaced over the file.")] = 200,
+    labels: Annotated[
+        int, typer.Option(min=1, max=24, help="Number of labels. Rows of less frequent labels are omitted.")
+    ] = 8,
     text_column: TextColumnOption = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without ending.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without extension.")] = Path(
         "plots/map"
     ),
     reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Labelled texts in the plane of their two main directions, one panel for each instruction.
+    """Plot labelled texts on their two principal components, one panel for each instruction.
 
     Example: promptembedder plot map runs/mine questions.jsonl --label-column label --instruction "Kind of the answer"
     """
@@ -84,21 +88,21 @@ def map_(
         extras.require("matplotlib", extra="plots")
         from promptembedder.plots import plot_map
 
-        rows, left_out = _labelled(file, text_column, label_column, limit=limit, kinds=labels)
-        asked = _instructions(model, reader, instruction)
-        vectors = _vectors(model, reader, [text for text, _ in rows], asked)
-        files = plot_map(vectors, [label for _, label in rows], asked, output)
+        rows, left_out = _read_labelled(file, text_column, label_column, limit=limit, kinds=labels)
+        chosen = _instructions(model, reader, instruction)
+        vectors = _vectors(model, reader, [text for text, _ in rows], chosen)
+        files = plot_map(vectors, [label for _, label in rows], chosen, output)
     if left_out:
-        report.say(f"{left_out} rows of rarer labels were left out; --labels takes more of them")
-    report.say(f"written: {escape(', '.join(map(str, files)))}")
+        report.print(f"{left_out} rows of less frequent labels were omitted. Raise --labels to include them.")
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
     content = {"files": [str(path) for path in files], "texts": len(rows), "left_out": left_out}
-    report.result({**content, "instructions": asked})
+    report.result({**content, "instructions": chosen})
 
 
-def _labelled(
+def _read_labelled(
     file: Path, text_column: str | None, label_column: str, *, limit: int, kinds: int
 ) -> tuple[list[tuple[str, str]], int]:
-    """Texts and labels of the most frequent kinds, `limit` of them evenly over the file; how many rows had others."""
+    """Return up to `limit` evenly spaced texts of the most frequent labels, and the number of omitted rows."""
     from promptembedder.data import TextColumns, read_rows
 
     rows: list[tuple[str, str]] = []
@@ -114,22 +118,22 @@ def _labelled(
             )
         rows.append((columns.row(row, index=index, place=place).text, str(label)))
     frequent = {label for label, _ in Counter(label for _, label in rows).most_common(kinds)}
-    kept = [row for row in rows if row[1] in frequent]
-    if len(kept) < 3:
-        raise DataError(f"{file} holds {len(kept)} labelled texts, a map needs 3. Give a longer file.")
-    step = max(len(kept) / limit, 1.0)
-    return [kept[int(place * step)] for place in range(min(limit, len(kept)))], len(rows) - len(kept)
+    selected = [row for row in rows if row[1] in frequent]
+    if len(selected) < 3:
+        raise DataError(f"{file} contains fewer than 3 labelled texts, a map needs 3. Give a longer file.")
+    step = max(len(selected) / limit, 1.0)
+    return [selected[int(position * step)] for position in range(min(limit, len(selected)))], len(rows) - len(selected)
 
 
-def _instructions(model: Path, reader: str | None, asked: list[str] | None) -> list[str]:
-    """Those that were asked for, else the compiled ones, else the model's default."""
+def _instructions(model: Path, reader: str | None, given: list[str] | None) -> list[str]:
+    """Return the given instructions, else the compiled ones, else the model's default."""
     from promptembedder.model import manifest_on, model_config
 
     manifest = manifest_on(read_manifest(model), reader, model)
-    words = [text.strip() for text in asked or []]
-    if not all(words):
-        raise ConfigError("an instruction is blank. Say in words what the vectors are for.")
-    return list(dict.fromkeys(words)) or list(manifest.instructions) or [model_config(manifest).default_instruction]
+    texts = [text.strip() for text in given or []]
+    if not all(texts):
+        raise ConfigError("an instruction is blank. Describe in words what the vectors are for.")
+    return list(dict.fromkeys(texts)) or list(manifest.instructions) or [model_config(manifest).default_instruction]
 
 
 def _vectors(model: Path, reader: str | None, texts: list[str], instructions: list[str]) -> "np.ndarray":

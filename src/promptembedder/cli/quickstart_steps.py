@@ -1,7 +1,8 @@
-"""The steps of `promptembedder quickstart`, each timed and told."""
+"""Steps of `promptembedder quickstart`, each timed and reported."""
 
 import dataclasses
 import logging
+import shlex
 import shutil
 import sys
 import time
@@ -14,14 +15,23 @@ from rich.table import Table
 
 from promptembedder.backbone import BackboneConfig
 from promptembedder.cli.console import Report
-from promptembedder.cli.console import TrainingBar
-from promptembedder.data import SearchTask, TextRow, docstring_corpus, search_task, training_pairs
+from promptembedder.cli.training_bar import TrainingBar
+from promptembedder.data import SearchTask, TextRow, build_search_task, load_docstring_corpus, sample_training_pairs
 from promptembedder.evaluation import RetrievalScore, bm25_score, retrieval_score
 from promptembedder.method import ModelConfig, PrompterConfig
 from promptembedder.model import PromptEmbedder, frozen_pooling
 from promptembedder.search import build_index
 from promptembedder.storage import versions
-from promptembedder.training import OptimConfig, Recipe, RunConfig, TrainingData, new_model, prepare_output, task_data, train_model
+from promptembedder.training import (
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    TrainingData,
+    build_task_data,
+    new_model,
+    prepare_output,
+    train_model,
+)
 
 __all__ = ["Quickstart", "quickstart_recipe"]
 
@@ -40,7 +50,7 @@ GOOD_LAYERS = {"smollm2-135m": 24}
 def quickstart_recipe(
     output: str, *, reader: BackboneConfig, optim: OptimConfig, max_seq_length: int, seed: int
 ) -> Recipe:
-    """One LLM in both roles, otherwise the defaults."""
+    """Build the recipe: one LLM in both roles, otherwise the defaults."""
     layers = GOOD_LAYERS.get(reader.source) if reader.layers is None else reader.layers
     return Recipe(
         model=ModelConfig(
@@ -55,17 +65,17 @@ def quickstart_recipe(
 
 
 class Quickstart:
-    """The steps of the main job, each timed."""
+    """Steps of the quickstart, each timed."""
 
     def __init__(self, recipe: Recipe, report: Report) -> None:
-        """Prepare to follow `recipe` and to tell about it."""
+        """Prepare the run of `recipe`, reported to `report`."""
         self.recipe = recipe
         self.report = report
         self.seconds: dict[str, float] = {}
 
     def run(self, queries: int, documents: int) -> dict[str, Any]:
-        """Everything, in order; returns the JSON result."""
-        # told once and with the count below, instead of by a warning now and then
+        """Run all steps and return the JSON result."""
+        # the count below replaces repeated warnings of truncation
         logging.getLogger("promptembedder.method.text_encoder").setLevel(logging.ERROR)
         prepare_output(self.recipe, overwrite=True)
         task, pairs = self._data(queries, documents)
@@ -76,9 +86,9 @@ class Quickstart:
             frozen = frozen_pooling(model.encoder.reader, max_seq_length=length)
             scores["frozen_mean"] = retrieval_score(frozen, task, query_prompt=None)
         scores["untrained"] = self._score(model, task, "untrained")
-        self.report.say(
-            f"  {model.encoder.truncated_texts} of the {len(task.documents)} functions are longer than {length} tokens "
-            "and are read up to there"
+        self.report.print(
+            f"  {model.encoder.truncated_texts} of the {len(task.documents)} functions exceed {length} tokens "
+            "and are truncated"
         )
         with self._step(f"training {self._sizes(model)} for {self.recipe.optim.steps} steps", "train"):
             train_model(model, pairs, self.recipe, callbacks=[TrainingBar()])
@@ -88,7 +98,7 @@ class Quickstart:
             model.compile_instructions([QUERY_INSTRUCTIONS[0], DOCUMENT_INSTRUCTION])
             model.save(self.recipe.run.output)
             model = PromptEmbedder.from_pretrained(self.recipe.run.output, with_prompter=False)
-        self.report.say(_score_table(scores, len(task.queries), len(task.documents)))
+        self.report.print(_score_table(scores, len(task.queries), len(task.documents)))
         self._search(model, task)
         self._next_steps()
         return {
@@ -104,27 +114,25 @@ class Quickstart:
     def _data(self, queries: int, documents: int) -> tuple[SearchTask, TrainingData]:
         seed = self.recipe.run.seed
         with self._step("building pairs (docstring sentence, function) from this Python's standard library", "data"):
-            corpus = docstring_corpus()
-            task = search_task(corpus, queries, documents=documents, seed=seed)
-            pairs = training_pairs(corpus, len(corpus.train), seed=seed)
-            tasks = task_data(
+            corpus = load_docstring_corpus()
+            task = build_search_task(corpus, queries, documents=documents, seed=seed)
+            pairs = sample_training_pairs(corpus, len(corpus.train), seed=seed)
+            tasks = build_task_data(
                 pairs,
                 "docstrings",
                 instructions=QUERY_INSTRUCTIONS,
                 document_instructions=[DOCUMENT_INSTRUCTION],
                 seed=seed,
             )
-        self.report.say(
+        self.report.print(
             f"  {len(pairs)} training pairs; {len(task.queries)} queries over {len(task.documents)} functions "
-            "of modules that training does not see"
+            "of modules not used in training"
         )
         return task, TrainingData(tasks)
 
     def _untrained(self, data: TrainingData) -> PromptEmbedder:
         source = self.recipe.model.reader.source
-        with self._step(
-            f"loading {source} twice, as prompter and as frozen reader (the first time unpacks it)", "load"
-        ):
+        with self._step(f"loading {source} twice, as prompter and as frozen reader (unpacked on first use)", "load"):
             model = new_model(self.recipe, data)
             assert isinstance(model, PromptEmbedder)
             return model
@@ -155,21 +163,21 @@ class Quickstart:
                 marks = ["*" if hit.id in task.relevant[name] else " " for hit in hits]
                 lines = [f"{hit.score:.2f} {mark} {hit.id}" for hit, mark in zip(hits, marks, strict=True)]
                 table.add_row(escape(query), escape("\n".join(lines)))
-        self.report.say(table)
+        self.report.print(table)
 
     def _next_steps(self) -> None:
-        folder = self.recipe.run.output
-        # inside a virtual environment that is not active, the bare name would not be found
-        program = "promptembedder" if shutil.which("promptembedder") else sys.argv[0]
-        self.report.say(f"The model is in {folder}. Try next:")
-        self.report.say(f"  {program} info {folder}")
-        self.report.say(f'  {program} search {folder} "your question" --corpus YOUR.jsonl')
-        self.report.say(f"  {program} embed {folder} YOUR.jsonl --output vectors.parquet")
-        self.report.say(f"  {program} train recipes/mixture.yaml --mixture YOUR_MIXTURE.json")
+        folder = escape(shlex.quote(self.recipe.run.output))
+        # the bare name is not on PATH if the virtual environment is not active
+        program = "promptembedder" if shutil.which("promptembedder") else escape(shlex.quote(sys.argv[0]))
+        self.report.print(f"The model is in {folder}. Try next:")
+        self.report.print(f"  {program} info {folder}")
+        self.report.print(f'  {program} search {folder} "your question" --corpus YOUR.jsonl')
+        self.report.print(f"  {program} embed {folder} YOUR.jsonl --output vectors.parquet")
+        self.report.print(f"  {program} train recipes/mixture.yaml --mixture YOUR_MIXTURE.json")
 
     @contextmanager
-    def _step(self, words: str, name: str) -> Iterator[None]:
-        self.report.say(f"- {words}")
+    def _step(self, title: str, name: str) -> Iterator[None]:
+        self.report.print(f"- {title}")
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 1)

@@ -1,4 +1,4 @@
-"""`promptembedder search MODEL QUERY`: what is nearest to a query, in a file (`--corpus`) or a table (`--table`)."""
+"""`promptembedder search MODEL QUERY`: nearest texts in a file (`--corpus`) or a table (`--table`)."""
 
 import dataclasses
 import time
@@ -12,46 +12,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from promptembedder.cli.console import Report, err, importing, one_line_errors
-from promptembedder.cli.instructions import asked_or_saved
+from promptembedder.cli.console import Report, err, gc_paused, one_line_errors
+from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
+from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.search import Hit, TableHit
 
 __all__ = ["search"]
 
-_SHOWN_CHARACTERS = 300  # more than a line of any terminal
+_SHOWN_CHARACTERS = 300
 
 
 def search(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(help="Text to search with.")],
     corpus: Annotated[
-        Path | None, typer.Option(help="JSONL, CSV, TSV, Parquet or text file to look in, embedded anew each time.")
+        Path | None, typer.Option(help="JSONL, CSV, TSV, Parquet or text file to search. It is embedded on every call.")
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="Table to look in, which `index` made with this model.")] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Hits to show.")] = 5,
+    table: Annotated[Path | None, typer.Option(help="Table to search, built by `index` with this model.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of hits.")] = 5,
     where: Annotated[
-        str | None, typer.Option(help="Of a table, the rows to look at: \"year >= 2000 AND lang = 'en'\".")
+        str | None, typer.Option(help="Filter of the rows of a table: \"year >= 2000 AND lang = 'en'\".")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="For the query; by default the model's own.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction for the query. Default: the model's.")] = None,
     document_instruction: Annotated[
-        str | None, typer.Option(help="For the texts of a file; by default the model's own.")
+        str | None, typer.Option(help="Instruction for the texts of a file. Default: the model's.")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the text; by default text, document, passage, ...")
+        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
     ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of the id; by default id, _id or the row's number.")
-    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the id. Default: id, _id or the row number.")] = None,
     reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a file, in memory and exactly, or a table on disk that `index` made.
+    """Search a file in memory, exactly, or a table on disk built by `index`.
 
     Example: promptembedder search runs/mine "a question" --corpus corpus.jsonl
     """
@@ -59,19 +57,29 @@ def search(
     with one_line_errors():
         read_manifest(model)
         if not query.strip():
-            raise ConfigError("the query is blank. Say what to look for.")
-        asked = _Query(model=model, reader=reader, text=query, instruction=instruction, k=k)
+            raise ConfigError("the query is blank. Give a text to search with.")
+        request = _Query(model=model, reader=reader, text=query, instruction=instruction, k=k)
         if corpus is not None and table is None:
             if where is not None:
-                raise ConfigError("--where is for --table: a file has no metadata. Make a table with `index`.")
-            found = _in_file(asked, corpus, document_instruction, text_column, id_column)
+                raise ConfigError("--where needs --table: a file has no metadata. Build a table with `index`.")
+            found = _search_in_file(request, corpus, document_instruction, text_column, id_column)
         elif table is not None and corpus is None:
             if document_instruction or text_column or id_column:
-                raise ConfigError("a table has its instruction and columns. Leave out those options, or name --corpus.")
-            found = _in_table(asked, table, where)
+                raise ConfigError(
+                    "a table has a fixed instruction and fixed columns. Omit these options, or use --corpus."
+                )
+            found = _search_in_table(request, table, where)
         else:
-            raise ConfigError("name what to look in: either --corpus FILE or --table DIR.")
-    report.say(_table(found.hits, title=f"{found.documents} texts, {found.seconds:.3g} s"))
+            raise ConfigError("nothing to search. Give either --corpus FILE or --table DIR.")
+    if not found.hits:
+        report.print("no row fits the filter" if where is not None else "no hits")
+    else:
+        report.print(
+            _table(
+                found.hits,
+                title=f"{found.documents} {'text' if found.documents == 1 else 'texts'}, {found.seconds:.3g} s",
+            )
+        )
     report.result(
         {
             "query": query,
@@ -85,7 +93,7 @@ def search(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Query:
-    """What is asked for, and of which model."""
+    """Query of one search and the model that embeds it."""
 
     model: Path
     reader: str | None
@@ -95,8 +103,8 @@ class _Query:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What was found, under which instruction for the query, among how many texts, in what time."""
+class _SearchResult:
+    """Hits with the query's instruction, the number of searched texts and the time in seconds."""
 
     hits: "Sequence[Hit | TableHit]"
     instruction: str
@@ -104,52 +112,57 @@ class _Found:
     seconds: float
 
 
-def _in_file(
-    asked: _Query, corpus: Path, document_instruction: str | None, text_column: str | None, id_column: str | None
-) -> _Found:
-    with importing():  # seconds
+def _search_in_file(
+    request: _Query, corpus: Path, document_instruction: str | None, text_column: str | None, id_column: str | None
+) -> _SearchResult:
+    with gc_paused():  # seconds
         from promptembedder.data import read_texts
         from promptembedder.model import PromptEmbedder, manifest_on, model_config
         from promptembedder.search import build_index
 
     rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
-    manifest = manifest_on(read_manifest(asked.model), asked.reader, asked.model)
+    manifest = manifest_on(read_manifest(request.model), request.reader, request.model)
     default = model_config(manifest).default_instruction
-    query_prompt = asked_or_saved(asked.instruction, "query", asked.model) or default
-    document_prompt = asked_or_saved(document_instruction, "document", asked.model) or default
+    query_prompt = given_or_saved(request.instruction, "query", request.model) or default
+    document_prompt = given_or_saved(document_instruction, "document", request.model) or default
     compiled = {query_prompt, document_prompt} <= set(manifest.instructions)
-    embedder = PromptEmbedder.from_pretrained(asked.model, reader=asked.reader, with_prompter=not compiled)
+    embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
     start = time.perf_counter()
     with _progress(len(rows)) as on_rows:
         index = build_index(embedder, rows, prompt=document_prompt, on_rows=on_rows)
-    vector = embedder.encode([asked.text], prompt=query_prompt, show_progress_bar=False)[0]
-    hits = index.search(vector, k=asked.k)
+    vector = embedder.encode([request.text], prompt=query_prompt, show_progress_bar=False)[0]
+    hits = index.search(vector, k=request.k)
     seconds = time.perf_counter() - start
-    return _Found(hits=hits, instruction=query_prompt, documents=len(rows), seconds=seconds)
+    return _SearchResult(hits=hits, instruction=query_prompt, documents=len(rows), seconds=seconds)
 
 
-def _in_table(asked: _Query, folder: Path, where: str | None) -> _Found:
-    with importing():
-        from promptembedder.model import PromptEmbedder, manifest_on, model_config
-        from promptembedder.search import VectorTable
+def _search_in_table(request: _Query, folder: Path, where: str | None) -> _SearchResult:
+    with gc_paused():
+        from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+        from promptembedder.search import TableMetadata, VectorTable
 
     table = VectorTable(folder)
-    manifest = manifest_on(read_manifest(asked.model), asked.reader, asked.model)
-    table.facts.check_model(
-        str(asked.model),
-        sha256=file_sha256(asked.model / MANIFEST_NAME),
-        reader=str(manifest.backbones["reader"]["source"]),
+    manifest = manifest_on(read_manifest(request.model), request.reader, request.model)
+    identity = model_identity(request.model, reader=request.reader)
+    table.table_metadata.check_model(
+        TableMetadata(
+            model=str(request.model),
+            model_sha256=identity.sha256,
+            manifest_sha256=identity.manifest_sha256,
+            reader=identity.reader,
+            instruction=table.table_metadata.instruction,
+        )
     )
     table.check_filter(where)
     default = model_config(manifest).default_instruction
-    prompt = asked_or_saved(asked.instruction, "query", asked.model) or default
+    prompt = given_or_saved(request.instruction, "query", request.model) or default
     compiled = prompt in manifest.instructions
-    embedder = PromptEmbedder.from_pretrained(asked.model, reader=asked.reader, with_prompter=not compiled)
+    embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
     start = time.perf_counter()
-    vector = embedder.encode([asked.text], prompt=prompt, show_progress_bar=False)[0]
-    hits = table.search(vector, k=asked.k, where=where)
+    vector = embedder.encode([request.text], prompt=prompt, show_progress_bar=False)[0]
+    hits = table.search(vector, k=request.k, where=where)
     seconds = time.perf_counter() - start
-    return _Found(hits=hits, instruction=prompt, documents=table.rows, seconds=seconds)
+    return _SearchResult(hits=hits, instruction=prompt, documents=table.rows, seconds=seconds)
 
 
 @contextmanager
@@ -162,15 +175,16 @@ def _progress(texts: int) -> Iterator[Callable[[int], None]]:
 
 def _table(hits: "Sequence[Hit | TableHit]", *, title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("id", overflow="ellipsis", no_wrap=True, max_width=24)
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    # rich shrinks wrappable columns first, so that a narrow terminal folds the text and keeps the numbers
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("id", overflow="fold", max_width=24)
+    table.add_column("text", overflow="fold", ratio=1)
     for hit in hits:
         table.add_row(str(hit.rank), f"{hit.score:.4f}", Text(_one_line(hit.id)), Text(_one_line(hit.text or "")))
     return table
 
 
 def _one_line(text: str) -> str:
-    """The text without line ends, and without the control characters that would steer the terminal."""
+    """Replace line breaks and control characters, which a terminal would interpret, by spaces."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text[:_SHOWN_CHARACTERS]).split())

@@ -1,4 +1,4 @@
-"""`promptembedder serve MODEL`: an OpenAI-compatible embeddings server."""
+"""`promptembedder serve MODEL`: run an OpenAI-compatible embeddings server."""
 
 import functools
 import ipaddress
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptembedder.cli.console import Report, importing, one_line_errors
+from promptembedder.cli.console import Report, gc_paused, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.extras import require
 from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.server import ApiKeys, EmbeddingService, ServerSettings, ServerState, Tracer
+    from promptembedder.server import ApiKeys, EmbeddingService, ServerConfig, ServerState, Tracer
 
 __all__ = ["serve"]
 
@@ -29,63 +29,72 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     model_name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default its folder's name.")
+        str | None, typer.Option(help="Name of the model for clients. Default: the folder's name.")
     ] = None,
     instructions: Annotated[
-        str, typer.Option(help="free: any that a client writes; compiled: those of the model, without the prompter.")
+        str, typer.Option(help="free (any instruction) or compiled (only those of the model, no prompter loaded).")
     ] = "free",
     truncate: Annotated[
-        str, typer.Option(help="Texts that are too long: error, or left or right, the end to cut off.")
+        str, typer.Option(help="Handling of texts that are too long: error, or truncate on the left or right.")
     ] = "error",
     api_keys_file: Annotated[
-        Path | None, typer.Option(help=f"File of API keys, one a line; or the variable {KEYS_VARIABLE}.")
+        Path | None, typer.Option(help=f"File of API keys, one per line. Alternative: the variable {KEYS_VARIABLE}.")
     ] = None,
     without_keys: Annotated[
-        bool, typer.Option("--without-keys", help="Listen on other addresses than this machine's own without keys.")
+        bool, typer.Option("--without-keys", help="Allow addresses other than loopback without API keys.")
     ] = False,
     max_batch_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens read at once, padding included; by default 2048 on a CPU, 16384 on a GPU."),
+        typer.Option(help="Maximum tokens per batch, padding included. Default: 2048 on a CPU, 16384 on a GPU."),
     ] = None,
-    max_waiting: Annotated[int, typer.Option(help="Vectors that may wait at once; beyond them 429.")] = 2048,
-    max_inputs: Annotated[int, typer.Option(help="Texts of a request.")] = 2048,
-    max_body_bytes: Annotated[int, typer.Option(help="Of a request.")] = 4_000_000,
-    max_input_chars: Annotated[int, typer.Option(help="Characters of a text.")] = 200_000,
-    max_instruction_chars: Annotated[int, typer.Option(help="Characters of an instruction.")] = 2000,
-    max_cached_instructions: Annotated[int, typer.Option(help="Free instructions whose soft tokens are kept.")] = 1024,
-    deadline_s: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 60.0,
-    drain_s: Annotated[float, typer.Option(help="Seconds that requests under way get after SIGTERM.")] = 30.0,
+    max_waiting: Annotated[int, typer.Option(help="Maximum queued vectors. Further requests get 429.")] = 2048,
+    max_inputs: Annotated[int, typer.Option(help="Maximum texts per request.")] = 2048,
+    max_body_bytes: Annotated[int, typer.Option(help="Maximum request body size in bytes.")] = 4_000_000,
+    max_input_chars: Annotated[int, typer.Option(help="Maximum characters per text.")] = 200_000,
+    max_instruction_chars: Annotated[int, typer.Option(help="Maximum characters per instruction.")] = 2000,
+    max_cached_instructions: Annotated[
+        int, typer.Option(help="Number of free instructions with cached soft tokens.")
+    ] = 1024,
+    deadline_s: Annotated[float, typer.Option(help="Request timeout in seconds.")] = 60.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds to finish running requests after SIGTERM.")] = 30.0,
     warmup: Annotated[
-        str, typer.Option(help="Computed before the server is ready: none, min (one text), full (a whole batch).")
+        str, typer.Option(help="Computation before the server is ready: none, min (one text) or full (one batch).")
     ] = "min",
-    log_format: Annotated[str, typer.Option(help="Of the lines on stderr: text or json.")] = "text",
+    log_format: Annotated[str, typer.Option(help="Log format on stderr: text or json.")] = "text",
     otlp_endpoint: Annotated[
-        str | None, typer.Option(help="OpenTelemetry collector that gets a span a request: http://HOST:4318/v1/traces.")
+        str | None, typer.Option(help="OpenTelemetry collector for one span per request: http://HOST:4318/v1/traces.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")] = None,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer embedding requests as OpenAI's API does, under any instruction, from one loaded LLM.
+    """Serve embeddings over OpenAI's API, under any instruction, from one loaded LLM.
 
     Example: promptembedder serve runs/quickstart --port 8000
 
-    It stops at SIGTERM: requests under way finish, new ones get 503.
+    On SIGTERM, running requests finish and new ones get 503.
     """
     report = Report(as_json)
     with one_line_errors():
-        read_manifest(model)  # before seconds of imports
+        read_manifest(model)  # fail before the slow imports
         for module in ("fastapi", "orjson", "prometheus_client", "uvicorn"):
             require(module, extra="serve")
-        # before torch is imported, which reads it once: of oneDNN, which keeps a kernel for each shape that it has
-        # multiplied, 1024 by default, hundreds of megabytes where texts have every length
+        # set before torch reads it at import: oneDNN caches one kernel per matrix shape, by default 1024, which is
+        # hundreds of megabytes when texts have all lengths
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        with importing():  # seconds
-            from promptembedder.server import ApiKeys, ComputeSettings, Limits, ServerSettings, listening_socket, otlp_tracer
+        with gc_paused():  # seconds
+            from promptembedder.server import (
+                ApiKeys,
+                ComputeConfig,
+                Limits,
+                ServerConfig,
+                bind_socket,
+                otlp_tracer,
+            )
 
-        settings = ServerSettings(
+        server_config = ServerConfig(
             model_name=model_name or model.resolve().name.replace("@", "-"),
             instructions=instructions,
             truncate=truncate,
@@ -97,34 +106,34 @@ def serve(
                 max_instruction_chars=max_instruction_chars,
                 deadline_s=deadline_s,
             ),
-            compute=ComputeSettings(
+            compute=ComputeConfig(
                 max_batch_tokens=max_batch_tokens,
                 max_cached_instructions=max_cached_instructions,
                 warmup=warmup,
             ),
         )
-        keys = ApiKeys(_keys(api_keys_file))
+        keys = ApiKeys(_read_keys(api_keys_file))
         if not (keys or without_keys or _is_loopback(host)):
             raise ConfigError(
-                f"{host} can be reached from other machines and no API key is set. "
-                f"Set {KEYS_VARIABLE} or --api-keys-file, or say --without-keys."
+                f"{host} is reachable from other machines and no API key is set. "
+                f"Set {KEYS_VARIABLE} or --api-keys-file, or add --without-keys."
             )
         if log_format not in ("text", "json"):
             raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
         tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
-        bound = listening_socket(host, port)
-        load = functools.partial(_load, model, settings, reader, quantization, device)
-        report.say(
-            f"serving {settings.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
+        bound = bind_socket(host, port)
+        load = functools.partial(_load, model, server_config, reader, quantization, device)
+        report.print(
+            f"serving {server_config.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
             "stop with Ctrl-C"
         )
-        _run(load, settings, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
-    report.result({"model": settings.model_name, "stopped": True})
+        _run(load, server_config, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
+    report.result({"model": server_config.model_name, "stopped": True})
 
 
 def _load(
     model: Path,
-    settings: "ServerSettings",
+    server_config: "ServerConfig",
     reader: str | None,
     quantization: str | None,
     device: str | None,
@@ -132,12 +141,12 @@ def _load(
 ) -> "EmbeddingService":
     from promptembedder.server import load_service
 
-    return load_service(model, settings, state.metrics, reader=reader, quantization=quantization, device=device)
+    return load_service(model, server_config, state.metrics, reader=reader, quantization=quantization, device=device)
 
 
 def _run(
     load: "Callable[[ServerState], EmbeddingService]",
-    settings: "ServerSettings",
+    server_config: "ServerConfig",
     keys: "ApiKeys",
     bound: socket.socket,
     *,
@@ -155,23 +164,25 @@ def _run(
         failed.append(error)
         state.stop()
 
-    app = create_app(load, state=state, keys=keys, limits=settings.limits, tracer=tracer, on_failure=on_failure)
+    app = create_app(load, state=state, keys=keys, limits=server_config.limits, tracer=tracer, on_failure=on_failure)
     run_server(app, bound=bound, state=state, drain_s=drain_s)
     if failed:
         raise failed[0]
 
 
-def _keys(path: Path | None) -> list[str]:
-    """API keys from the file and the environment; never from the command line, which everybody on the machine sees."""
+def _read_keys(path: Path | None) -> list[str]:
+    """Read API keys from the file and the environment. Command lines are visible to all users of the machine."""
     listed = os.environ.get(KEYS_VARIABLE, "").split(",")
     if path is not None:
         try:
             listed += path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the API keys in {path}: {error}. One key a line, UTF-8.") from error
+            raise ConfigError(
+                f"cannot read the API keys in {path}: {error}. Write one key per line in UTF-8."
+            ) from error
     keys = [key.strip() for key in listed if key.strip() and not key.strip().startswith("#")]
     if path is not None and not keys:
-        raise ConfigError(f"{path} holds no API key. Write one a line.")
+        raise ConfigError(f"{path} contains no API key. Write one per line.")
     return keys
 
 

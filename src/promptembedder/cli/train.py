@@ -1,5 +1,6 @@
-"""`promptembedder train RECIPE`, or `--data FILE`: data, model, loss, trainer from one YAML file or none; resumes."""
+"""`promptembedder train RECIPE` or `--data FILE`: train from a recipe or from a table of pairs, and resume."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,12 +8,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, importing, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, words
+from promptembedder.cli.console import Report, gc_paused, one_line_errors
+from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder, split_commas
 from promptembedder.errors import ConfigError
-from promptembedder.storage import from_mapping, read_yaml, yaml_value
+from promptembedder.storage import from_mapping, parse_yaml, read_yaml
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+if TYPE_CHECKING:  # slow imports that `--help` does not need
     from promptembedder.training import Ranks, Recipe, TrainingResult
 
 __all__ = ["train"]
@@ -24,71 +25,78 @@ def train(
         typer.Argument(help="YAML recipe: model, data, loss, optim, evaluation, run. Not needed with --data."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet of pairs: a query and the text that answers it.")
+        Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet of pairs: a query and its relevant text.")
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Of --data: QUERY,TEXT or QUERY,TEXT,WRONG_TEXT; by default found by their names."),
+        typer.Option(help="Columns of --data: QUERY,TEXT or QUERY,TEXT,NEGATIVE. Default: detected by name."),
     ] = None,
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
-        typer.Option(help="Of --data: what queries are read under; several are wordings.", allow_from_autoenv=False),
+        typer.Option(
+            help="Instruction for the queries of --data. Repeatable: several wordings.", allow_from_autoenv=False
+        ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="LLM in both roles; by default smollm2-135m.")] = None,
-    mixture: Annotated[Path | None, typer.Option(help="Mixture file; stands for --set data.mixture=...")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the trained model.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="LLM for both roles. Default: smollm2-135m.")] = None,
+    mixture: Annotated[Path | None, typer.Option(help="Mixture file. Short for --set data.mixture=...")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Folder of the trained model.")] = None,
     report_to: Annotated[
         str | None, typer.Option(help="Trackers, separated by commas: tensorboard, trackio, wandb.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data order, adapters and noise.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Any recipe entry: optim.batch_size=32.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that holds a model or run.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Recipe entry, for example optim.batch_size=32. Repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model or run in the output folder.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model. Stopped at any moment, the same command goes on from the last checkpoint.
+    """Train a model. After an interruption, the same command resumes from the last checkpoint.
 
     Example: promptembedder train --data pairs.csv --instruction "Find the answer" --output runs/mine
 
     Example: promptembedder train recipes/pairs.yaml --set data.pairs=pairs.csv --output runs/mine
 
-    `torchrun` or `accelerate launch` start it on several devices: docs/distributed.md.
+    Start it on several devices with `torchrun` or `accelerate launch`: docs/distributed.md.
     """
     named = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
     changes = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with one_line_errors():
         if recipe is None and data is None:
-            raise ConfigError("there is nothing to train on. Name a recipe, or a table of pairs with --data FILE.")
+            raise ConfigError("no training data. Give a recipe, or a table of pairs with --data FILE.")
+        if output is not None:
+            check_output_folder(output)
         content = {} if recipe is None else _read(recipe)
-        own = {
+        entries = {
             "data.pairs": data and str(data),
-            "data.columns": columns and words(columns),
+            "data.columns": columns and split_commas(columns),
             "data.instructions": instruction,
             "model.prompter.backbone": backbone and {"source": backbone, "dtype": "float32"},
             "model.reader.source": backbone,
-            "run.report_to": report_to and words(report_to),
+            "run.report_to": report_to and split_commas(report_to),
         }
-        for path, value in own.items():
+        for path, value in entries.items():
             if value is not None:
                 _put(content, path, value)
-        whole = _with_changes(content, changes)
-        with importing():  # seconds
-            from promptembedder.training import joined_ranks, leave_ranks
+        full_recipe = _apply_changes(content, changes)
+        check_output_folder(full_recipe.run.output)
+        with gc_paused():  # seconds
+            from promptembedder.training import destroy_distributed, init_distributed
 
-        ranks = joined_ranks()
-        report = Report(as_json, speaks=ranks.is_first)
-        result = _run(whole, report, ranks, overwrite=overwrite)
-        leave_ranks()
-    report.say(_table(result))
-    report.say(f'Next: promptembedder search {result.output} "your question" --corpus FILE')
-    report.result(_as_json(result))
+        ranks = init_distributed()
+        report = Report(as_json, enabled=ranks.is_first)
+        result = _run(full_recipe, report, ranks, overwrite=overwrite)
+        destroy_distributed()
+    report.print(_table(result))
+    report.print(f'Next: promptembedder search {escape(shlex.quote(str(result.output)))} "your question" --corpus FILE')
+    report.result(_to_json(result))
 
 
 def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -> "TrainingResult":
-    from promptembedder.cli.console import TrainingBar
-    from promptembedder.data import pairs as pair_columns
+    from promptembedder.cli.training_bar import TrainingBar
+    from promptembedder.data import detect_pair_columns
     from promptembedder.evaluation import similarity_evaluator
     from promptembedder.training import ANY_COLUMNS, load_training_data, new_model, prepare_output, train_model
 
@@ -101,12 +109,12 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     if recipe.data.pairs is not None:
         chosen = () if recipe.data.columns == ANY_COLUMNS else recipe.data.columns
-        found = pair_columns(Path(recipe.data.pairs), chosen)
-        report.say(f"queries are in column {escape(repr(found.anchor))}, their texts in {escape(repr(found.positive))}")
-    report.say(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
+        found = detect_pair_columns(Path(recipe.data.pairs), chosen)
+        report.print(f"query column: {escape(repr(found.anchor))}, text column: {escape(repr(found.positive))}")
+    report.print(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
     model = new_model(recipe, data)
     if checkpoint:
-        report.say(f"going on from {checkpoint}")
+        report.print(f"resuming from {checkpoint}")
     bars = [TrainingBar()] if ranks.is_first else []
     return train_model(model, data, recipe, evaluator=evaluator, callbacks=bars, checkpoint=checkpoint)
 
@@ -118,13 +126,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _with_changes(content: dict[str, Any], changes: list[str]) -> "Recipe":
-    """The recipe with `section.key=value` entries put in; values are read as YAML."""
+def _apply_changes(content: dict[str, Any], changes: list[str]) -> "Recipe":
+    """Build the recipe with the `section.key=value` entries applied. Values are parsed as YAML."""
     for change in changes:
         path, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--set needs KEY=VALUE, got {change!r}. Try optim.batch_size=32.")
-        _put(content, path, yaml_value(value))
+        _put(content, path, parse_yaml(value))
     from promptembedder.training import Recipe
 
     return from_mapping(Recipe, content)
@@ -132,15 +140,15 @@ def _with_changes(content: dict[str, Any], changes: list[str]) -> "Recipe":
 
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
     *sections, key = path.split(".")
-    place = content
+    target = content
     for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {path}: {section!r} is no section of the recipe.")
-    place[key] = value
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {path}: {section!r} is not a section of the recipe.")
+    target[key] = value
 
 
-def _as_json(result: "TrainingResult") -> dict[str, Any]:
+def _to_json(result: "TrainingResult") -> dict[str, Any]:
     return {
         "model": str(result.output),
         "steps": result.steps,

@@ -1,7 +1,8 @@
-"""`promptembedder move MODEL --to BACKBONE`: the same prompter on another reader; its alignment alone is trained."""
+"""`promptembedder transfer MODEL --to BACKBONE`: train an alignment of the same prompter to another reader."""
 
 import dataclasses
 import gc
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,112 +12,131 @@ from rich.markup import escape
 from rich.table import Table
 
 from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
-    from promptembedder.model import Move, PromptEmbedder
+if TYPE_CHECKING:  # slow imports that `--help` does not need
+    from promptembedder.model import PromptEmbedder, TransferConfig
     from promptembedder.training import Recipe, TrainingData
 
-__all__ = ["move"]
+__all__ = ["transfer"]
 
 
-def move(
+def transfer(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
-    to: Annotated[str, typer.Option(help="Backbone to move to: installed name, hub id, folder, GGUF or random:NAME.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the moved model.")],
-    data: Annotated[Path | None, typer.Option(help="Mixture (.json) or file of pairs; none with --steps 0.")] = None,
+    to: Annotated[
+        str, typer.Option(help="Backbone to transfer to: installed name, hub id, folder, GGUF or random:NAME.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder of the transferred model.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Mixture (.json) or file of pairs. Not needed with --steps 0.")
+    ] = None,
     instruction: Annotated[
-        list[str] | None, typer.Option(help="Wording for a file of pairs; give several.", allow_from_autoenv=False)
+        list[str] | None,
+        typer.Option(help="Instruction for a file of pairs. Repeatable: several wordings.", allow_from_autoenv=False),
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps; 0 leaves the closed form.")] = 200,
-    start: Annotated[str, typer.Option(help="ridge, procrustes, vocabulary (no parameters) or random.")] = "ridge",
-    carried: Annotated[bool, typer.Option(help="Take along what the trained alignment learned.")] = True,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the trained difference; none: full.")] = None,
-    exit_depth: Annotated[
-        str | None, typer.Option(help="Share of the new reader's layers that texts go through, in (0, 1], or auto.")
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps. 0 keeps the closed-form alignment.")] = 200,
+    start: Annotated[
+        str, typer.Option(help="Initial alignment: ridge, procrustes, vocabulary (no parameters) or random.")
+    ] = "ridge",
+    compose_alignment: Annotated[
+        bool, typer.Option(help="Compose the trained alignment with a map between the readers.")
+    ] = True,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of the trained alignment delta. Default: full rank.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the reader: auto, float32, bfloat16 or float16.")] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task, drawn with the seed.")] = None,
-    batch_size: Annotated[int, typer.Option(min=2, help="Rows of a step.")] = 24,
-    seed: Annotated[int, typer.Option(help="Seed of data order and drawn starts.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that holds a model or run.")] = False,
+    early_exit_fraction: Annotated[
+        str | None, typer.Option(help="Fraction of the new reader's layers to run, in (0, 1], or auto.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Reader dtype: auto, float32, bfloat16 or float16.")] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of rows per task, drawn with the seed.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs per step.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of data order and random initialisation.")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model or run in the output folder.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a trained model to another LLM. The result opens on either; stopped, the same command goes on.
+    """Transfer a trained model to another LLM. The result runs on both LLMs. The same command resumes after a stop.
 
-    Example: promptembedder move runs/mine --to gemma3-270m --data pairs.csv --instruction "Find it" -o on-gemma
+    Example: promptembedder transfer runs/mine --to gemma3-270m --data pairs.csv --instruction "Find it" -o on-gemma
     """
     report = Report(as_json)
     with one_line_errors():
+        check_output_folder(output)
         from promptembedder.backbone import BackboneConfig
-        from promptembedder.model import Move
         from promptembedder.method import AlignmentConfig
+        from promptembedder.model import TransferConfig
 
         kind = "vocabulary" if start == "vocabulary" else "linear"
         alignment = AlignmentConfig(kind=kind, start="ridge" if kind == "vocabulary" else start, rank=rank)
         reader = BackboneConfig(source=to, dtype=dtype)
-        target = Move(reader=reader, alignment=alignment, carried=carried, exit_depth=_depth(exit_depth))
-        settings = {
-            "data": {**_source(data, instruction or []), "limit": limit},
+        target = TransferConfig(
+            reader=reader,
+            alignment=alignment,
+            carried=compose_alignment,
+            early_exit_fraction=_parse_fraction(early_exit_fraction),
+        )
+        recipe = {
+            "data": {**_data_config(data, instruction or []), "limit": limit},
             "optim": {"steps": max(steps, 1), "batch_size": batch_size},
-            "run": {"output": str(output), "seed": seed, "save_every": max(steps // 4, 1)},
+            "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1)},
         }
         if steps and data is None:
-            raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed form alone.")
-        if exit_depth == "auto" and data is None:
-            raise ConfigError("--exit-depth auto compares losses and needs --data. Give it, or a number.")
-        moving = _Moving(model, target, settings, report, overwrite=overwrite)
-        result = moving.run(steps=steps, choose_exit=exit_depth == "auto")
-    report.say(_table(result))
-    report.say(f"Next: promptembedder evaluate {escape(str(output))} --tasks FILE")
+            raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed-form alignment.")
+        if early_exit_fraction == "auto" and data is None:
+            raise ConfigError("--early-exit-fraction auto compares losses and needs --data. Give --data, or a number.")
+        run = _TransferRun(model, target, recipe, report, overwrite=overwrite)
+        result = run.run(steps=steps, choose_exit=early_exit_fraction == "auto")
+    report.print(_table(result))
+    report.print(f"Next: promptembedder evaluate {escape(shlex.quote(output))} --tasks FILE")
     report.result(result)
 
 
-class _Moving:
-    """One move, step by step."""
+class _TransferRun:
+    """Steps of one transfer."""
 
     def __init__(
-        self, source: Path, target: "Move", settings: dict[str, Any], report: Report, *, overwrite: bool
+        self, source: Path, target: "TransferConfig", recipe: dict[str, Any], report: Report, *, overwrite: bool
     ) -> None:
-        self.source, self.target, self.settings = source, target, settings
+        self.source, self.target, self.recipe = source, target, recipe
         self.report, self.overwrite = report, overwrite
 
     def run(self, *, steps: int, choose_exit: bool) -> dict[str, Any]:
-        """Move, train and save; returns the JSON result."""
+        """Transfer, train and save the model, and return the JSON result."""
         from promptembedder.model import PromptEmbedder
-        from promptembedder.training import load_training_data, moved_model, prepare_output
+        from promptembedder.training import build_transferred_model, load_training_data, prepare_output
 
         started = time.perf_counter()
-        recipe = self._recipe()
+        recipe = self._build_recipe()
         checkpoint = None if choose_exit else prepare_output(recipe, overwrite=self.overwrite)
-        named = self.settings["data"].keys() & {"mixture", "pairs"}
-        data = load_training_data(recipe.data, seed=recipe.run.seed) if named else None
+        sources = self.recipe["data"].keys() & {"mixture", "pairs"}
+        data = load_training_data(recipe.data, seed=recipe.run.seed) if sources else None
         model = PromptEmbedder.from_pretrained(self.source)
-        moved, fit = moved_model(model, self.target, data, seed=recipe.run.seed)
-        model = None  # type: ignore[assignment]  # prompter and old reader leave the memory before training begins
+        transferred, fit = build_transferred_model(model, self.target, data, seed=recipe.run.seed)
+        model = None  # type: ignore[assignment]  # free the prompter and the old reader before training
         gc.collect()
         losses: dict[float, float] = {}
         if choose_exit and data is not None:
-            losses = self._choose_exit(moved, data, recipe.run.seed)
-            recipe = self._recipe()
+            losses = self._choose_exit(transferred, data, recipe.run.seed)
+            recipe = self._build_recipe()
             checkpoint = prepare_output(recipe, overwrite=self.overwrite)
-        self.report.say(
+        self.report.print(
             f"{fit.shared_strings} shared strings; the map explains {fit.held_out_r2:.2f} of the variance of held-out "
-            f"ones, and mapped lengths are {fit.norm_ratio:.2f} of the target's before they are matched"
+            f"ones, and mapped norms are {fit.norm_ratio:.2f} of the target's before rescaling"
         )
-        trained = sum(weight.numel() for weight in moved.encoder.trained_weights())
+        trained = sum(weight.numel() for weight in transferred.encoder.trained_weights())
         if steps and data is not None:
-            self._train(moved, data, recipe, checkpoint)
+            self._train(transferred, data, recipe, checkpoint)
         else:
-            moved.save(recipe.run.output)
+            transferred.save(recipe.run.output)
         return {
             "model": recipe.run.output,
             "from": self.source.name,
-            "readers": list(moved.readers),
-            "exit_depth": moved.exit_depth,
+            "readers": list(transferred.readers),
+            "early_exit_fraction": transferred.early_exit_fraction,
             "exit_losses": {str(depth): round(loss, 4) for depth, loss in losses.items()},
             "fit": dataclasses.asdict(fit),
             "steps": steps,
@@ -125,58 +145,62 @@ class _Moving:
             "seconds": round(time.perf_counter() - started, 1),
         }
 
-    def _recipe(self) -> "Recipe":
-        from promptembedder.model import model_config, moved_config
+    def _build_recipe(self) -> "Recipe":
+        from promptembedder.model import model_config, transfer_config
         from promptembedder.storage import from_mapping, to_mapping
         from promptembedder.training import Recipe
 
-        config = moved_config(model_config(read_manifest(self.source)), self.target)
-        return from_mapping(Recipe, {"model": to_mapping(config), **self.settings})
+        config = transfer_config(model_config(read_manifest(self.source)), self.target)
+        return from_mapping(Recipe, {"model": to_mapping(config), **self.recipe})
 
-    def _choose_exit(self, moved: "PromptEmbedder", data: "TrainingData", seed: int) -> dict[float, float]:
-        from promptembedder.training import chosen_exit_depth
+    def _choose_exit(self, transferred: "PromptEmbedder", data: "TrainingData", seed: int) -> dict[float, float]:
+        from promptembedder.training import choose_early_exit_fraction
 
-        depth, losses = chosen_exit_depth(moved, data, seed=seed)
-        told = ", ".join(f"{loss:.3f} at {tried:g}" for tried, loss in losses.items())
-        self.report.say(f"texts go through {depth:g} of the layers; losses: {told}")
-        self.target = dataclasses.replace(self.target, exit_depth=depth)
+        fraction, losses = choose_early_exit_fraction(transferred, data, seed=seed)
+        listed = ", ".join(f"{loss:.3f} at {tried:g}" for tried, loss in losses.items())
+        self.report.print(f"early exit after {fraction:g} of the layers; losses: {listed}")
+        self.target = dataclasses.replace(self.target, early_exit_fraction=fraction)
         return losses
 
-    def _train(self, moved: "PromptEmbedder", data: "TrainingData", recipe: "Recipe", checkpoint: Path | None) -> None:
-        from promptembedder.cli.console import TrainingBar
+    def _train(
+        self, transferred: "PromptEmbedder", data: "TrainingData", recipe: "Recipe", checkpoint: Path | None
+    ) -> None:
+        from promptembedder.cli.training_bar import TrainingBar
         from promptembedder.training import train_model
 
         if checkpoint:
-            self.report.say(f"going on from {checkpoint}")
-        train_model(moved, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
-        moved.encoder.settle()
-        moved.save(recipe.run.output)
+            self.report.print(f"resuming from {checkpoint}")
+        train_model(transferred, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
+        transferred.encoder.compact_alignments_()
+        transferred.save(recipe.run.output)
 
 
-def _source(data: Path | None, wordings: list[str]) -> dict[str, Any]:
-    """What of a recipe's `data` the options name."""
+def _data_config(data: Path | None, instructions: list[str]) -> dict[str, Any]:
+    """Build the `data` section of the recipe from the options."""
     if data is None:
         return {}
     if data.suffix == ".json":
-        if wordings:
-            raise ConfigError("a mixture brings its own instructions. Leave --instruction out.")
+        if instructions:
+            raise ConfigError("a mixture contains its instructions. Omit --instruction.")
         return {"mixture": str(data)}
-    return {"pairs": str(data), "instructions": wordings}
+    return {"pairs": str(data), "instructions": instructions}
 
 
-def _depth(exit_depth: str | None) -> float | None:
-    if exit_depth is None or exit_depth == "auto":
+def _parse_fraction(early_exit_fraction: str | None) -> float | None:
+    if early_exit_fraction is None or early_exit_fraction == "auto":
         return None
     try:
-        return float(exit_depth)
+        return float(early_exit_fraction)
     except ValueError:
-        raise ConfigError(f"--exit-depth must be a number in (0, 1] or auto, got {exit_depth!r}.") from None
+        raise ConfigError(
+            f"--early-exit-fraction must be a number in (0, 1] or auto, got {early_exit_fraction!r}."
+        ) from None
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"moved: {escape(result['model'])}", show_header=False, title_justify="left")
-    table.add_row("opens on", escape(", ".join(result["readers"])))
-    table.add_row("exit depth", f"{result['exit_depth']:g}")
+    table = Table(title=f"transferred: {escape(result['model'])}", show_header=False, title_justify="left")
+    table.add_row("runs on", escape(", ".join(result["readers"])))
+    table.add_row("early exit fraction", f"{result['early_exit_fraction']:g}")
     table.add_row("steps", str(result["steps"]))
     table.add_row("trained", f"{result['trained_bytes'] / 1e6:.1f} MB")
     table.add_row("alignment file", f"{result['alignment_file_bytes'] / 1e6:.1f} MB")

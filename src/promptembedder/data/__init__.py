@@ -1,14 +1,26 @@
-"""Texts and pairs: read from files, mixed for training, or taken from Python's own docstrings."""
+"""Texts and pairs: reading from files, training mixtures, and the built-in corpus of Python docstrings."""
 
-from promptembedder.data.texts import COLUMN_KINDS, column_value
-from promptembedder.data.docstrings import DocstringCorpus, SearchTask, docstring_corpus, search_task, training_pairs
+from promptembedder.data.docstrings import (
+    DocstringCorpus,
+    SearchTask,
+    build_search_task,
+    load_docstring_corpus,
+    sample_training_pairs,
+)
 from promptembedder.data.mixture import Task, read_mixture
-from promptembedder.data.pairs import PairColumns, pair_columns
-from promptembedder.data.pairs import Pair, PairTable, datasets_of, read_pairs
+from promptembedder.data.pairs import Pair, PairColumns, PairTable, build_datasets, detect_pair_columns, read_pairs
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources
-from promptembedder.data.texts import clean_instruction, clean_text, text_list
-from promptembedder.data.texts import TextColumns, TextRow, read_texts
+from promptembedder.data.texts import (
+    COLUMN_KINDS,
+    TextColumns,
+    TextRow,
+    check_text_list,
+    clean_instruction,
+    clean_text,
+    convert_value,
+    read_texts,
+)
 
 __all__ = [
     "COLUMN_KINDS",
@@ -23,19 +35,19 @@ __all__ = [
     "Task",
     "TextColumns",
     "TextRow",
+    "build_datasets",
+    "build_search_task",
+    "check_text_list",
     "clean_instruction",
     "clean_text",
-    "column_value",
-    "datasets_of",
-    "docstring_corpus",
+    "convert_value",
+    "detect_pair_columns",
     "find_sources",
-    "pair_columns",
+    "load_docstring_corpus",
     "read_mixture",
     "read_pairs",
     "read_rows",
     "read_texts",
+    "sample_training_pairs",
     "scan_rows",
-    "search_task",
-    "text_list",
-    "training_pairs",
 ]

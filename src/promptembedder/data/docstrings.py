@@ -1,6 +1,6 @@
-"""The built-in corpus: what a function of Python's standard library does -> its code.
+"""Built-in corpus of pairs (description of a function of Python's standard library, its code).
 
-It is read from the library that is installed here, parsed and never imported, so it needs no download.
+The corpus is extracted from the installed library, which is parsed and never imported, so it needs no download.
 """
 
 import ast
@@ -20,11 +20,18 @@ from promptembedder.data.pairs import Pair
 from promptembedder.data.texts import clean_text
 from promptembedder.errors import ConfigError, DataError
 
-__all__ = ["DocstringCorpus", "SearchTask", "docstring_corpus", "pairs_of_source", "search_task", "training_pairs"]
+__all__ = [
+    "DocstringCorpus",
+    "SearchTask",
+    "build_search_task",
+    "extract_pairs",
+    "load_docstring_corpus",
+    "sample_training_pairs",
+]
 
 _logger = logging.getLogger(__name__)
 
-# other people's code, tests, programs on top of the library, tables
+# third-party code, tests, applications, tables
 _SKIPPED_FOLDERS = frozenset(
     "site-packages dist-packages test tests idlelib lib2to3 turtledemo ensurepip encodings pydoc_data".split()
 )
@@ -32,7 +39,7 @@ _SKIPPED_MODULES = frozenset("_pydecimal _pydatetime _pyio".split())  # second c
 
 _MIN_WORDS, _MAX_WORDS = 4, 40
 _MIN_PLAIN_SHARE = 0.6  # of the words of a description; grammars and tables of operators have fewer
-_NO_DESCRIPTIONS = frozenset(  # first words of sentences that tell whose, when or instead of what, not what
+_NO_DESCRIPTIONS = frozenset(  # first words of sentences that do not describe the function
     "abstract called constructor deprecated dummy equivalent helper internal just like not obsolete optional "
     "override overridden overrides private same see this todo used xxx".split()
 )
@@ -46,14 +53,14 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class DocstringCorpus:
-    """Pairs (first sentence of a docstring, code without the docstring); no module is on both sides."""
+    """Pairs (first sentence of a docstring, code without the docstring). No module is in both splits."""
 
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of pairs on each side."""
+        """Number of pairs of each split."""
         return {"train": len(self.train), "test": len(self.test)}
 
 
@@ -66,17 +73,17 @@ class SearchTask:
     relevant: dict[str, set[str]]
 
 
-def docstring_corpus(*, max_document_chars: int = 1200) -> DocstringCorpus:
-    """The pairs that the standard library of the running Python holds, the same at every call.
+def load_docstring_corpus(*, max_document_chars: int = 1200) -> DocstringCorpus:
+    """Extract the pairs of the standard library of the running Python. The result is deterministic.
 
-    Whole top-level modules go to one side, about a fifth of them to the test side.
+    Each top-level module belongs to one split, about a fifth of them to the test split.
 
     Args:
-        max_document_chars: Longer documents are cut at a line end.
+        max_document_chars: Maximum document length in characters. Longer documents are cut at a line end.
 
     Raises:
-        ConfigError: `max_document_chars` is not positive.
-        DataError: The library is not installed as source.
+        ConfigError: If `max_document_chars` is not positive.
+        DataError: If the library is not installed as source.
     """
     if max_document_chars < 1:
         raise ConfigError(f"max_document_chars must be at least 1, got {max_document_chars}. Try 1200.")
@@ -84,55 +91,57 @@ def docstring_corpus(*, max_document_chars: int = 1200) -> DocstringCorpus:
     pairs = [
         pair
         for module, file in _modules(root, "")
-        for pair in pairs_of_source(_source_of(file), module, max_document_chars=max_document_chars)
+        for pair in extract_pairs(_source_of(file), module, max_document_chars=max_document_chars)
     ]
     if not pairs:
-        raise DataError(f"no documented function in {root}. Use a Python whose standard library is there as source.")
+        raise DataError(
+            f"no documented function in {root}. Use a Python whose standard library is installed as source."
+        )
     sides: dict[bool, list[Pair]] = {True: [], False: []}
-    for pair in _distinct(pairs):
-        sides[_is_test_module(name_of(pair))].append(pair)
+    for pair in _deduplicate(pairs):
+        sides[_is_test_module(get_name(pair))].append(pair)
     corpus = DocstringCorpus(train=tuple(sides[False]), test=tuple(sides[True]))
     _logger.info("docstring corpus of %s: %s of %d documented functions", root, corpus.counts, len(pairs))
     return corpus
 
 
-def training_pairs(corpus: DocstringCorpus, count: int, *, seed: int) -> list[Pair]:
-    """`count` random pairs of the training side, in random order.
+def sample_training_pairs(corpus: DocstringCorpus, count: int, *, seed: int) -> list[Pair]:
+    """Sample `count` pairs of the training split, in random order.
 
     Raises:
-        ConfigError: `count` is more than there are, or not positive.
+        ConfigError: If `count` is not positive or exceeds the number of pairs.
     """
     _check_count(count, len(corpus.train), "training pairs")
     return random.Random(seed).sample(corpus.train, count)
 
 
-def search_task(corpus: DocstringCorpus, queries: int, *, documents: int, seed: int) -> SearchTask:
-    """A search task of the test side: find the code of each of `queries` sentences among `documents`.
+def build_search_task(corpus: DocstringCorpus, queries: int, *, documents: int, seed: int) -> SearchTask:
+    """Build a search task from the test split: find the code of each of `queries` sentences among `documents`.
 
-    The ids are qualified names, those of queries with a `?` behind: some evaluators drop a document whose id
-    is the query's. The other documents come from the same modules.
+    Ids are qualified names. Ids of queries end in `?`, because some evaluators drop a document with the id of the
+    query. The other documents come from the same modules.
 
     Raises:
-        ConfigError: There are not as many, or fewer documents than queries are asked for.
+        ConfigError: If there are fewer test documents, or `documents` is smaller than `queries`.
     """
     _check_count(documents, len(corpus.test), "test documents")
     _check_count(queries, documents, "test queries")
     chosen = random.Random(seed).sample(corpus.test, documents)
-    asked = {f"{name_of(pair)}?": pair for pair in chosen[:queries]}
+    selected = {f"{get_name(pair)}?": pair for pair in chosen[:queries]}
     return SearchTask(
-        queries={key: pair.anchor for key, pair in asked.items()},
-        documents={name_of(pair): pair.positive for pair in sorted(chosen, key=name_of)},
-        relevant={key: {name_of(pair)} for key, pair in asked.items()},
+        queries={key: pair.anchor for key, pair in selected.items()},
+        documents={get_name(pair): pair.positive for pair in sorted(chosen, key=get_name)},
+        relevant={key: {get_name(pair)} for key, pair in selected.items()},
     )
 
 
-def name_of(pair: Pair) -> str:
-    """The qualified name with which the document of a pair of this corpus begins."""
+def get_name(pair: Pair) -> str:
+    """Return the qualified function name with which the document of a pair begins."""
     return pair.positive.partition("(")[0]
 
 
-def pairs_of_source(source: str, module: str, *, max_document_chars: int) -> Iterator[Pair]:
-    """The pairs of one module, in the order of its functions and methods; nothing if it does not parse."""
+def extract_pairs(source: str, module: str, *, max_document_chars: int) -> Iterator[Pair]:
+    """Yield the pairs of one module, in the order of its functions and methods. Yield none if it does not parse."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
@@ -161,7 +170,7 @@ def _modules(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
 
 def _source_of(file: Path) -> str:
     try:
-        with tokenize.open(file) as source:  # heeds the coding line
+        with tokenize.open(file) as source:  # respects the coding line
             return source.read()
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         _logger.debug("skipped %s: %s", file, error)
@@ -179,7 +188,7 @@ def _functions(nodes: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, _Fu
 
 
 def _document(name: str, function: _Function, lines: list[str], *, max_document_chars: int) -> str | None:
-    """Name, signature and body; None where no code, or none within the limit, is left without the docstring."""
+    """Return name, signature and body without the docstring. None if no code is left within the limit."""
     docstring, *body = function.body
     end = docstring.end_lineno or 0
     if not body or body[0].lineno <= end or all(_does_nothing(statement) for statement in body):
@@ -212,26 +221,26 @@ def _is_description(anchor: str) -> bool:
         _MIN_WORDS <= len(words) <= _MAX_WORDS
         and anchor.isascii()
         and anchor.isprintable()
-        and anchor[0].isupper()  # else it is mostly a usage line or a grammar
+        and anchor[0].isupper()  # otherwise it is mostly a usage line or a grammar
         and words[0].strip(".:,").lower() not in _NO_DESCRIPTIONS
         and _SIGNATURE.match(anchor) is None
         and sum(_PLAIN_WORD.fullmatch(word) is not None for word in words) >= _MIN_PLAIN_SHARE * len(words)
     )
 
 
-def _distinct(pairs: list[Pair]) -> list[Pair]:
-    """In order of names; without sentences that several functions share, repeated names and repeated bodies."""
+def _deduplicate(pairs: list[Pair]) -> list[Pair]:
+    """Sort by name, and drop sentences that several functions share, repeated names and repeated bodies."""
     sentences = Counter(_words(pair.anchor) for pair in pairs)
     names: set[str] = set()
     bodies: set[str] = set()
-    kept: list[Pair] = []
-    for pair in sorted(pairs, key=name_of):
-        name, body = name_of(pair), _words(pair.positive.partition("\n")[2])
+    distinct: list[Pair] = []
+    for pair in sorted(pairs, key=get_name):
+        name, body = get_name(pair), _words(pair.positive.partition("\n")[2])
         if sentences[_words(pair.anchor)] == 1 and name not in names and body not in bodies:
-            kept.append(pair)
+            distinct.append(pair)
         names.add(name)
         bodies.add(body)
-    return kept
+    return distinct
 
 
 def _words(text: str) -> str:
@@ -239,10 +248,10 @@ def _words(text: str) -> str:
 
 
 def _is_test_module(name: str) -> bool:
-    top = name.split(".")[0].lstrip("_")  # _strptime goes where strptime would go
+    top = name.split(".")[0].lstrip("_")  # _strptime belongs to the split of strptime
     return zlib.crc32(top.encode()) % 5 == 2
 
 
 def _check_count(count: int, available: int, what: str) -> None:
     if not 1 <= count <= available:
-        raise ConfigError(f"cannot take {count} {what}: there are {available}. Ask for 1 to {available}.")
+        raise ConfigError(f"cannot take {count} {what}: there are {available}. Choose 1 to {available}.")

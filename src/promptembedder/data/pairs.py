@@ -1,19 +1,20 @@
 """Text pairs: column detection and reading from files."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from promptembedder.data.readers import read_rows
-from promptembedder.errors import ConfigError, DataError, shown
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
-import datasets
-from promptembedder.data.texts import clean_text
 
-__all__ = ['Pair', 'PairColumns', 'PairTable', 'datasets_of', 'listed_columns', 'pair_columns', 'read_pairs']
+import datasets
+
+from promptembedder.data.readers import read_rows
+from promptembedder.data.texts import clean_text
+from promptembedder.errors import ConfigError, DataError, short_repr
+
+__all__ = ["Pair", "PairColumns", "PairTable", "build_datasets", "detect_pair_columns", "format_columns", "read_pairs"]
 
 _KNOWN = (
     ("anchor", "positive"),
@@ -35,12 +36,12 @@ _KNOWN = (
 )
 _NEGATIVES = ("negative", "hard_negative", "negative_1")
 _NO_TEXTS = ("id", "_id", "idx", "index", "label", "class", "category", "score", "similarity", "split")
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class PairColumns:
-    """Columns of the query, of the text that answers it, and of one that does not."""
+    """Names of the anchor, positive and negative columns."""
 
     anchor: str = "anchor"
     positive: str = "positive"
@@ -48,15 +49,15 @@ class PairColumns:
 
     @classmethod
     def named(cls, names: Sequence[str]) -> "PairColumns":
-        """Of two or three names: anchor, positive, and maybe negative."""
+        """Build from two or three names: anchor, positive and optionally negative."""
         return cls(*names)
 
     @classmethod
     def found(cls, names: Sequence[str], *, place: str) -> "PairColumns":
-        """Those of a file with columns of these names, in any case: known names, or the only two that can be texts.
+        """Detect the columns of pairs among a file's columns: known names in any case, or the only two text columns.
 
         Raises:
-            DataError: They cannot be told; the message begins with `place`.
+            DataError: If the columns are ambiguous. The message begins with `place`.
         """
         plain = {name.strip().lower(): name for name in names}
         negative = next((plain[name] for name in _NEGATIVES if name in plain), "negative")
@@ -69,25 +70,25 @@ class PairColumns:
                 return cls(others[0], others[1], negative)
         missing = "positive" if "anchor" in plain else "anchor"
         raise DataError(
-            f"{place} has no {missing!r}: found {listed_columns(names)}. Rename the columns to anchor, positive, "
+            f"{place} has no {missing!r}: found {format_columns(names)}. Rename the columns to anchor, positive, "
             "negative; or name them: data.columns=[QUERY, TEXT]."
         )
 
 
-def listed_columns(names: Iterable[str]) -> str:
-    """The names as a message may hold them, whatever a file calls its columns, and however many it has."""
-    return ", ".join(shown(name) for name in islice(names, _MOST_SHOWN)) or "no columns"
+def format_columns(names: Iterable[str]) -> str:
+    """Format column names for a message, printable and limited in number."""
+    return ", ".join(short_repr(name) for name in islice(names, _MAX_SHOWN)) or "no columns"
 
 
-def pair_columns(path: Path, columns: Sequence[str] = ()) -> PairColumns:
-    """The columns of the pairs in a file.
+def detect_pair_columns(path: Path, columns: Sequence[str] = ()) -> PairColumns:
+    """Detect the columns of the pairs in a file.
 
     Args:
-        columns: Their names: anchor, positive, and maybe negative; empty finds them in the first row.
+        columns: Names of anchor, positive and optionally negative. If empty, they are detected from the first row.
 
     Raises:
-        DataError: As in `read_rows`; or they cannot be told.
-        ConfigError: Not two or three names are given.
+        DataError: As in `read_rows`, or if the columns are ambiguous.
+        ConfigError: If the number of names is not two or three.
     """
     if columns:
         if len(columns) not in (2, 3):
@@ -98,7 +99,7 @@ def pair_columns(path: Path, columns: Sequence[str] = ()) -> PairColumns:
 
 @dataclass(frozen=True)
 class Pair:
-    """A query (`anchor`), the text that it should find (`positive`), and a text that it should not."""
+    """Query (`anchor`), a text that it should find (`positive`), and a text that it should not (`negative`)."""
 
     anchor: str
     positive: str
@@ -107,46 +108,45 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairTable:
-    """The pairs of one file, in its order."""
+    """Pairs of one file, in its order."""
 
     pairs: list[Pair]
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Return the number of pairs."""
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[Pair]:
-        """The pairs in order."""
+        """Iterate over the pairs in order."""
         return iter(self.pairs)
 
 
 def read_pairs(path: Path, *, limit: int | None = None, seed: int = 0, columns: Sequence[str] = ()) -> PairTable:
-    """The pairs of a file, or a random subsample of them in the order of the file.
+    """Read the pairs of a file, or a random subsample of them, in the order of the file.
 
-    Rows have `anchor`, `positive` and, where there is one, `negative`, or columns that `pair_columns` takes for them; a
-    null or blank negative is none, as CSV cannot say it otherwise. Other columns are left alone. A file larger than
-    memory can be subsampled.
+    Rows have `anchor`, `positive` and optionally `negative`, or columns that `detect_pair_columns` detects. A null or
+    blank negative counts as missing. Other columns are ignored. A file larger than memory can be subsampled.
 
     Args:
-        columns: Names of the columns, in this order; empty finds them in the first row.
+        columns: Names of the columns, in this order. If empty, they are detected from the first row.
 
     Raises:
-        DataError: As in `read_rows`; or the columns cannot be told, or an anchor or positive is missing, blank or no
-            string.
-        ConfigError: `limit` is not positive.
+        DataError: As in `read_rows`, or if the columns are ambiguous, or an anchor or positive is missing, blank or not
+            a string.
+        ConfigError: If `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"the limit of pairs must be at least 1, got {limit}. Leave it out to read all.")
-    of = pair_columns(path, columns)
+    of = detect_pair_columns(path, columns)
     pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(read_rows(path), start=1))
     return PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
 
 
-def datasets_of(pairs: Iterable[Pair], name: str) -> dict[str, datasets.Dataset]:
-    """The pairs as data sets for sentence-transformers, which wants the same columns in each row of one.
+def build_datasets(pairs: Iterable[Pair], name: str) -> dict[str, datasets.Dataset]:
+    """Split pairs into data sets for sentence-transformers, in each of which all rows have the same columns.
 
-    `{name}` has the columns anchor, positive; `{name}+negatives` has anchor, positive, negative. The order
-    matters: losses read columns by position. A part without rows is left out.
+    `{name}` has the columns anchor, positive, and `{name}+negatives` has anchor, positive, negative. The order matters,
+    because losses take columns by position. A data set without rows is omitted.
     """
     bare: list[Pair] = []
     full: list[Pair] = []
@@ -180,21 +180,22 @@ def _pair_of(row: dict[str, Any], of: PairColumns, place: str) -> Pair:
 def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     if column not in row:
         raise DataError(
-            f"{place} has no {shown(column)}: found {listed_columns(row)}. Rename the columns to anchor, positive, "
-            "negative."
+            f"{place} has no {short_repr(column)}: found {format_columns(row)}. Rename the columns to anchor, "
+            "positive, negative."
         )
     value = row[column]
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: {shown(column)} is {shown(value)} ({type(value).__name__}), not a string. Mend or drop the row."
+            f"{place}: {short_repr(column)} is {short_repr(value)} ({type(value).__name__}), not a string. "
+            "Correct or drop the row."
         )
     if not value.strip():
-        raise DataError(f"{place}: {shown(column)} is blank. Fill it or drop the row.")
+        raise DataError(f"{place}: {short_repr(column)} is blank. Fill it or drop the row.")
     return clean_text(value)
 
 
 def _subsample(pairs: Iterable[Pair], limit: int, *, seed: int) -> list[Pair]:
-    """`limit` pairs, each as likely as any other, in one pass (Vitter 1985, algorithm R)."""
+    """Sample `limit` pairs uniformly in one pass (Vitter 1985, algorithm R)."""
     rng = random.Random(seed)
     kept: list[tuple[int, Pair]] = []
     for number, pair in enumerate(pairs):

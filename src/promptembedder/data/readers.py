@@ -1,4 +1,4 @@
-"""Rows from files: JSON lines, CSV, TSV, Parquet and plain text, streamed, from the beginning or any row."""
+"""Streaming readers for JSON lines, CSV, TSV, Parquet and plain text, which can start at any row."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from promptembedder.data.sources import SourceFile
-from promptembedder.errors import DataError, brief, shown, shown_name
+from promptembedder.errors import DataError, first_line, printable, short_repr
 
 __all__ = ["FoundRow", "Position", "read_rows", "scan_rows"]
 
@@ -24,12 +24,12 @@ _PARQUET_BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two rows of a file, from which it can be read on.
+    """Position between two rows of a file, at which reading can resume.
 
     Attributes:
-        row: Rows before it, those that cannot be used too.
-        line: Lines before it; 0 in a Parquet file.
-        offset: Bytes before it, of the unpacked file; 0 in a Parquet file.
+        row: Number of rows before it, including invalid ones.
+        line: Number of lines before it. 0 in a Parquet file.
+        offset: Number of bytes of the decompressed file before it. 0 in a Parquet file.
     """
 
     row: int = 0
@@ -39,11 +39,11 @@ class Position:
 
 @dataclass(frozen=True)
 class FoundRow:
-    """A row, or why it cannot be used.
+    """Row of a file, or the error of an invalid row.
 
     Attributes:
-        start: The place before it.
-        content: The row by column; or the error that `read_rows` raises for it.
+        start: Position before the row.
+        content: Values by column, or the error that `read_rows` raises for the row.
     """
 
     start: Position
@@ -51,15 +51,15 @@ class FoundRow:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, one by one; the ending of its name tells the format.
+    """Yield the rows of a file. The file ending determines the format.
 
     JSON lines (.jsonl, .ndjson, .json), CSV and TSV (with a header row; all values are strings), plain text
     (.txt, one text per line, as `{"text": line}`), each also as .gz; and Parquet. Encoding is UTF-8, with or
-    without byte order mark. Empty lines are skipped. No more than a row, or a batch of Parquet rows, is held.
+    without byte order mark. Empty lines are skipped. At most one row, or one batch of Parquet rows, is in memory.
 
     Raises:
-        DataError: At once for a missing or empty file or an unknown ending; while reading for a broken line,
-            which the message numbers from 1, or a file without rows.
+        DataError: If the file is missing or empty or its ending unknown (raised by the call), or a line is broken or
+            there are no rows (raised by the iterator). The message counts lines from 1.
     """
     source = SourceFile(str(path))
     source.check()
@@ -67,10 +67,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def scan_rows(source: SourceFile, start: Position | None = None) -> Iterator[FoundRow]:
-    """The rows of a file from `start` on; a row that cannot be used does not end the reading.
+    """Yield the rows of a file from `start` on, including invalid rows.
 
     Raises:
-        DataError: The file cannot be read on: damaged, an unclosed quote, a line without end.
+        DataError: If reading cannot continue: damaged file, unclosed quote, or a line without end.
     """
     read = _READERS[str(source.ending)]
     begin = start or Position()
@@ -144,13 +144,13 @@ def _csv_rows(source: SourceFile, start: Position, *, delimiter: str) -> Iterato
                 offset,
                 DataError(
                     f"{source}, line {line + 1}: {len(cells)} values for the {len(header)} columns "
-                    f"{shown_name(', '.join(header))}. Quote values that hold the separator."
+                    f"{printable(', '.join(header))}. Quote values that hold the separator."
                 ),
             )
 
 
 def _cells(source: SourceFile, start: Position, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """The values of each row, and the lines and bytes before it."""
+    """Yield the values of each row with the number of lines and bytes before it."""
     before, offset = start.line, start.offset
 
     def texts() -> Iterator[str]:
@@ -179,7 +179,7 @@ def _cells(source: SourceFile, start: Position, delimiter: str) -> Iterator[tupl
 def _checked_header(cells: list[str], place: str) -> list[str]:
     twice = sorted({cell for cell in cells if cells.count(cell) > 1})
     if twice:
-        raise DataError(f"{place}: the header names {shown(twice[0])} twice. Rename one of the columns.")
+        raise DataError(f"{place}: the header names {short_repr(twice[0])} twice. Rename one of the columns.")
     return cells
 
 
@@ -196,12 +196,12 @@ def _parquet_rows(source: SourceFile, start: Position) -> Iterator[_Placed]:
                 yield from ((0, 0, row) for row in rest.to_pylist())
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         # ValueError: also a string that is not UTF-8; the last two: a date after the year 9999, an unknown time zone
-        raise DataError(f"{source}: unreadable Parquet ({brief(error)}). Write the file again.") from error
+        raise DataError(f"{source}: unreadable Parquet ({first_line(error)}). Write the file again.") from error
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line with its end, and what comes before it; or why it is none."""
+    """Line with its line end and position, or the error of an invalid line."""
 
     before: int
     offset: int

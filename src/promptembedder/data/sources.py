@@ -17,10 +17,10 @@ ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")  # each also wi
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file by its path or URL; small, so that it can be sent to another process.
+    """File by its path or URL, cheap to send to another process.
 
     Attributes:
-        location: A local path, or a URL that fsspec knows, as `s3://bucket/texts.parquet`.
+        location: Local path, or a URL that fsspec supports, such as `s3://bucket/texts.parquet`.
     """
 
     location: str
@@ -30,43 +30,43 @@ class SourceFile:
 
     @property
     def path(self) -> Path | None:
-        """The local path; None for a URL."""
+        """Local path. None for a URL."""
         return None if "://" in self.location else Path(self.location)
 
     @property
     def name(self) -> str:
-        """The last part of the location."""
+        """Last part of the location."""
         return self.location.rstrip("/").rpartition("/")[2]
 
     @property
     def ending(self) -> str | None:
-        """The ending that tells the format, without .gz; None if no reader knows it."""
+        """File ending that determines the format, without .gz. None if it is unknown."""
         name = self.name.lower()
         if name.endswith(".parquet"):
             return ".parquet"
         return next((ending for ending in ENDINGS if name.removesuffix(".gz").endswith(ending)), None)
 
     def open(self, *, unpacked: bool = True) -> io.BufferedReader:
-        """The file's bytes, from which any place can be sought.
+        """Open the file as a seekable stream of bytes.
 
         Args:
-            unpacked: Unpack a file that ends in .gz.
+            unpacked: Decompress a file that ends in .gz.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: If the file cannot be opened.
         """
         packed = unpacked and self.name.lower().endswith(".gz")
         if self.path is None:
             compression = "gzip" if packed else None
             return io.BufferedReader(fsspec.open(self.location, "rb", compression=compression).open())
-        # GzipFile's own readline is slow
+        # GzipFile's readline is slow
         return io.BufferedReader(gzip.open(self.path, "rb")) if packed else self.path.open("rb")
 
     def check(self) -> None:
-        """Refuse what is not a file with something in it.
+        """Check that this is a readable, non-empty file of a known format.
 
         Raises:
-            DataError: It does not exist, is a folder or empty, its ending is unknown, or its store cannot be reached.
+            DataError: If it does not exist, is a folder or empty, its ending is unknown, or its store is unreachable.
         """
         if self.ending is None:
             raise DataError(
@@ -95,12 +95,12 @@ class SourceFile:
 
 
 def find_sources(patterns: Sequence[str | Path]) -> list[SourceFile]:
-    """The files that paths, folders, globs and URLs stand for: each pattern's in the order of their names.
+    """Find the files that paths, folders, globs and URLs match, sorted by name within each pattern.
 
-    A folder stands for all files in and below it that a reader knows.
+    A folder matches all files of known formats in and below it.
 
     Raises:
-        DataError: A pattern stands for nothing, a file is named twice, or its store cannot be reached.
+        DataError: If a pattern matches nothing, a file is named twice, or its store is unreachable.
     """
     found = [source for pattern in patterns for source in _matching(str(pattern))]
     if not found:
@@ -143,5 +143,5 @@ def _absolute(pattern: str) -> str:
 
 
 def _is_hidden(below: str) -> bool:
-    """Whether a path below a folder has a part that starts with a dot or an underscore, as unfinished files have."""
+    """Return True if a part of the path starts with a dot or an underscore, as unfinished files do."""
     return any(part.startswith((".", "_")) for part in below.split("/"))

@@ -1,44 +1,52 @@
 """Texts: cleaning, validation and reading from files."""
 
 import re
-from collections.abc import Sequence
-from promptembedder.errors import DataError
-from collections.abc import Mapping
-from typing import Any
-import pyarrow as pa
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from promptembedder.data.readers import read_rows
-from promptembedder.errors import DataError, shown
+from typing import Any
 
-__all__ = ['COLUMN_KINDS', 'TextColumns', 'TextRow', 'clean_instruction', 'clean_text', 'column_value', 'read_texts', 'text_list']
+import pyarrow as pa
+
+from promptembedder.data.readers import read_rows
+from promptembedder.errors import DataError, short_repr
+
+__all__ = [
+    "COLUMN_KINDS",
+    "TextColumns",
+    "TextRow",
+    "check_text_list",
+    "clean_instruction",
+    "clean_text",
+    "convert_value",
+    "read_texts",
+]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
-    """`text` itself where it is valid Unicode; else a copy that can be encoded as UTF-8.
+    """Return `text` itself if it is valid Unicode, otherwise a copy that can be encoded as UTF-8.
 
-    Half an emoji, as JSON's backslash-u escapes and cut strings leave it, becomes U+FFFD; two halves that
-    stand together become the one character they mean.
+    Lone surrogates, which JSON escapes and truncated strings may contain, become U+FFFD. Surrogate pairs become the
+    character that they encode.
 
     Raises:
-        DataError: `text` is no string.
+        DataError: If `text` is not a string.
     """
     if not isinstance(text, str):
         raise DataError(f"a text must be a str, got {type(text).__name__}. Convert it, or drop the row.")
     if _SURROGATE.search(text) is None:
         return text
-    # UTF-16 knows surrogate pairs: a round trip through it joins whole ones and finds the lone ones
+    # a round trip through UTF-16 joins surrogate pairs and detects lone surrogates
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def clean_instruction(instruction: str | None) -> str:
-    """The instruction as `clean_text` gives it, without blanks around it; empty for None.
+    """Clean an instruction with `clean_text` and strip it. Return an empty string for None.
 
     Raises:
-        DataError: It is neither a string nor None.
+        DataError: If the instruction is neither a string nor None.
     """
     if instruction is None:
         return ""
@@ -50,11 +58,11 @@ def clean_instruction(instruction: str | None) -> str:
     return clean_text(instruction).strip()
 
 
-def text_list(values: Sequence[str], *, name: str) -> list[str]:
-    """The values as a list; a single string is refused, since it would be taken for its letters.
+def check_text_list(values: Sequence[str], *, name: str) -> list[str]:
+    """Return the values as a list. A single string is an error, because it would become a list of letters.
 
     Raises:
-        DataError: It is one string, or nothing to go through.
+        DataError: If `values` is a string or not iterable.
     """
     if isinstance(values, str):
         raise DataError(f"{name} must be a list of str, got the str {values[:40]!r}. Put it into a list.")
@@ -74,13 +82,13 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _INT64 = 1 << 63
 
 
-def column_value(value: Any, kind: str) -> str | int | float | bool | None:
-    """The value as one of its kind; None, and where no text is meant a blank string, for nothing.
+def convert_value(value: Any, kind: str) -> str | int | float | bool | None:
+    """Convert a value to its column's kind. Return None for None and, unless the kind is `str`, for an empty string.
 
-    Numbers and truth may be written as strings, as in CSV.
+    Numbers and booleans may be written as strings, as in CSV.
 
     Raises:
-        ValueError, TypeError: It cannot be one.
+        ValueError, TypeError: If the value cannot be converted.
     """
     if value is None or (value == "" and kind != "str"):
         return None
@@ -97,12 +105,12 @@ def column_value(value: Any, kind: str) -> str | int | float | bool | None:
 
 _TEXT_COLUMNS = ("text", "document", "passage", "content", "body", "sentence", "positive", "anchor")
 _ID_COLUMNS = ("id", "_id")
-_MOST_COLUMNS_SHOWN = 20
+_MAX_COLUMNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """One text of a file, and the name it goes by."""
+    """Text of a file with its id."""
 
     id: str
     text: str
@@ -110,11 +118,11 @@ class TextRow:
 
 @dataclass(frozen=True)
 class TextColumns:
-    """Which columns of a file hold texts and ids.
+    """Names of the columns that contain texts and ids.
 
     Attributes:
-        id: None: the number of the row is its id.
-        title: Goes before the text of a row that has it.
+        id: Id column. If None, the row number is the id.
+        title: Column whose value is prepended to the text, where a row has one.
     """
 
     text: str
@@ -125,10 +133,10 @@ class TextColumns:
     def chosen(
         cls, row: dict[str, Any], *, text_column: str | None, id_column: str | None, place: str
     ) -> "TextColumns":
-        """The columns of a file by its first row; as `read_texts` says.
+        """Select the columns of a file from its first row, as `read_texts` documents.
 
         Raises:
-            DataError: There is no text column; the message begins with `place`.
+            DataError: If there is no text column. The message begins with `place`.
         """
         text = text_column or _first_of(_TEXT_COLUMNS, row)
         if text is None:
@@ -140,13 +148,13 @@ class TextColumns:
         return cls(text=text, id=id_column or _first_of(_ID_COLUMNS, row), title=title)
 
     def row(self, row: dict[str, Any], *, index: int, place: str) -> TextRow:
-        """The text and id of a row.
+        """Extract text and id of a row.
 
         Args:
-            index: The row's number, from 0; its id where no column holds one.
+            index: Row number from 0. It is the id if there is no id column.
 
         Raises:
-            DataError: It lacks a column, or its text is no string.
+            DataError: If the row lacks a column, or its text is not a string.
         """
         text = _text_of(row, self.text, place)
         title = None if self.title is None else row.get(self.title)
@@ -157,16 +165,15 @@ class TextColumns:
 
 
 def read_texts(path: Path, *, text_column: str | None = None, id_column: str | None = None) -> Iterator[TextRow]:
-    """The texts of a file and their ids, one by one; surrogates that stand alone are replaced.
+    """Yield the texts of a file with their ids. Lone surrogates are replaced.
 
     Args:
-        text_column: By default the first of text, document, passage, content, body, sentence, positive and
-            anchor that the first row has. Only then, and only for `text`, a `title` goes before it, as in
-            corpora of the BEIR shape.
-        id_column: By default `id` or `_id` if the first row has one, else the number of the row from 0.
+        text_column: If None, the first of text, document, passage, content, body, sentence, positive and anchor that
+            the first row has. Only then, and only for `text`, a `title` is prepended, as in corpora of the BEIR format.
+        id_column: If None, `id` or `_id` if the first row has one, otherwise the row number from 0.
 
     Raises:
-        DataError: As in `read_rows`; or a row lacks a column, or its text is no string.
+        DataError: As in `read_rows`, or if a row lacks a column or its text is not a string.
     """
     return _texts(read_rows(path), path, text_column=text_column, id_column=id_column)
 
@@ -185,8 +192,8 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     value = _value_of(row, column, place)
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: column {shown(column)} holds {_shown(value)}, not a string (columns found: {_columns(row)}). "
-            "Mend or drop the row, or name another column with text_column."
+            f"{place}: column {short_repr(column)} holds {_shown(value)}, not a string "
+            f"(columns found: {_columns(row)}). Correct or drop the row, or name another column with text_column."
         )
     return value
 
@@ -195,8 +202,8 @@ def _id_of(row: dict[str, Any], column: str, place: str) -> str:
     value = _value_of(row, column, place)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(
-            f"{place}: id column {shown(column)} holds {_shown(value)}, not a string or a whole number "
-            f"(columns found: {_columns(row)}). Mend the row, or name another column with id_column."
+            f"{place}: id column {short_repr(column)} holds {_shown(value)}, not a string or a whole number "
+            f"(columns found: {_columns(row)}). Correct the row, or name another column with id_column."
         )
     return str(value)
 
@@ -204,7 +211,7 @@ def _id_of(row: dict[str, Any], column: str, place: str) -> str:
 def _value_of(row: dict[str, Any], column: str, place: str) -> Any:
     if column not in row:
         raise DataError(
-            f"{place} has no column {shown(column)}: found {_columns(row)}. Mend the row or name another column."
+            f"{place} has no column {short_repr(column)}: found {_columns(row)}. Correct it or name another column."
         )
     return row[column]
 
@@ -214,8 +221,8 @@ def _first_of(columns: tuple[str, ...], row: dict[str, Any]) -> str | None:
 
 
 def _columns(row: dict[str, Any]) -> str:
-    return ", ".join(shown(column) for column in [*row][:_MOST_COLUMNS_SHOWN]) or "no columns"
+    return ", ".join(short_repr(column) for column in [*row][:_MAX_COLUMNS_SHOWN]) or "no columns"
 
 
 def _shown(value: Any) -> str:
-    return f"{shown(value)} ({type(value).__name__})"
+    return f"{short_repr(value)} ({type(value).__name__})"

@@ -1,130 +1,17 @@
-"""Evaluation of how much the instruction matters: paraphrases and instructions of other tasks."""
+"""Scores of two tasks on the same texts under their own and each other's instruction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation.mteb_encoder import InstructedEncoder
+from promptembedder.evaluation.mteb_encoder import MtebAdapter
 from promptembedder.evaluation.official_tasks import HubTask
-from promptembedder.evaluation.scoring import score_under
+from promptembedder.evaluation.scoring import score_with_instruction
 from promptembedder.evaluation.task_data import EvaluationTask, LabelledTexts
 from promptembedder.model import Encoder
 
-__all__ = ['InstructionSteering', 'instruction_steering', 'paraphrases_of', 'steered_pairs']
-
-_REFRAMED = (
-    "{instruction}. Judge by this alone and leave everything else aside",
-    "What matters in the text is what this task needs: {instruction}",
-    "Represent the text so that the following can be done with it: {instruction}",
-)
-
-_SIMILAR = (
-    "Find sentences that say the same thing",
-    "Compare texts by what they mean, not by the words they use",
-    "Which sentences express the same idea?",
-)
-_INTENT_OF_BANK_CUSTOMER = (
-    "What does this bank customer want to get done?",
-    "Sort messages to a bank's help desk by the request behind them",
-    "Recognise the purpose of a question about online banking",
-)
-_COUNTERFACTUAL = (
-    "Does this product review speak of something that did not happen but might have?",
-    "Tell reviews with hypothetical, contrary-to-fact statements from those without",
-    "Decide whether a customer's review on Amazon describes an unreal situation",
-)
-_CLAIM = (
-    "Find the paper that confirms or contradicts this statement from science",
-    "Which abstract holds evidence for or against the claim?",
-    "Search scientific articles for what proves the assertion right or wrong",
-)
-_QUESTION_TO_PARAGRAPH = (
-    "Find the passage that holds the answer to the question",
-    "Which paragraph tells what is being asked?",
-    "Search for the text from which this question can be answered",
-)
-_DUPLICATE = (
-    "Find other forum questions that ask for the same thing",
-    "Which earlier post has the same problem as this one?",
-    "Recognise questions that one and the same answer would settle",
-)
-
-_OWN: dict[str, tuple[str, ...]] = {
-    "STSBenchmark": _SIMILAR,
-    "STS12": _SIMILAR,
-    "STS13": _SIMILAR,
-    "STS14": _SIMILAR,
-    "STS15": _SIMILAR,
-    "STS16": _SIMILAR,
-    "BIOSSES": _SIMILAR,
-    "SICK-R": _SIMILAR,
-    "Banking77Classification": _INTENT_OF_BANK_CUSTOMER,
-    "AmazonCounterfactualClassification": _COUNTERFACTUAL,
-    "TRECQuestionType": (
-        "Is the answer to this question a person, a place, a number, a thing, a description or an abbreviation?",
-        "Group questions by the broad category that their answers belong to",
-        "What general kind of reply does the asker expect?",
-    ),
-    "TRECQuestionTypeFine": (
-        "Name the exact sort of thing that would answer the question, such as a date, a city, an animal or a reason",
-        "Tell apart questions by the narrow category of their answers",
-        "Which specific type of information is the asker looking for?",
-    ),
-    "MRPC": (
-        "Decide whether two sentences are rewordings of each other",
-        "Find the sentence that reports the same in other words",
-        "Match news sentences that state the same facts",
-    ),
-    "StackOverflowShort": (
-        "Which programming language, framework or tool does the question deal with?",
-        "Group the titles of developers' questions by the software they are about",
-        "Tell what technical product or language a coder needs help with",
-    ),
-    "SciFact": _CLAIM,
-    "XQuADen": _QUESTION_TO_PARAGRAPH,
-    "NQ": _QUESTION_TO_PARAGRAPH,
-    "MSMARCO": _QUESTION_TO_PARAGRAPH,
-    "NFCorpus": (
-        "Find medical texts that bear on the question",
-        "Which documents on nutrition and health answer this best?",
-        "Search the medical literature for what the reader wants to know",
-    ),
-    "ArguAna": (
-        "Find the argument that contradicts this one",
-        "What speaks against the claim made here?",
-        "Search for the best reply of the opposing side",
-    ),
-    "QuoraRetrieval": _DUPLICATE,
-    "SprintDuplicateQuestions": _DUPLICATE,
-    "ImdbClassification": (
-        "Did the reviewer like the film?",
-        "Tell favourable film reviews from unfavourable ones",
-        "Judge the mood of a movie review: praise or complaint",
-    ),
-    "EmotionClassification": (
-        "How does the writer of this message feel?",
-        "Sort short messages by feeling: joy, sadness, anger, fear, love or surprise",
-        "Name the emotion that the text expresses",
-    ),
-    "TwentyNewsgroupsClustering": (
-        "Which discussion group would this message be posted in?",
-        "Group posts by the subject under discussion",
-        "Tell the theme of a newsgroup message",
-    ),
-}
-
-
-def paraphrases_of(name: str, instruction: str, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """Other wordings of a task's instruction: those `given`, else the package's own for that name, else generic frames.
-
-    Args:
-        name: Of the task; mteb's version and subset (`Name.v2`, `Name (en)`) are looked past.
-    """
-    if given:
-        return tuple(given)
-    base = name.partition(" (")[0]
-    own = _OWN.get(base) or _OWN.get(base.partition(".")[0])
-    return own or tuple(frame.replace("{instruction}", instruction.rstrip(". ")) for frame in _REFRAMED)
+__all__ = ["InstructionSteering", "instruction_pairs", "instruction_steering"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +27,12 @@ class InstructionSteering:
 
     @property
     def gain(self) -> float:
-        """Points that the right instruction is worth, mean of both tasks; about 0 where vectors ignore it."""
+        """Gain of a task's instruction over the other one in points, mean of both tasks. About 0 if it is ignored."""
         return (self.coarse_own - self.coarse_other + self.fine_own - self.fine_other) / 2
 
 
-def steered_pairs(tasks: Sequence[EvaluationTask | HubTask]) -> list[tuple[EvaluationTask, EvaluationTask]]:
-    """The pairs of classification tasks that ask different things of the same texts; the one of fewer labels first."""
+def instruction_pairs(tasks: Sequence[EvaluationTask | HubTask]) -> list[tuple[EvaluationTask, EvaluationTask]]:
+    """Return the pairs of classification tasks with equal texts and different instructions, fewer labels first."""
     texts = [
         (task, task.data)
         for task in tasks
@@ -162,20 +49,20 @@ def steered_pairs(tasks: Sequence[EvaluationTask | HubTask]) -> list[tuple[Evalu
 def instruction_steering(
     encoder: Encoder, coarse: EvaluationTask, fine: EvaluationTask, *, batch_size: int = 64
 ) -> InstructionSteering:
-    """Each task's score under each instruction; an encoder that takes none would have nothing to show.
+    """Score each of two tasks under both instructions. The encoder must accept instructions.
 
     Raises:
         ConfigError: The tasks have the same instruction.
         DataError: A score is undefined.
     """
     if coarse.instruction == fine.instruction:
-        raise ConfigError(f"{coarse.name} and {fine.name} have one instruction, {coarse.instruction!r}. Give two.")
-    instructed = InstructedEncoder(encoder, (coarse.instruction, fine.instruction), batch_size=batch_size)
+        raise ConfigError(f"{coarse.name} and {fine.name} have the same instruction, {coarse.instruction!r}. Give two.")
+    adapter = MtebAdapter(encoder, (coarse.instruction, fine.instruction), batch_size=batch_size)
     return InstructionSteering(
         coarse=coarse.name,
         fine=fine.name,
-        coarse_own=score_under(instructed, coarse, coarse.instruction),
-        coarse_other=score_under(instructed, coarse, fine.instruction),
-        fine_own=score_under(instructed, fine, fine.instruction),
-        fine_other=score_under(instructed, fine, coarse.instruction),
+        coarse_own=score_with_instruction(adapter, coarse, coarse.instruction),
+        coarse_other=score_with_instruction(adapter, coarse, fine.instruction),
+        fine_own=score_with_instruction(adapter, fine, fine.instruction),
+        fine_other=score_with_instruction(adapter, fine, coarse.instruction),
     )

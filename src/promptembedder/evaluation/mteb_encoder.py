@@ -1,4 +1,4 @@
-"""Our encoders as mteb sees them: the task's instruction as prompt, each text read once, everything counted."""
+"""Adapter of an encoder to mteb: the task's instruction as prompt, each text encoded once, with counts."""
 
 import time
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from transformers import PreTrainedTokenizerBase
 from promptembedder.errors import ConfigError
 from promptembedder.model import Encoder
 
-__all__ = ["InstructedEncoder"]
+__all__ = ["MtebAdapter"]
 
 
-class InstructedEncoder(AbsEncoder):
-    """An encoder under one instruction at a time, which `instruction` holds and its owner sets.
+class MtebAdapter(AbsEncoder):
+    """Encoder for mteb under the instruction in the attribute `instruction`, which the caller sets.
 
-    In retrieval the queries get it and the documents none; elsewhere all texts get it.
+    In retrieval only queries are encoded under the instruction, otherwise all texts.
     """
 
     def __init__(self, encoder: Encoder, instructions: Sequence[str], *, batch_size: int = 64) -> None:
         """Wrap `encoder`, for one task.
 
         Args:
-            instructions: All that will be asked for; an encoder with `encode_instructions` computes their
-                vectors in one pass over the texts. Empty for a model that takes no instruction: it gets none.
+            instructions: All instructions of the task. An encoder with `encode_instructions` computes their vectors
+                in one pass over the texts. Empty for a model without instructions.
         """
         self.model = encoder
         self.instructions = tuple(dict.fromkeys(instructions))
         self.instruction = self.instructions[0] if self.instructions else None
         self.batch_size = batch_size
-        # mteb wants names of the form owner/name; nothing is looked up by it and nothing stored under it
+        # mteb requires the form owner/name; the name is not used
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": "promptembedder/evaluated",
@@ -51,28 +51,28 @@ class InstructedEncoder(AbsEncoder):
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of the texts read so far, as far as the encoder reads them; None without a tokenizer."""
+        """Number of tokens encoded so far, after truncation. None without a tokenizer."""
         return None if self._tokenizer is None else self._tokens
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
-        """Vectors of the batches of `inputs`, which hold `text`; the other arguments are mteb's and not needed."""
-        asked = self.instructions and prompt_type != PromptType.document
-        prompt = self.instruction if asked else None
+        """Encode the `text` of the batches of `inputs`. The other arguments of mteb are ignored."""
+        with_prompt = self.instructions and prompt_type != PromptType.document
+        prompt = self.instruction if with_prompt else None
         texts = [text for batch in inputs for text in batch["text"]]
         known = self._vectors.setdefault(prompt, {})
         new = list(dict.fromkeys(text for text in texts if text not in known))
         if new:
             start = time.perf_counter()
-            self._learn(new, prompt)
+            self._encode_new(new, prompt)
             self.seconds += time.perf_counter() - start
             self._count(new)
         return np.stack([known[text] for text in texts])
 
-    def _learn(self, texts: list[str], prompt: str | None) -> None:
+    def _encode_new(self, texts: list[str], prompt: str | None) -> None:
         if self._encode_many is not None and prompt is not None:
             try:
                 many = self._encode_many(texts, self.instructions, batch_size=self.batch_size)
-            except ConfigError:  # a model whose reading of the text depends on the instruction
+            except ConfigError:  # the states of the text depend on the instruction in this model
                 self._encode_many = None
             else:
                 for instruction, vectors in zip(self.instructions, many, strict=True):
@@ -85,6 +85,6 @@ class InstructedEncoder(AbsEncoder):
         self.texts += len(texts)
         if self._tokenizer is not None:
             limit = getattr(self.model, "max_seq_length", None) or float("inf")
-            # verbose: it would warn of texts longer than the model reads
+            # verbose=False suppresses warnings about long texts
             ids = self._tokenizer(texts, verbose=False)["input_ids"]
             self._tokens += int(sum(min(len(text), limit) for text in ids))

@@ -1,4 +1,4 @@
-"""A model as mteb knows models: its `ModelMeta`, and an encoder that takes each task's own instruction."""
+"""Models for mteb: the `ModelMeta` of a model, and an encoder that uses each task's instruction."""
 
 import hashlib
 import json
@@ -18,14 +18,15 @@ from promptembedder.storage import MANIFEST_NAME, file_sha256, read_manifest
 
 __all__ = ["TaskInstructedEncoder", "model_meta", "register_model"]
 
-_SETTINGS_NAME = "config_sentence_transformers.json"
+_ST_CONFIG_NAME = "config_sentence_transformers.json"
 
 
 class TaskInstructedEncoder(AbsEncoder):
-    """A model under the instruction of each task that mteb gives it.
+    """Encoder for mteb that uses the instruction of each task.
 
-    That is the model's prompt of the task's name, else the task's own, else the model's for the type of task or for
-    queries. Documents have the model's prompt `document`, else the task's for documents, else none: the default one.
+    The instruction is the model's prompt with the task's name, else the task's prompt, else the model's prompt for the
+    type of task or for queries. For documents it is the model's prompt `document`, else the task's document prompt,
+    else the default instruction.
     """
 
     prompt_priority = (
@@ -50,27 +51,27 @@ class TaskInstructedEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Vectors of the batches of `inputs`, which hold `text`; `kwargs` are those of the model's own `encode`."""
+        """Encode the `text` of the batches of `inputs`. `kwargs` are passed to the model's `encode`."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self.model.encode(texts, prompt=self.instruction_for(task_metadata, prompt_type), **kwargs)
 
     def instruction_for(self, task_metadata: Any, prompt_type: PromptType | None) -> str | None:
-        """The instruction that a task's texts are read under; None: the model's default one."""
-        own = task_metadata.prompt
+        """Return the instruction for a task's texts. None stands for the model's default instruction."""
+        task_prompt = task_metadata.prompt
         if prompt_type == PromptType.document:
-            of_task = own.get("document") if isinstance(own, dict) else None
-            return self.prompts_dict.get("document") or of_task
+            document_prompt = task_prompt.get("document") if isinstance(task_prompt, dict) else None
+            return self.prompts_dict.get("document") or document_prompt
         found = self.get_instruction(task_metadata, prompt_type)
-        if isinstance(found, dict):  # a task of queries and documents, asked outside of a search
+        if isinstance(found, dict):  # a retrieval task outside of a search
             found = found.get("query", "")
         return found.strip() or None
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """The model's own similarity."""
+        """Compute the model's similarity matrix."""
         return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """The model's own similarity, row by row."""
+        """Compute the model's similarity row by row."""
         return self.model.similarity_pairwise(embeddings1, embeddings2)
 
 
@@ -81,28 +82,28 @@ def model_meta(
     revision: str | None = None,
     reader: str | None = None,
 ) -> ModelMeta:
-    """What `mteb.evaluate` takes for a model: `mteb.evaluate(model_meta("runs/mine"), tasks)`.
+    """Build the model argument of `mteb.evaluate`: `mteb.evaluate(model_meta("runs/mine"), tasks)`.
 
-    mteb keeps results by name and revision, so the revision of a folder is the hash of its manifest, which changes with
-    any of its weights.
+    mteb stores results by name and revision. The revision of a folder is the hash of its manifest, which depends on all
+    weights.
 
     Args:
-        model: A saved model's folder or hub id, loaded when mteb asks for it; or a model.
-        name: `owner/name`; by default the hub id, or `promptembedder/` and the folder's name.
-        revision: By default the hub's commit, the manifest's hash, or that of the trained weights.
-        reader: Of a saved model that was moved: the LLM to open it on.
+        model: Folder or hub id of a saved model, loaded on demand by mteb, or a loaded model.
+        name: Name of the form `owner/name`. If None, the hub id, or `promptembedder/` and the folder's name.
+        revision: If None, the hub's commit, the manifest's hash, or the hash of the trained weights.
+        reader: LLM to load a transferred model on. If None, its main reader.
 
     Raises:
-        ModelFormatError: It is no saved model.
-        ConfigError: The name is not of the form that mteb wants, or a loaded model is to be opened on a reader.
+        ModelFormatError: `model` is not a saved model.
+        ConfigError: The name is not of the form `owner/name`, or `reader` is given with a loaded model.
     """
     if isinstance(model, PromptEmbedder):
         if reader is not None:
-            raise ConfigError(f"the model is open already. Open it on {reader!r} with from_pretrained.")
+            raise ConfigError(f"the model is already loaded. Load it on {reader!r} with from_pretrained.")
         return _meta(
             name or "promptembedder/model",
             revision or _weights_hash(model),
-            loader=_loader_of(model),
+            loader=_make_loader(model),
             max_tokens=model.max_seq_length,
             embed_dim=model.get_embedding_dimension(),
             n_parameters=sum(weight.numel() for weight in model.parameters()),
@@ -112,11 +113,13 @@ def model_meta(
     manifest = manifest_on(read_manifest(folder), reader, folder)
     is_local = Path(model).is_dir()
     test = read_self_test(folder) if reader is None else None
-    on = f"-{reader.replace('/', '-')}" if reader else ""
-    settings = folder / _SETTINGS_NAME
-    similarity = json.loads(settings.read_text(encoding="utf-8"))["similarity_fn_name"] if settings.is_file() else None
+    suffix = f"-{reader.replace('/', '-')}" if reader else ""
+    st_config = folder / _ST_CONFIG_NAME
+    similarity = (
+        json.loads(st_config.read_text(encoding="utf-8"))["similarity_fn_name"] if st_config.is_file() else None
+    )
     return _meta(
-        name or (f"promptembedder/{folder.resolve().name}{on}" if is_local else f"{model}{on}"),
+        name or (f"promptembedder/{folder.resolve().name}{suffix}" if is_local else f"{model}{suffix}"),
         file_sha256(folder / MANIFEST_NAME)[:40] if is_local else folder.name,
         loader=_load,
         loader_kwargs={"folder": str(folder), "reader": reader},
@@ -128,12 +131,12 @@ def model_meta(
 
 
 def register_model(model: str | Path, *, reader: str | None = None) -> str:
-    """Make a saved model known to mteb in this process, and return the name that it has there.
+    """Add a saved model to mteb's registry in this process and return its name there.
 
-    `mteb.get_model(name)`, and with it mteb's own commands, find a model in mteb's registry or on the hub alone.
+    `mteb.get_model(name)`, and with it mteb's own commands, find models only in mteb's registry and on the hub.
 
     Raises:
-        ModelFormatError: It is no saved model.
+        ModelFormatError: `model` is not a saved model.
     """
     meta = model_meta(model, reader=reader)
     assert meta.name is not None
@@ -143,7 +146,7 @@ def register_model(model: str | Path, *, reader: str | None = None) -> str:
 
 def _meta(name: str, revision: str, **known: Any) -> ModelMeta:
     if name.count("/") != 1:
-        raise ConfigError(f"mteb wants names of the form owner/name, got {name!r}. Give such a name.")
+        raise ConfigError(f"mteb needs a name of the form owner/name, got {name!r}.")
     unknown = dict.fromkeys(
         (
             "release_date",
@@ -175,14 +178,14 @@ def _load(
     device: str | None = None,
     embed_dim: int | None = None,
 ) -> TaskInstructedEncoder:
-    """The saved model in `folder`; name and revision are mteb's."""
+    """Load the saved model in `folder`. `name` and `revision` are required by mteb and unused."""
     model = PromptEmbedder.from_pretrained(folder, reader=reader, device=device)
     model.truncate_dim = embed_dim
     return TaskInstructedEncoder(model)
 
 
-def _loader_of(model: PromptEmbedder) -> Callable[..., TaskInstructedEncoder]:
-    """A loader that gives this model; a closure, since mteb copies everything else that a `ModelMeta` holds."""
+def _make_loader(model: PromptEmbedder) -> Callable[..., TaskInstructedEncoder]:
+    """Return a loader of this model: a closure, because mteb deep-copies all other contents of a `ModelMeta`."""
 
     def load(
         name: str, revision: str | None = None, *, device: str | None = None, embed_dim: int | None = None
@@ -193,7 +196,7 @@ def _loader_of(model: PromptEmbedder) -> Callable[..., TaskInstructedEncoder]:
 
 
 def _weights_hash(model: PromptEmbedder) -> str:
-    digest = hashlib.sha256(model.encoder.reader.ref.fingerprint.encode())
+    digest = hashlib.sha256(model.encoder.reader.identity.fingerprint.encode())
     for weight in model.encoder.trained_weights():
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:40]

@@ -1,4 +1,4 @@
-"""Our tasks as mteb's: its own task classes over data that is already here, so its metrics and no network."""
+"""Adapters of local tasks to mteb's task classes: mteb's metrics without network access."""
 
 from collections.abc import Hashable, Sequence
 
@@ -16,7 +16,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from promptembedder.evaluation.official_tasks import official_task
 from promptembedder.evaluation.task_data import EvaluationTask, LabelledTexts, ScoredPairs, SearchData
 
-__all__ = ["local_task"]
+__all__ = ["build_local_task"]
 
 _TYPES = {
     "sts": "STS",
@@ -31,7 +31,7 @@ class _Similarity(AbsTaskSTS):
     def __init__(self, task: EvaluationTask, data: ScoredPairs) -> None:
         self.metadata = _metadata(task)
         super().__init__()
-        # mteb scales the scores into 0..1; correlations do not see it
+        # mteb rescales the scores to 0..1, which does not change correlations
         columns = {"sentence1": data.first, "sentence2": data.second, "score": data.scores}
         self.dataset = DatasetDict(test=Dataset.from_dict(columns))
         self.data_loaded = True
@@ -63,12 +63,12 @@ class _Classification(AbsTaskClassification):
 
 
 class _Clustering(AbsTaskClustering):
-    """The form of today's official tasks (the .v2 ones), whose draws and k-means follow the task's seed.
+    """Clustering as in the official .v2 tasks, whose samples and k-means depend on the task's seed.
 
-    The older form clusters prepared sets of texts; a flat list of rows has none.
+    The older kind of task clusters prepared sets of texts, which a flat list of rows does not have.
     """
 
-    max_fraction_of_documents_to_embed = None  # all rows: a part is drawn by `subsample`, which says so
+    max_fraction_of_documents_to_embed = None  # all rows; `subsample` selects a part
 
     def __init__(self, task: EvaluationTask, data: LabelledTexts) -> None:
         self.metadata = _metadata(task)
@@ -98,8 +98,8 @@ class _Retrieval(AbsTaskRetrieval):
         self.data_loaded = True
 
 
-def local_task(task: EvaluationTask) -> AbsTask:
-    """A new mteb task over the data of `task`."""
+def build_local_task(task: EvaluationTask) -> AbsTask:
+    """Build a new mteb task from the data of `task`."""
     match task.data:
         case ScoredPairs() as pairs:
             return _Similarity(task, pairs) if task.type == "sts" else _PairClassification(task, pairs)
@@ -123,5 +123,5 @@ def _metadata(task: EvaluationTask) -> TaskMetadata:
 
 
 def _numbers(labels: Sequence[Hashable]) -> dict[Hashable, int]:
-    """A number for each label: mteb's metrics for two classes compute with them."""
+    """Number the labels: mteb's binary metrics need numbers."""
     return {label: number for number, label in enumerate(sorted(set(labels), key=lambda label: str(label)))}

@@ -1,4 +1,4 @@
-"""Official mteb tasks by name; their data comes from the hub, or from the copy of it that is already here."""
+"""Official mteb tasks by name, with data from the hub or its local cache."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mteb.get_tasks import TASK_LIST
 from mteb.types import PromptType
 
 from promptembedder.errors import DataError
-from promptembedder.evaluation.task_score import kept_random_state
+from promptembedder.evaluation.task_score import preserve_rng
 
 __all__ = ["HubTask", "hub_tasks", "official_task", "task_sizes"]
 
@@ -23,7 +23,7 @@ _PROBE_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class HubTask:
-    """A task of mteb's own: `name` as it was asked for, of the form `Name` or `Name (subset)`."""
+    """Official mteb task. `name` is of the form `Name` or `Name (subset)`."""
 
     name: str
     type: str
@@ -33,28 +33,28 @@ class HubTask:
     files: tuple[Path, ...] = ()
 
     def load(self) -> AbsTask:
-        """A new mteb task with its data.
+        """Load a new mteb task with its data.
 
         Raises:
-            DataError: The hub does not give the data.
+            DataError: The data cannot be loaded.
         """
         task = official_task(self.name)
         try:
             task.load_data()
-        except Exception as error:  # whatever datasets, the hub or the task's own code may raise
+        except Exception as error:  # datasets, the hub and the task's code raise errors without a common base
             raise DataError(f"cannot load the data of {self.name}: {_first_line(error)}") from error
         return task
 
 
 def hub_tasks(names: Sequence[str]) -> list[HubTask]:
-    """The tasks of these names; their data is not loaded yet, but the hub is asked whether it can be.
+    """Return the named tasks without their data, and check that the hub provides the data.
 
     Raises:
-        DataError: mteb has no such task or subset, the task is about more than texts, or the hub is out of reach.
+        DataError: mteb has no such task or subset, a task has other modalities than text, or the hub is unreachable.
     """
     if not names:
-        raise DataError("no task is named. Give names of mteb's, separated by commas, or a task file.")
-    with kept_random_state():
+        raise DataError("no task is named. Give names of mteb tasks separated by commas, or a task file.")
+    with preserve_rng():
         tasks = [(name, official_task(name)) for name in names]
     chosen = [_hub_task(name, task) for name, task in tasks]
     for _, task in tasks:
@@ -63,16 +63,16 @@ def hub_tasks(names: Sequence[str]) -> list[HubTask]:
 
 
 def official_task(name: str) -> AbsTask:
-    """The mteb task called `Name`, or one subset of it: `Name (subset)`; of its splits only test where it has one.
+    """Return the mteb task `Name`, or one subset of it: `Name (subset)`, restricted to the test split if it has one.
 
     Raises:
         DataError: mteb has no such task or subset.
     """
     base, _, subset = name.removesuffix(")").partition(" (")
-    known = [made.metadata.name for made in TASK_LIST]
+    known = [known_task.metadata.name for known_task in TASK_LIST]
     if base not in known:
         close = difflib.get_close_matches(base, known, n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else "Give a name of mteb's, or a task file."
+        hint = f"Did you mean {' or '.join(close)}?" if close else "Give the name of an mteb task, or a task file."
         raise DataError(f"mteb has no task {base!r}. {hint}")
     task = get_task(base, eval_splits=["test"])
     subsets = task.metadata.hf_subsets
@@ -82,7 +82,7 @@ def official_task(name: str) -> AbsTask:
 
 
 def task_sizes(task: AbsTask) -> tuple[int, int]:
-    """How many rows or queries, and how many documents, a loaded mteb task scores."""
+    """Return the number of rows or queries and the number of documents of a loaded mteb task."""
     rows = documents = 0
     for subset in task.hf_subsets:
         parts = task.dataset[subset] if subset in task.dataset else task.dataset
@@ -95,7 +95,7 @@ def task_sizes(task: AbsTask) -> tuple[int, int]:
 
 def _hub_task(name: str, task: AbsTask) -> HubTask:
     if task.metadata.modalities != ["text"]:
-        raise DataError(f"{name} is about {', '.join(task.metadata.modalities)}; only texts can be embedded here.")
+        raise DataError(f"{name} has the modalities {', '.join(task.metadata.modalities)}; only text is supported.")
     prompt = task.metadata.prompt
     if isinstance(prompt, dict):
         prompt = prompt.get(PromptType.query.value)
@@ -108,16 +108,16 @@ def _hub_task(name: str, task: AbsTask) -> HubTask:
 
 
 def _check_reachable(task: AbsTask) -> None:
-    """Ask the hub once: the loaders would try for half a minute before they give up."""
+    """Check with one request that the hub provides the data. The loaders retry for half a minute."""
     if HF_HUB_OFFLINE:
-        return  # they then look at the copies here alone, at once
+        return  # offline, the loaders use only the local cache
     path = task.metadata.dataset["path"]
     try:
         huggingface_hub.HfApi().dataset_info(path, timeout=_PROBE_TIMEOUT_S)
-    except Exception as error:  # of whichever http library the hub's client uses
+    except Exception as error:  # the http library of the hub's client varies
         raise DataError(
-            f"the hub does not give {path}, the data of {task.metadata.name}: {_first_line(error)}. "
-            "Check the connection; with a copy of it here set HF_HUB_OFFLINE=1; or give a task file."
+            f"the hub does not provide {path}, the data of {task.metadata.name}: {_first_line(error)}. "
+            "Check the connection, set HF_HUB_OFFLINE=1 if the data is cached, or give a task file."
         ) from error
 
 

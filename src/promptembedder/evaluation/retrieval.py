@@ -1,4 +1,4 @@
-"""Retrieval tests: nDCG@10 and recall@10 of an encoder, and of BM25 as the lexical yardstick."""
+"""Retrieval scores: nDCG@10 and recall@10 of an encoder and of BM25 as lexical baseline."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ def retrieval_score(
     document_prompt: str | None = None,
     batch_size: int = 32,
 ) -> RetrievalScore:
-    """Score of `model` on `task`, ranked by cosine; computed by sentence-transformers' evaluator."""
+    """Score `model` on `task` by cosine similarity with sentence-transformers' evaluator."""
     evaluator = _evaluator(task, query_prompt=query_prompt, document_prompt=document_prompt, batch_size=batch_size)
     metrics = evaluator(model)
     prefix = f"{evaluator.name}_cosine"
@@ -41,7 +41,7 @@ def vector_score(
     query_vectors: Float[np.ndarray, "queries dim"],
     document_vectors: Float[np.ndarray, "docs dim"],
 ) -> RetrievalScore:
-    """Score of unit vectors that are there already, in the order of the task's queries and documents."""
+    """Score precomputed unit vectors, in the order of the task's queries and documents."""
     evaluator = _evaluator(task, query_prompt=None, document_prompt=None, batch_size=1)
     cosines = query_vectors @ document_vectors.T
     names = list(task.documents)
@@ -54,7 +54,7 @@ def vector_score(
 
 
 def bm25_score(task: SearchTask) -> RetrievalScore:
-    """Score of BM25 (Lucene's variant, English stop words) on `task`, by the same metric code."""
+    """Score BM25 (Lucene's variant, English stop words) on `task` with the same metric code."""
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(task.documents.values()), stopwords="en", show_progress=False), show_progress=False)
     evaluator = _evaluator(task, query_prompt=None, document_prompt=None, batch_size=1)
@@ -83,7 +83,7 @@ def _evaluator(
         batch_size=batch_size,
         name="search",
         write_csv=False,
-        # an empty prompt and not None: None would let the model's own default prompts in
+        # not None, which would select the model's default prompts
         query_prompt=query_prompt or "",
         corpus_prompt=document_prompt or "",
     )

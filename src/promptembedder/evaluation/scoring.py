@@ -15,17 +15,16 @@ from scipy.stats import ConstantInputWarning, NearConstantInputWarning
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from promptembedder.errors import DataError
-from promptembedder.evaluation.mteb_encoder import InstructedEncoder
-from promptembedder.evaluation.mteb_tasks import local_task
+from promptembedder.evaluation.mteb_encoder import MtebAdapter
+from promptembedder.evaluation.mteb_tasks import build_local_task
 from promptembedder.evaluation.official_tasks import HubTask, official_task, task_sizes
-from promptembedder.evaluation.task_score import kept_random_state
 from promptembedder.evaluation.task_data import EvaluationTask
-from promptembedder.evaluation.task_score import TaskScore
+from promptembedder.evaluation.task_score import TaskScore, preserve_rng
 from promptembedder.model import Encoder
 
-__all__ = ["score_tasks", "score_under"]
+__all__ = ["score_tasks", "score_with_instruction"]
 
-# mteb's classifiers and clusterings, and small samples, bring them always; a user can do nothing about it
+# always raised by mteb's classifiers, clusterings and small samples; not actionable
 _EXPECTED = (ConstantInputWarning, NearConstantInputWarning, ConvergenceWarning, UndefinedMetricWarning)
 _NO_METRICS = ("hf_subset", "languages", "mteb_version", "main_score")
 
@@ -38,39 +37,37 @@ def score_tasks(
     batch_size: int = 64,
     wordings: Mapping[str, Sequence[str]] | None = None,
 ) -> list[TaskScore]:
-    """The scores of `encoder` on `tasks`, in their order; equal from run to run.
+    """Score `encoder` on `tasks`, in their order and deterministically.
 
-    mteb's own seed, 42, draws its classifiers' and clusterings' rows, as in its published scores.
+    mteb's seed, 42, draws the rows of its classifiers and clusterings, as in its published scores.
 
     Args:
-        takes_instructions: False for a model that knows no instructions: it is given none, nor wordings.
-        wordings: By a task's name, other wordings of its instruction to be scored under, too.
+        takes_instructions: If False, the model is scored without instructions and without `wordings`.
+        wordings: Further instructions to score under, by the task's name.
 
     Raises:
-        DataError: A score is undefined, mteb does not know a `same_as_mteb`, or the hub does not give a task's data.
+        DataError: A score is undefined, a `same_as_mteb` is not an mteb task, or the data of a task cannot be loaded.
     """
     wordings = wordings or {}
-    with kept_random_state(), _quiet():
-        for task in tasks:  # before the first of them costs hours
+    with preserve_rng(), _suppress_output():
+        for task in tasks:  # fail before hours of scoring
             if isinstance(task, EvaluationTask) and task.mteb_name is not None:
                 official_task(task.mteb_name)
     scores = []
     for task in tasks:
         others = wordings.get(task.name, ()) if takes_instructions else ()
-        instructed = InstructedEncoder(
-            encoder, (task.instruction, *others) if takes_instructions else (), batch_size=batch_size
-        )
-        scores.append(_task_score(instructed, task, others))
+        adapter = MtebAdapter(encoder, (task.instruction, *others) if takes_instructions else (), batch_size=batch_size)
+        scores.append(_task_score(adapter, task, others))
     return scores
 
 
-def _task_score(encoder: InstructedEncoder, task: EvaluationTask | HubTask, wordings: Sequence[str]) -> TaskScore:
+def _task_score(encoder: MtebAdapter, task: EvaluationTask | HubTask, wordings: Sequence[str]) -> TaskScore:
     start = time.perf_counter()
-    with kept_random_state(), _quiet():
-        made = _made(task)
-        sizes = (task.rows_used, task.documents_used) if isinstance(task, EvaluationTask) else task_sizes(made)
-    score, details = _scored(encoder, made, task.instruction)
-    others = {wording: score_under(encoder, task, wording) for wording in wordings}
+    with preserve_rng(), _suppress_output():
+        mteb_task = _build_task(task)
+        sizes = (task.rows_used, task.documents_used) if isinstance(task, EvaluationTask) else task_sizes(mteb_task)
+    score, details = _evaluate(encoder, mteb_task, task.instruction)
+    others = {wording: score_with_instruction(encoder, task, wording) for wording in wordings}
     return TaskScore(
         task=task.name,
         type=task.type,
@@ -94,25 +91,25 @@ def _task_score(encoder: InstructedEncoder, task: EvaluationTask | HubTask, word
     )
 
 
-def score_under(encoder: InstructedEncoder, task: EvaluationTask | HubTask, instruction: str) -> float:
-    """The score on `task` under `instruction`, one of those that `encoder` was made for; 0..100.
+def score_with_instruction(encoder: MtebAdapter, task: EvaluationTask | HubTask, instruction: str) -> float:
+    """Return the score on `task` under `instruction`, one of the instructions of `encoder`, in 0..100.
 
     Raises:
         DataError: As in `score_tasks`.
     """
-    with kept_random_state(), _quiet():
-        made = _made(task)
-    return _scored(encoder, made, instruction)[0]
+    with preserve_rng(), _suppress_output():
+        mteb_task = _build_task(task)
+    return _evaluate(encoder, mteb_task, instruction)[0]
 
 
-def _made(task: EvaluationTask | HubTask) -> AbsTask:
-    """A new mteb task: they hold a random state, which goes on from one evaluation to the next."""
-    return local_task(task) if isinstance(task, EvaluationTask) else task.load()
+def _build_task(task: EvaluationTask | HubTask) -> AbsTask:
+    """Build a new mteb task: a task's random state advances with each evaluation."""
+    return build_local_task(task) if isinstance(task, EvaluationTask) else task.load()
 
 
-def _scored(encoder: InstructedEncoder, task: AbsTask, instruction: str) -> tuple[float, dict[str, Any]]:
+def _evaluate(encoder: MtebAdapter, task: AbsTask, instruction: str) -> tuple[float, dict[str, Any]]:
     encoder.instruction = instruction
-    with kept_random_state(), _quiet():
+    with preserve_rng(), _suppress_output():
         result = mteb.evaluate(
             encoder,
             task,
@@ -124,25 +121,27 @@ def _scored(encoder: InstructedEncoder, task: AbsTask, instruction: str) -> tupl
     score = 100 * float(result.get_score())
     if not math.isfinite(score):
         name, metric = task.metadata.name, task.metadata.main_score
-        raise DataError(f"{name}: {metric} is undefined. Are all vectors alike, or all rows of one kind?")
+        raise DataError(
+            f"{name}: {metric} is undefined. Check that the vectors differ and that the rows have more than one label."
+        )
     parts = {
         f"{split}/{part['hf_subset']}": {key: value for key, value in part.items() if key not in _NO_METRICS}
-        for split, of_split in result.scores.items()
-        for part in of_split
+        for split, rows in result.scores.items()
+        for part in rows
     }
-    return score, _plain(parts if len(parts) > 1 else next(iter(parts.values())))
+    return score, _to_json(parts if len(parts) > 1 else next(iter(parts.values())))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither the progress bars of datasets nor the warnings that are always there."""
+def _suppress_output() -> Iterator[None]:
+    """Suppress the progress bars of datasets and expected warnings."""
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             for category in _EXPECTED:
                 warnings.simplefilter("ignore", category)
-            # it calls tasks superseded, renamed or in beta: what is meant is that a name was asked for
+            # mteb warns of superseded, renamed and beta tasks, but the user chose them by name
             warnings.filterwarnings("ignore", category=UserWarning, module=r"mteb\.")
             yield
     finally:
@@ -150,13 +149,13 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _plain(value: Any) -> Any:
-    """The value in JSON's types; numbers that are not finite are None."""
+def _to_json(value: Any) -> Any:
+    """Convert a value to JSON types. Numbers that are not finite become None."""
     match value:
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): _to_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [_to_json(item) for item in value]
         case bool() | int() | str() | None:
             return value
         case _:

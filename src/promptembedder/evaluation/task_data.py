@@ -1,4 +1,4 @@
-"""What an evaluation task is made of: texts and what people said about them, whole or a seeded part."""
+"""Data of an evaluation task: texts with labels, complete or a seeded sample."""
 
 import random
 from collections.abc import Hashable, Sequence
@@ -14,12 +14,12 @@ __all__ = ["METRICS", "EvaluationTask", "LabelledTexts", "ScoredPairs", "SearchD
 TaskType = Literal["sts", "classification", "pair_classification", "clustering", "retrieval"]
 
 _DOCUMENTS_PER_QUERY = 10
-# mteb trains each of its ten classifiers on 8 (one task: 32) rows a label; half of these would make them all alike
+# mteb trains each of its ten classifiers on 8 (one task: 32) rows per label; these leave twice as many to draw from
 _TRAIN_ROWS_PER_LABEL = (16, 64)
 
 _CUTS = (1, 3, 5, 10, 20, 100, 1000)
 
-# what mteb computes for each type
+# the metrics of mteb by type
 METRICS: dict[TaskType, tuple[str, ...]] = {
     "sts": tuple(
         f"{way}{kind}" for way in ("cosine_", "euclidean_", "manhattan_", "") for kind in ("spearman", "pearson")
@@ -44,7 +44,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of texts: how alike people found them, or 1 and 0 for alike and not."""
+    """Pairs of texts with similarity scores, or with 1 for similar and 0 for not."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
@@ -53,7 +53,7 @@ class ScoredPairs:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts of known classes; those to train a classifier on are there for classification only."""
+    """Labelled texts. Only classification tasks have training texts."""
 
     texts: tuple[str, ...]
     labels: tuple[Hashable, ...]
@@ -63,7 +63,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class SearchData:
-    """Queries, documents as (title, text), and the grade of each document that is relevant to a query."""
+    """Queries, documents as (title, text), and the grades of the relevant documents of each query."""
 
     queries: dict[str, str]
     documents: dict[str, tuple[str, str]]
@@ -72,15 +72,15 @@ class SearchData:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """One task, ready to be scored offline.
+    """Task that can be scored offline.
 
     Args:
         paraphrases: Other wordings of the instruction.
-        rows: Pairs, texts or queries in the whole set; `rows_used` of them are here.
-        documents: Of the whole corpus, in retrieval; else 0.
-        limit: What `subsample` was asked for; None where the task is whole.
-        mteb_name: The mteb task that holds the same data, whose settings are then used.
-        files: Where the data was read from.
+        rows: Number of pairs, texts or queries in the complete set; `data` contains `rows_used` of them.
+        documents: Number of documents of the complete corpus. 0 if not retrieval.
+        limit: Limit of `subsample`. None for a complete task.
+        mteb_name: mteb task with the same data, whose classifier settings are used.
+        files: Files of the data.
     """
 
     name: str
@@ -98,7 +98,7 @@ class EvaluationTask:
 
     @property
     def rows_used(self) -> int:
-        """Pairs, texts or queries that are scored."""
+        """Number of scored pairs, texts or queries."""
         match self.data:
             case ScoredPairs(first=texts) | LabelledTexts(texts=texts):
                 return len(texts)
@@ -107,19 +107,18 @@ class EvaluationTask:
 
     @property
     def documents_used(self) -> int:
-        """Documents that are searched."""
+        """Number of searched documents."""
         return len(self.data.documents) if isinstance(self.data, SearchData) else 0
 
 
 def subsample(task: EvaluationTask, limit: int, *, seed: int = 0) -> EvaluationTask:
-    """The task with `limit` pairs, texts or queries, drawn by `seed`; those of a smaller limit are among them.
+    """Draw `limit` pairs, texts or queries of a task with `seed`. A smaller limit draws a subset.
 
-    Retrieval keeps every document that is relevant to a query kept, and adds others up to ten documents a
-    query. Classification keeps between 16 and 64 training texts of each label, so that mteb's experiments
-    still draw different ones.
+    Retrieval keeps every document relevant to a drawn query and adds others up to ten documents per query.
+    Classification keeps between 16 and 64 training texts per label, so that mteb's experiments draw different ones.
 
     Raises:
-        DataError: The task has fewer than `limit` rows, or the rows drawn leave nothing to tell apart.
+        DataError: The task has fewer than `limit` rows, or all drawn rows have the same label.
     """
     if limit > task.rows:
         raise DataError(f"limit {limit} is more than {task.name} has: {task.rows} rows. Set a limit of {task.rows}.")
@@ -128,12 +127,12 @@ def subsample(task: EvaluationTask, limit: int, *, seed: int = 0) -> EvaluationT
     part: ScoredPairs | LabelledTexts | SearchData
     match task.data:
         case ScoredPairs() as pairs:
-            rows = _drawn(range(len(pairs.first)), limit, seed)
-            part = ScoredPairs(_rows(pairs.first, rows), _rows(pairs.second, rows), _rows(pairs.scores, rows))
+            rows = _draw(range(len(pairs.first)), limit, seed)
+            part = ScoredPairs(_select(pairs.first, rows), _select(pairs.second, rows), _select(pairs.scores, rows))
         case LabelledTexts() as texts:
-            part = _part_of_texts(texts, limit, seed)
+            part = _sample_texts(texts, limit, seed)
         case SearchData() as search:
-            part = _part_of_search(search, limit, seed)
+            part = _sample_search(search, limit, seed)
     _check_varied(task, part)
     return replace(task, data=part, limit=limit, seed=seed)
 
@@ -144,14 +143,14 @@ def _check_varied(task: EvaluationTask, part: ScoredPairs | LabelledTexts | Sear
             if task.type != "classification" and len(set(values)) < 2:
                 raise DataError(
                     f"{task.name}: all {len(values)} rows drawn have the same label or score, {values[0]!r}. "
-                    "Raise the limit, or take another seed."
+                    "Raise the limit, or change the seed."
                 )
         case SearchData():
             pass
 
 
-def _part_of_texts(data: LabelledTexts, limit: int, seed: int) -> LabelledTexts:
-    rows = _drawn(range(len(data.texts)), limit, seed)
+def _sample_texts(data: LabelledTexts, limit: int, seed: int) -> LabelledTexts:
+    rows = _draw(range(len(data.texts)), limit, seed)
     labels = len(set(data.train_labels))
     least, most = _TRAIN_ROWS_PER_LABEL
     per_label = min(max(2 * limit // max(labels, 1), least), most)
@@ -159,21 +158,21 @@ def _part_of_texts(data: LabelledTexts, limit: int, seed: int) -> LabelledTexts:
     train = sorted(
         row
         for _, group in groupby(by_label, key=lambda row: data.train_labels[row])
-        for row in _drawn(list(group), per_label, seed)
+        for row in _draw(list(group), per_label, seed)
     )
     return LabelledTexts(
-        _rows(data.texts, rows),
-        _rows(data.labels, rows),
-        _rows(data.train_texts, train),
-        _rows(data.train_labels, train),
+        _select(data.texts, rows),
+        _select(data.labels, rows),
+        _select(data.train_texts, train),
+        _select(data.train_labels, train),
     )
 
 
-def _part_of_search(data: SearchData, limit: int, seed: int) -> SearchData:
-    queries = set(_drawn(list(data.queries), limit, seed))
+def _sample_search(data: SearchData, limit: int, seed: int) -> SearchData:
+    queries = set(_draw(list(data.queries), limit, seed))
     kept = {document for query in queries for document in data.relevant[query]}
     others = [document for document in data.documents if document not in kept]
-    kept.update(_drawn(others, max(0, _DOCUMENTS_PER_QUERY * limit - len(kept)), seed))
+    kept.update(_draw(others, max(0, _DOCUMENTS_PER_QUERY * limit - len(kept)), seed))
     return SearchData(
         {query: text for query, text in data.queries.items() if query in queries},
         {name: document for name, document in data.documents.items() if name in kept},
@@ -181,12 +180,12 @@ def _part_of_search(data: SearchData, limit: int, seed: int) -> SearchData:
     )
 
 
-def _drawn(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """The first `count` of a shuffled order, back in their own order."""
-    places = list(range(len(items)))
-    random.Random(seed).shuffle(places)
-    return [items[place] for place in sorted(places[:count])]
+def _draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """Return the first `count` items of a shuffled order, in their original order."""
+    rows = list(range(len(items)))
+    random.Random(seed).shuffle(rows)
+    return [items[row] for row in sorted(rows[:count])]
 
 
-def _rows(column: tuple[Item, ...], rows: Sequence[int]) -> tuple[Item, ...]:
+def _select(column: tuple[Item, ...], rows: Sequence[int]) -> tuple[Item, ...]:
     return tuple(column[row] for row in rows)

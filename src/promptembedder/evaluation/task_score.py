@@ -1,26 +1,29 @@
-"""What a score says beside its number."""
+"""Task scores, and the similarity evaluator used during training."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-import numpy as np
-import torch
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
 from promptembedder.data import read_rows
 from promptembedder.errors import DataError
-from dataclasses import dataclass, field
 
-__all__ = ['InstructedSimilarityEvaluator', 'TaskScore', 'kept_random_state', 'similarity_evaluator']
+__all__ = ["InstructedSimilarityEvaluator", "TaskScore", "preserve_rng", "similarity_evaluator"]
+
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Give the caller's generators back as they were.
+def preserve_rng() -> Iterator[None]:
+    """Restore the state of all random number generators on exit.
 
-    mteb seeds all of them when it is imported and whenever it makes a task or an evaluator; an evaluation
-    would then change the training that it interrupts.
+    mteb seeds the generators on import and whenever it builds a task or an evaluator, which would change the
+    training that an evaluation interrupts.
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -35,28 +38,28 @@ def kept_random_state() -> Iterator[None]:
 
 
 class InstructedSimilarityEvaluator(EmbeddingSimilarityEvaluator):
-    """sentence-transformers' evaluator with both sentences read under one instruction."""
+    """sentence-transformers' similarity evaluator with both sentences encoded under one instruction."""
 
     def __init__(
         self, sentences1: list[str], sentences2: list[str], scores: list[float], *, instruction: str, name: str
     ) -> None:
-        """Spearman of the cosines with `scores`."""
+        """Create an evaluator of the Spearman correlation of the cosines with `scores`."""
         super().__init__(sentences1, sentences2, scores, batch_size=64, name=name, write_csv=False)
         self.instruction = instruction
 
     def embed_inputs(self, model: SentenceTransformer, sentences: Any, **kwargs: Any) -> np.ndarray:
-        """Vectors of the sentences under the instruction."""
+        """Encode the sentences under the instruction."""
         return super().embed_inputs(model, sentences, prompt=self.instruction, **kwargs)
 
 
 def similarity_evaluator(
     path: Path, *, instruction: str, split: str | None = None, limit: int | None = None, name: str = "sts"
 ) -> InstructedSimilarityEvaluator:
-    """An evaluator from a file of rows with `sentence1`, `sentence2` and `score`.
+    """Build an evaluator from a file of rows with `sentence1`, `sentence2` and `score`.
 
     Args:
-        split: Only rows whose `split` says this.
-        limit: The first rows only; the name then says so.
+        split: Value of the column `split` of the rows used. If None, all rows.
+        limit: Number of rows, from the first. It is added to the name. If None, all rows.
 
     Raises:
         DataError: The file lacks a column or has no row of the split.
@@ -80,20 +83,20 @@ def similarity_evaluator(
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """How an encoder did on one task.
+    """Score of an encoder on one task.
 
     Args:
-        score: 0..100, in the task's main metric, under its own instruction.
-        instruction: None for an encoder that takes none.
-        wording_scores: The same under other wordings of the instruction.
-        mean: Of `wording_scores`; None without any.
-        spread: Of `wording_scores`: their population standard deviation, in points of the score.
-        rows: Pairs, texts or queries scored, of `rows_total` in the set.
-        documents: Searched, of `documents_total` in the corpus; 0 but in retrieval.
-        seconds: For all wordings, encoding and scoring; `encode_seconds` of them for encoding.
-        texts: Read by the encoder; a text that comes again within the task is not read again.
-        tokens: Of these texts, as far as the encoder reads them; None if it has no tokenizer.
-        details: Every metric that mteb computes, in its own scale, under the task's own instruction.
+        score: Main metric under the task's instruction, 0..100.
+        instruction: Instruction of the task. None for an encoder without instructions.
+        wording_scores: Scores by other wording of the instruction.
+        mean: Mean of `wording_scores`. None if empty.
+        spread: Population standard deviation of `wording_scores` in points.
+        rows: Number of scored pairs, texts or queries, of `rows_total` in the set.
+        documents: Number of searched documents, of `documents_total` in the corpus. 0 if not retrieval.
+        seconds: Duration for all wordings, of which `encode_seconds` for encoding.
+        texts: Number of encoded texts. Duplicates within the task are encoded once.
+        tokens: Number of tokens of these texts after truncation. None if the encoder has no tokenizer.
+        details: All metrics of mteb under the task's instruction, in mteb's scale.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""A folder for other engines: soft tokens, what to do with them, and a script that does it."""
+"""Export folder for other engines: soft tokens, settings and a reference script."""
 
 import hashlib
 import shutil
@@ -11,13 +11,12 @@ import torch
 
 from promptembedder.errors import DataError
 from promptembedder.export import reference
-from promptembedder.export.stock import needs_own_backbone, require_stock
-from promptembedder.model import PromptEmbedder
+from promptembedder.export.stock import check_exportable, needs_own_backbone
 from promptembedder.method import SoftTokenEncoder
-from promptembedder.model import SELF_TEST_TEXT
-from promptembedder.types import Float, Tensor
-from promptembedder.storage import versions, whole_folder, write_json
+from promptembedder.model import SELF_TEST_TEXT, PromptEmbedder
+from promptembedder.storage import atomic_directory, versions, write_json
 from promptembedder.storage.tensors import save_tensors
+from promptembedder.types import Float, Tensor
 
 __all__ = ["ExportedFolder", "export_settings", "export_soft_tokens", "file_sizes", "require_new"]
 
@@ -26,13 +25,13 @@ BACKBONE_FOLDER = "backbone"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFolder:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        reproduces: In words, what of the model's vector the other engine computes.
-        bytes: Of each file.
-        max_difference: Largest absolute difference found between this model's vectors and the export's; None where
-            nothing was compared.
+        reproduces: Description of the part of the embedding that the other engine computes.
+        bytes: Size of each file.
+        max_difference: Largest absolute difference between embeddings of the model and of the export. None if not
+            compared.
     """
 
     folder: Path
@@ -53,29 +52,29 @@ def export_soft_tokens(
     """Write soft tokens, `export.json` and `reference.py` into the new `folder`.
 
     Args:
-        instructions: Compiled ones, or any if the model has its prompter.
-        leave_out_text: See `require_stock`.
-        with_backbone: Write the reader beside them, as transformers saves it; None: where no engine could find it.
+        instructions: Compiled instructions, or any if the model has its prompter.
+        leave_out_text: See `check_exportable`.
+        with_backbone: Also save the reader. If None, only if no engine could load it by name.
 
     Raises:
-        ConfigError: A stock engine cannot compute the model's vector.
+        ConfigError: An engine without hooks cannot compute the embedding.
         DataError: `folder` exists.
     """
     encoder = model.encoder.eval()
     require_new(folder)
-    require_stock(encoder, leave_out_text=leave_out_text)
+    check_exportable(encoder, leave_out_text=leave_out_text)
     with torch.inference_mode():
         soft = encoder.soft_tokens(instructions).float().cpu()
-        vectors = [_without_text(encoder, one) for one in instructions]
+        vectors = [_embed_without_text_pooling(encoder, one) for one in instructions]
     has_backbone = needs_own_backbone(encoder) if with_backbone is None else with_backbone
     settings = export_settings(encoder, instructions, vectors, kind="soft-tokens", leaves_out=leave_out_text)
     settings["backbone"]["folder"] = BACKBONE_FOLDER if has_backbone else None
-    tensors = {f"soft_tokens.{place}": one for place, one in enumerate(soft)}
+    tensors = {f"soft_tokens.{index}": one for index, one in enumerate(soft)}
     for entry, (name, tensor) in zip(settings["instructions"], tensors.items(), strict=True):
         entry |= {"tensor": name, "sha256": hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}
     if encoder.head is not None:
         tensors |= {f"head.{name}": tensor.float() for name, tensor in encoder.head.state_dict().items()}
-    with whole_folder(folder) as scratch:
+    with atomic_directory(folder) as scratch:
         save_tensors(scratch / "soft_tokens.safetensors", tensors)
         shutil.copyfile(reference.__file__, scratch / "reference.py")
         if has_backbone:
@@ -95,24 +94,24 @@ def export_settings(
     kind: str,
     leaves_out: bool = False,
 ) -> dict[str, Any]:
-    """What `export.json` holds: all that another engine must know to make the vectors.
+    """Build the content of `export.json`: everything that another engine needs to compute embeddings.
 
     Args:
-        vectors: Of `SELF_TEST_TEXT` under each instruction, for the other engine to compare its own with.
-        leaves_out: The text's own states are part of the model's vector and not of these.
+        vectors: Embedding of `SELF_TEST_TEXT` under each instruction, for comparison by the other engine.
+        leaves_out: Text pooling is part of the model's embedding and not of `vectors`.
     """
-    settings, reader = encoder.settings, encoder.reader
+    settings, reader = encoder.config, encoder.reader
     whole = "the model's vector, whole"
     part = (
-        f"the model's vector without the text's own states (text_weight {settings.text_weight:g}): "
-        "that of the same model with text_weight 0"
+        f"the model's vector without the text's own states (text_pooling_weight {settings.text_pooling_weight:g}): "
+        "that of the same model with text_pooling_weight 0"
     )
     tests = [{"text": SELF_TEST_TEXT, "vector": [round(number, 7) for number in one.tolist()]} for one in vectors]
     return {
         "format": 1,
         "kind": kind,
-        "reproduces": part if leaves_out and settings.text_weight else whole,
-        "backbone": {**asdict(reader.ref), "folder": None},
+        "reproduces": part if leaves_out and settings.text_pooling_weight else whole,
+        "backbone": {**asdict(reader.identity), "folder": None},
         "input": {"table": _table_name(encoder), "scale": reader.quirks.expected_scale(reader.model.config)},
         "text": {
             "begins_with": reader.tokenizer.prefix,
@@ -134,30 +133,30 @@ def export_settings(
 
 
 def require_new(folder: Path) -> None:
-    """Refuse a folder that is there.
+    """Check that a folder does not exist.
 
     Raises:
-        DataError: It exists.
+        DataError: The folder exists.
     """
     if folder.exists():
         raise DataError(f"{folder} exists. Name a new folder.")
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a folder, by its path in it."""
+    """Return the size in bytes of each file, by its path relative to the folder."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _without_text(encoder: SoftTokenEncoder, instruction: str) -> Float[Tensor, " dim_r"]:
-    """The self-test's vector under an instruction, without the text's own states."""
-    readout, encoder.readout = encoder.readout, None
+def _embed_without_text_pooling(encoder: SoftTokenEncoder, instruction: str) -> Float[Tensor, " dim_r"]:
+    """Embed the self-test text under an instruction, without text pooling."""
+    text_pooling, encoder.text_pooling = encoder.text_pooling, None
     try:
         vector: Tensor = encoder(encoder.instructed_features([SELF_TEST_TEXT], instruction))["sentence_embedding"]
     finally:
-        encoder.readout = readout
+        encoder.text_pooling = text_pooling
     return vector[0].float().cpu()
 
 
 def _table_name(encoder: SoftTokenEncoder) -> str:
-    table = encoder.reader.input_table
+    table = encoder.reader.input_embeddings
     return next(name for name, weight in encoder.reader.decoder.named_parameters() if weight is table)

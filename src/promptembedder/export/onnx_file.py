@@ -1,4 +1,4 @@
-"""A model for one instruction as an ONNX file, compared with the model itself before it counts."""
+"""Export of the model for one instruction to ONNX; the graph is compared with the model before it is kept."""
 
 import logging
 import shutil
@@ -14,33 +14,33 @@ from promptembedder import extras
 from promptembedder.errors import BackboneError
 from promptembedder.export import reference
 from promptembedder.export.bundle import ExportedFolder, export_settings, file_sizes, require_new
-from promptembedder.export.graph import OneInstruction, require_traceable
+from promptembedder.export.graph import FixedInstructionModel, require_traceable
 from promptembedder.export.stock import require_plain_weights
-from promptembedder.model import PromptEmbedder
 from promptembedder.method import SoftTokenEncoder
-from promptembedder.model import SELF_TEST_TEXT
+from promptembedder.model import SELF_TEST_TEXT, PromptEmbedder
+from promptembedder.storage import atomic_directory, write_json
 from promptembedder.types import Float, Int, Tensor
-from promptembedder.storage import whole_folder, write_json
 
 __all__ = ["export_onnx"]
 
 FILE_NAME = "model.onnx"
 _MODULES = ("onnx", "onnxscript", "onnxruntime")
-_LARGEST_DIFFERENCE = 1e-4  # between float32 vectors of length 1; kernels that sum in another order stay below 1e-6
-_SHAPES = ((1, 1), (2, 7), (5, 33))  # texts and tokens; compared, none of them the one that is traced
+_LARGEST_DIFFERENCE = 1e-4  # of float32 unit vectors; another summation order alone stays below 1e-6
+_SHAPES = ((1, 1), (2, 7), (5, 33))  # (texts, tokens) to compare, other than the traced shape
 _TRACED = (3, 11)
 
 
 def export_onnx(model: PromptEmbedder, folder: Path, *, instruction: str) -> ExportedFolder:
-    """Write the whole model for one compiled instruction as one float32 graph into the new `folder`.
+    """Write the model for one compiled instruction as a float32 graph into the new `folder`.
 
-    `input_ids` and `attention_mask`, int64 [batch, seq] of any size, to `sentence_embedding`, float32 [batch, dim].
-    Beside it: the tokenizer, `export.json` and `reference.py`. `model` is float32 and on the CPU afterwards.
+    Inputs are `input_ids` and `attention_mask`, int64 [batch, seq] of any size; the output is `sentence_embedding`,
+    float32 [batch, dim]. The folder also contains the tokenizer, `export.json` and `reference.py`. Afterwards `model`
+    is float32 and on the CPU.
 
     Raises:
         ImportError: The extra `onnx` is not installed.
-        ConfigError: The model is of a kind that one graph cannot hold.
-        BackboneError: The exporter cannot trace this reader, or the graph's vectors differ.
+        ConfigError: The model cannot be traced as one graph.
+        BackboneError: The exporter cannot trace this reader, or the graph computes other embeddings.
         DataError: `folder` exists.
     """
     for name in _MODULES:
@@ -52,12 +52,12 @@ def export_onnx(model: PromptEmbedder, folder: Path, *, instruction: str) -> Exp
     model.to("cpu")
     encoder.reader.float()
     with torch.inference_mode():
-        own = encoder(encoder.instructed_features([SELF_TEST_TEXT], instruction))["sentence_embedding"]
+        embedding = encoder(encoder.instructed_features([SELF_TEST_TEXT], instruction))["sentence_embedding"]
     with torch.no_grad():
         soft = encoder.soft_tokens([instruction])[0].detach().float().clone()
-    settings = export_settings(encoder, [instruction], [own[0].clone()], kind="onnx")
+    settings = export_settings(encoder, [instruction], [embedding[0].clone()], kind="onnx")
     settings["backbone"]["dtype"] = "float32"
-    with whole_folder(folder) as scratch:
+    with atomic_directory(folder) as scratch:
         _write_graph(encoder, soft, scratch / FILE_NAME)
         difference = _largest_difference(encoder, soft, scratch / FILE_NAME)
         settings["max_difference"] = difference
@@ -75,8 +75,8 @@ def export_onnx(model: PromptEmbedder, folder: Path, *, instruction: str) -> Exp
 
 def _write_graph(encoder: SoftTokenEncoder, soft: Float[Tensor, "prompt width"], path: Path) -> None:
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    graph = OneInstruction(encoder, soft).eval()
-    source = encoder.reader.ref.source
+    graph = FixedInstructionModel(encoder, soft).eval()
+    source = encoder.reader.identity.source
     with torch.no_grad(), graph.hooked(), _quiet_exporters():
         try:
             traced = torch.export.export(graph, _example(encoder, *_TRACED), dynamic_shapes=(any_size, any_size))
@@ -87,7 +87,7 @@ def _write_graph(encoder: SoftTokenEncoder, soft: Float[Tensor, "prompt width"],
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # the exporters name no errors of their own, and raise nearly all there are
+        except Exception as error:  # the exporters raise nearly every exception class
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BackboneError(f"the ONNX exporter cannot trace backbone {source!r}: {reason[:200]}") from error
         assert program is not None
@@ -95,21 +95,21 @@ def _write_graph(encoder: SoftTokenEncoder, soft: Float[Tensor, "prompt width"],
 
 
 def _largest_difference(encoder: SoftTokenEncoder, soft: Float[Tensor, "prompt width"], path: Path) -> float:
-    """Between the vectors of the file and the encoder's own, over batches of several sizes, padded anywhere."""
+    """Return the largest difference between embeddings of the file and of the encoder over several batch shapes."""
     runtime = extras.require("onnxruntime", extra="onnx")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     largest = 0.0
     for texts, tokens in _SHAPES:
         ids, mask = _example(encoder, texts, tokens)
-        found = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+        actual = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
         rows = [tuple(row[present.bool()].tolist()) for row, present in zip(ids, mask, strict=True)]
         with torch.inference_mode():
-            expected = encoder.embed_rows(rows, soft.expand(texts, -1, -1)).numpy()
-        largest = max(largest, float(np.abs(found - expected).max()))
+            expected = encoder.embed_token_ids(rows, soft.expand(texts, -1, -1)).numpy()
+        largest = max(largest, float(np.abs(actual - expected).max()))
     if not largest <= _LARGEST_DIFFERENCE:
         raise BackboneError(
             f"the graph's vectors differ by {largest:.1e} from the model's, more than {_LARGEST_DIFFERENCE}: backbone "
-            f"{encoder.reader.ref.source!r} cannot be exported. Serve the model with promptembedder serve."
+            f"{encoder.reader.identity.source!r} cannot be exported. Serve the model with promptembedder serve."
         )
     return largest
 
@@ -117,9 +117,9 @@ def _largest_difference(encoder: SoftTokenEncoder, soft: Float[Tensor, "prompt w
 def _example(
     encoder: SoftTokenEncoder, texts: int, tokens: int
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Random tokens after what every text begins with; some rows padded on the left, some on the right."""
+    """Draw random tokens after the tokenizer's prefix; some rows are padded on the left, some on the right."""
     generator = torch.Generator().manual_seed(texts)
-    ids = torch.randint(len(encoder.reader.input_table), (texts, tokens), generator=generator)
+    ids = torch.randint(len(encoder.reader.input_embeddings), (texts, tokens), generator=generator)
     mask = torch.ones_like(ids)
     begin = encoder.reader.tokenizer.prefix[:tokens]
     for row in range(texts):
@@ -133,7 +133,7 @@ def _example(
 
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """Without what the exporters say about libraries that are not there, and about their own insides."""
+    """Suppress warnings and log records of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

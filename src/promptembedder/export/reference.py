@@ -1,13 +1,13 @@
-"""Vectors from an export folder: all arithmetic around the engine, in plain torch; promptembedder is not needed.
+"""Compute embeddings from an export folder with transformers, vLLM or onnxruntime; promptembedder is not needed.
 
     python reference.py texts.txt --instruction "..." --output vectors.npy
     python reference.py texts.txt --instruction "..." --output vectors.npy --engine vllm
 
-Reads `export.json` and what lies beside it; `texts.txt` has a text a line. Needs numpy and transformers, and by engine
-torch and safetensors (`transformers`, `vllm`) or onnxruntime (`onnx`: a folder written with --format onnx). The vllm
-engine shares everything with the others but `_vllm_states`, which follows vLLM's documentation and has not been run by
-this project's tests. Every engine also computes the self-test of `export.json`: where its vector is another one,
-nothing is written.
+The script loads `export.json` and the other files of its folder; `texts.txt` has one text per line. It needs numpy and
+transformers, and torch and safetensors (engines `transformers`, `vllm`) or onnxruntime (engine `onnx`: a folder written
+with --format onnx). The vllm engine shares everything with the others but `_vllm_states`, which follows vLLM's
+documentation and is not covered by the tests. Every engine computes the self-test of `export.json` first: if the
+embedding differs, nothing is written.
 """
 
 import argparse
@@ -23,40 +23,40 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Export", "assembled", "embed", "finished", "read_export", "token_rows"]
+__all__ = ["Export", "build_inputs", "embed", "pool_and_normalize", "read_export", "tokenize"]
 
-_LEAST_COSINE = 0.99  # to the self-test's vector: other kernels and half precision turn it by thousandths at most
+_LEAST_COSINE = 0.99  # to the self-test embedding: other kernels and half precision cost thousandths at most
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export folder: its settings, and the tokenizer's and backbone's place."""
+    """Export folder: its settings, and the path or hub id of tokenizer and backbone."""
 
     folder: Path
     settings: dict[str, Any]
     backbone: str
 
     def entry(self, instruction: str) -> dict[str, Any]:
-        """What the export holds for an instruction; SystemExit names those that it has."""
+        """Return the entry of an instruction. Raises SystemExit with the known instructions if there is none."""
         known = {entry["instruction"]: entry for entry in self.settings["instructions"]}
         if instruction not in known:
             raise SystemExit(f"error: {instruction!r} is not in this export. It has: {', '.join(map(repr, known))}")
-        found: dict[str, Any] = known[instruction]
-        return found
+        entry: dict[str, Any] = known[instruction]
+        return entry
 
 
 def read_export(folder: Path, backbone: str | None = None) -> Export:
-    """The export in `folder`; `backbone` is a folder or hub id that replaces the one it names."""
+    """Load the export in `folder`; `backbone` is a folder or hub id that replaces that of the export."""
     settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     if settings["format"] != 1:
-        raise SystemExit(f"error: export.json has format {settings['format']}, this script reads 1.")
+        raise SystemExit(f"error: export.json has format {settings['format']}, this script supports 1.")
     named = settings["backbone"]
-    own = folder / named["folder"] if named["folder"] else named["source"]
-    return Export(folder, settings, str(backbone or own))
+    default = folder / named["folder"] if named["folder"] else named["source"]
+    return Export(folder, settings, str(backbone or default))
 
 
-def token_rows(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text: what all begin with, then the text, cut at the limit; special strings are plain text."""
+def tokenize(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenize texts: prefix, then the text, truncated at the limit. Special strings are plain text."""
     rules = export.settings["text"]
     begin: list[int] = rules["begins_with"]
     # half an emoji, as JSON's escapes and cut strings leave it, becomes U+FFFD
@@ -65,12 +65,12 @@ def token_rows(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[lis
     return [(begin + row[: max(rules["max_tokens"] - len(begin), 0)])[: rules["max_tokens"]] for row in rows]
 
 
-def assembled(export: Export, table: "torch.Tensor", soft: "torch.Tensor", ids: Sequence[int]) -> "torch.Tensor":
-    """The engine's input vectors of one text, [tokens, dim]: [text ; soft tokens], or [begin ; soft tokens ; text].
+def build_inputs(export: Export, table: "torch.Tensor", soft: "torch.Tensor", ids: Sequence[int]) -> "torch.Tensor":
+    """Build the input embeddings of one text, [tokens, dim]: [text, soft tokens] or [prefix, soft tokens, text].
 
     Args:
-        table: The backbone's input embeddings, unscaled, in the dtype that the engine computes in.
-        soft: Of the instruction, [prompt, dim].
+        table: The backbone's input embeddings, unscaled, in the dtype of the engine.
+        soft: Soft tokens of the instruction, [prompt, dim].
     """
     import torch
 
@@ -83,12 +83,12 @@ def assembled(export: Export, table: "torch.Tensor", soft: "torch.Tensor", ids: 
     return torch.cat([text[:begin], soft, text[begin:]])
 
 
-def finished(export: Export, states: "torch.Tensor", head: dict[str, "torch.Tensor"]) -> np.ndarray:
-    """The vector, float32 at length 1, from the final states of `assembled`; for pooling `last` its last row is enough.
+def pool_and_normalize(export: Export, states: "torch.Tensor", head: dict[str, "torch.Tensor"]) -> np.ndarray:
+    """Return the unit vector, float32, from the final hidden states; pooling `last` needs only the last of them.
 
     Args:
         states: [tokens, dim], not normalised.
-        head: Weight and bias of the map on the pooled state; empty where the export has none.
+        head: Weight and bias of the output projection; empty if the export has none.
     """
     states, settings = states.float(), export.settings
     if settings["pooling"] == "last":
@@ -110,17 +110,17 @@ def finished(export: Export, states: "torch.Tensor", head: dict[str, "torch.Tens
 def embed(
     export: Export, texts: Sequence[str], instruction: str, *, engine: str = "transformers", dtype: str | None = None
 ) -> np.ndarray:
-    """Vectors of the texts under an instruction, float32 [texts, dim]; SystemExit where the self-test fails.
+    """Embed texts under an instruction, float32 [texts, dim]. Raises SystemExit if the self-test fails.
 
     Args:
         engine: `transformers`, `vllm` or `onnx`.
-        dtype: That the backbone computes in; by default the one it was exported from.
+        dtype: Dtype of the backbone. If None, that of the export.
     """
     from transformers import AutoTokenizer
 
     test = export.entry(instruction)["self_test"]
     tokenizer = AutoTokenizer.from_pretrained(str(export.folder) if engine == "onnx" else export.backbone)
-    rows = token_rows(export, tokenizer, [test["text"], *texts])
+    rows = tokenize(export, tokenizer, [test["text"], *texts])
     if engine == "onnx":
         vectors = _onnx_vectors(export, rows)
     else:
@@ -128,7 +128,7 @@ def embed(
     cosine = float(vectors[0] @ np.asarray(test["vector"], dtype=np.float32))
     if not cosine >= _LEAST_COSINE:
         raise SystemExit(
-            f"error: the engine gives the self-test another vector: cosine {cosine:.4f}, expected {_LEAST_COSINE}. "
+            f"error: wrong embedding of the self-test: cosine {cosine:.4f}, expected at least {_LEAST_COSINE}. "
             "Check that the backbone is the one export.json names, that its input vectors are scaled as there, and "
             "that the engine returns final states that are not normalised."
         )
@@ -147,13 +147,13 @@ def _engine_vectors(
     soft = tensors[export.entry(instruction)["tensor"]]
     head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
     table = _input_table(export).to(getattr(torch, dtype))
-    sequences = [assembled(export, table, soft, row) for row in rows]
+    sequences = [build_inputs(export, table, soft, row) for row in rows]
     engine_states = {"transformers": _transformers_states, "vllm": _vllm_states}[engine]
-    return np.stack([finished(export, states, head) for states in engine_states(export, sequences, dtype)])
+    return np.stack([pool_and_normalize(export, states, head) for states in engine_states(export, sequences, dtype)])
 
 
 def _input_table(export: Export) -> "torch.Tensor":
-    """The backbone's input embeddings, read without its other weights."""
+    """Load the input embeddings of the backbone without its other weights."""
     from safetensors import safe_open
 
     folder, name = Path(export.backbone), export.settings["input"]["table"]
@@ -163,17 +163,17 @@ def _input_table(export: Export) -> "torch.Tensor":
         folder = Path(snapshot_download(export.backbone, revision=export.settings["backbone"]["revision"]))
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # the file is no mapping
+            for key in file.keys():  # safe_open is not a mapping
                 if key == name or key.endswith(f".{name}"):
                     table: torch.Tensor = file.get_tensor(key)
                     return table
-    raise SystemExit(f"error: {folder} holds no input embeddings named {name}. Give another --backbone.")
+    raise SystemExit(f"error: {folder} contains no input embeddings named {name}. Pass another --backbone.")
 
 
 def _transformers_states(
     export: Export, sequences: Sequence["torch.Tensor"], dtype: str, *, batch_size: int = 16
 ) -> Iterator["torch.Tensor"]:
-    """Final states of each sequence, in batches padded on the left."""
+    """Yield the final hidden states of each sequence, in left-padded batches."""
     import torch
     from transformers import AutoModel
 
@@ -192,9 +192,9 @@ def _transformers_states(
 
 
 def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str) -> Iterator["torch.Tensor"]:
-    """Final states from vLLM's pooling runner: the last position's, or those of all where several are pooled.
+    """Yield final hidden states from vLLM's pooling runner: of the last position, or of all if several are pooled.
 
-    Not run by this project's tests; all else in this file is.
+    This is the only function of the script without a test.
     """
     import torch
     from vllm import LLM, PoolingParams  # type: ignore[import-not-found, unused-ignore]
@@ -202,7 +202,7 @@ def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str
     engine = LLM(model=export.backbone, runner="pooling", dtype=dtype, enable_prompt_embeds=True)
     outputs = engine.encode(
         [{"prompt_embeds": sequence} for sequence in sequences],
-        pooling_params=PoolingParams(use_activation=False),  # states as they are: `finished` normalises
+        pooling_params=PoolingParams(use_activation=False),  # states as they are: `pool_and_normalize` normalises
         pooling_task="embed" if export.settings["pooling"] == "last" else "token_embed",
     )
     for output in outputs:
@@ -210,39 +210,39 @@ def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str
 
 
 def _onnx_vectors(export: Export, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> np.ndarray:
-    """The graph's vectors; it takes ids and mask, whatever the side of the padding."""
+    """Run the ONNX graph on left-padded batches."""
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
     session = onnxruntime.InferenceSession(str(export.folder / "model.onnx"), providers=["CPUExecutionProvider"])
     vectors = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        width = max([1, *map(len, batch)])  # a batch of nothing but empty texts is one column of padding
+        width = max([1, *map(len, batch)])  # a batch of empty texts has one column of padding
         ids = np.array([[0] * (width - len(row)) + list(row) for row in batch], dtype=np.int64)
         mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in batch], dtype=np.int64)
         vectors.append(session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
     return np.concatenate(vectors)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Embed the lines of a file."""
     parser = argparse.ArgumentParser(description="Vectors from a PromptEmbedder export.")
-    parser.add_argument("texts", type=Path, help="file with a text a line")
-    parser.add_argument("--instruction", help="one of the export's; needed where it has several")
+    parser.add_argument("texts", type=Path, help="file with one text per line")
+    parser.add_argument("--instruction", help="one of the export; required if it has several")
     parser.add_argument("--output", type=Path, required=True, help=".npy file of the vectors, float32 [texts, dim]")
     parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of export.json")
     parser.add_argument("--backbone", help="folder or hub id of the reader, if not the one in export.json")
     parser.add_argument("--engine", choices=("transformers", "vllm", "onnx"), default="transformers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-    asked = parser.parse_args(words)
-    export = read_export(asked.export, asked.backbone)
+    args = parser.parse_args(argv)
+    export = read_export(args.export, args.backbone)
     known = [entry["instruction"] for entry in export.settings["instructions"]]
-    if asked.instruction is None and len(known) > 1:
-        raise SystemExit(f"error: the export has several instructions. Give --instruction, one of: {known}")
-    texts = asked.texts.read_text(encoding="utf-8").splitlines()
-    vectors = embed(export, texts, asked.instruction or known[0], engine=asked.engine, dtype=asked.dtype)
-    np.save(asked.output, vectors)
-    sys.stdout.write(f"{asked.output}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each\n")
+    if args.instruction is None and len(known) > 1:
+        raise SystemExit(f"error: the export has several instructions. Pass --instruction, one of: {known}")
+    texts = args.texts.read_text(encoding="utf-8").splitlines()
+    vectors = embed(export, texts, args.instruction or known[0], engine=args.engine, dtype=args.dtype)
+    np.save(args.output, vectors)
+    sys.stdout.write(f"{args.output}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each\n")
 
 
 if __name__ == "__main__":

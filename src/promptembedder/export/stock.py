@@ -1,4 +1,4 @@
-"""What of a model an engine can compute that only takes input vectors and hands out final states."""
+"""Checks for export to engines that only map input embeddings to final hidden states."""
 
 from collections.abc import Sequence
 
@@ -7,72 +7,75 @@ from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.method import SoftTokenEncoder
 
-__all__ = ["chosen_instructions", "needs_own_backbone", "require_plain_weights", "require_stock"]
+__all__ = ["check_exportable", "needs_own_backbone", "require_plain_weights", "select_instructions"]
 
-_FINDABLE = ("hub", "folder")
+_LOADABLE_BY_NAME = ("hub", "folder")
 
 
-def require_stock(encoder: SoftTokenEncoder, *, leave_out_text: bool = False) -> None:
-    """Refuse a model of whose vector a stock engine lacks a part.
+def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False) -> None:
+    """Check that an engine without hooks can compute the embedding.
 
     Args:
-        leave_out_text: Export the vector without the text's own states: that of the same model with text_weight 0.
+        leave_out_text: Export the embedding without text pooling, as with text_pooling_weight 0.
 
     Raises:
-        ConfigError: Soft tokens enter deeper layers or depend on the text, texts leave the reader early, their own
-            states are added, or the reader is quantised.
+        ConfigError: The model has deep prompts, early exit or text pooling, its soft tokens depend on the text, or the
+            reader is quantised.
     """
-    settings = encoder.settings
-    gaps, mends = [], []
+    settings = encoder.config
+    gaps, fixes = [], []
     if settings.conditioning != "instruction":
-        gaps.append(f"conditioning {settings.conditioning!r} makes soft tokens anew for each text")
-        mends.append("conditioning: instruction")
-    if settings.deep_every:
-        gaps.append(f"deep_every {settings.deep_every} puts soft tokens into deeper layers, too")
-        mends.append("deep_every: 0")
-    if settings.exit_depth < 1:
-        gaps.append(f"exit_depth {settings.exit_depth:g} ends the reading of a text early")
-        mends.append("exit_depth: 1")
+        gaps.append(f"conditioning {settings.conditioning!r} generates soft tokens for each text")
+        fixes.append("conditioning: instruction")
+    if settings.deep_prompt_interval:
+        gaps.append(f"deep_prompt_interval {settings.deep_prompt_interval} adds soft tokens at deeper layers")
+        fixes.append("deep_prompt_interval: 0")
+    if settings.early_exit_fraction < 1:
+        gaps.append(f"early_exit_fraction {settings.early_exit_fraction:g} stops texts before the last layer")
+        fixes.append("early_exit_fraction: 1")
     leave_out = ""
-    if settings.text_weight and not leave_out_text:
-        gaps.append(f"text_weight {settings.text_weight:g} adds states from inside the reader")
-        mends.append("text_weight: 0")
-        if not settings.deep_every:
+    if settings.text_pooling_weight and not leave_out_text:
+        gaps.append(f"text_pooling_weight {settings.text_pooling_weight:g} adds hidden states of a middle layer")
+        fixes.append("text_pooling_weight: 0")
+        if not settings.deep_prompt_interval:
             leave_out = " or --leave-out-text"
     if gaps:
-        whole = ", or export all of it with --format onnx" if settings.conditioning == "instruction" else ""
+        whole = ", or export the complete model with --format onnx" if settings.conditioning == "instruction" else ""
         raise ConfigError(
             f"an engine that takes input vectors cannot compute this model: {'; '.join(gaps)}. "
-            f"Train with {', '.join(mends)}{leave_out}{whole}."
+            f"Train with {', '.join(fixes)}{leave_out}{whole}."
         )
     require_plain_weights(encoder.reader)
 
 
 def require_plain_weights(reader: Backbone) -> None:
-    """Refuse a quantised reader.
+    """Check that the reader is not quantised.
 
     Raises:
-        ConfigError: Its weights are quantised.
+        ConfigError: The reader is quantised.
     """
-    if reader.ref.quantization is not None:
+    if reader.identity.quantization is not None:
         raise ConfigError(
-            f"the reader is quantised ({reader.ref.quantization}), which no other engine repeats exactly. "
-            "Move the model to the same LLM without quantization, then export it."
+            f"the reader is quantised ({reader.identity.quantization}), which no other engine reproduces exactly. "
+            "Transfer the model to the same LLM without quantization, then export it."
         )
 
 
 def needs_own_backbone(encoder: SoftTokenEncoder) -> bool:
-    """Whether no engine could find this reader under its name: GGUF, installed, random, or cut."""
-    return encoder.settings.reader.layers is not None or find_source(encoder.reader.ref.source).kind not in _FINDABLE
+    """Return True if no engine could load the reader by its name: GGUF, installed, random or shortened."""
+    return (
+        encoder.config.reader.layers is not None
+        or find_source(encoder.reader.identity.source).kind not in _LOADABLE_BY_NAME
+    )
 
 
-def chosen_instructions(compiled: Sequence[str], asked: Sequence[str], model: str) -> list[str]:
-    """The compiled instructions that were asked for, each once; all of them if none was.
+def select_instructions(compiled: Sequence[str], requested: Sequence[str], model: str) -> list[str]:
+    """Return the requested compiled instructions without duplicates, or all compiled ones if none is requested.
 
     Raises:
-        ConfigError: One is not compiled, or there is none at all.
+        ConfigError: A requested instruction is not compiled, or the model has no compiled instruction.
     """
-    wanted = list(dict.fromkeys(clean_text(text).strip() for text in asked)) or list(compiled)
+    wanted = list(dict.fromkeys(clean_text(text).strip() for text in requested)) or list(compiled)
     missing = [text for text in wanted if text not in compiled]
     if missing:
         raise ConfigError(

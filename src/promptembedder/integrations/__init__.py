@@ -1,19 +1,19 @@
-"""Embedders for the frameworks that users have: each an extra, each a small view of a model that is loaded once."""
+"""Embedders for LangChain, LlamaIndex, LanceDB, Chroma and Haystack; all of them share one loaded model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptembedder.integrations.chroma import PromptEmbedderEmbeddingFunction
+    from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
     from promptembedder.integrations.haystack import PromptEmbedderDocumentEmbedder, PromptEmbedderTextEmbedder
-    from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
     from promptembedder.integrations.lancedb import PromptEmbedderFunction
     from promptembedder.integrations.langchain import PromptEmbedderEmbeddings
     from promptembedder.integrations.llama_index import PromptEmbedderEmbedding
     from promptembedder.integrations.shared_model import forget_models
 
 __all__ = [
-    "InstructedView",
+    "EmbedderView",
     "PromptEmbedderDocumentEmbedder",
     "PromptEmbedderEmbedding",
     "PromptEmbedderEmbeddingFunction",
@@ -24,21 +24,21 @@ __all__ = [
     "forget_models",
 ]
 
-_HOMES = {
-    "InstructedView": "instructed_view",
+_MODULE_OF = {
+    "EmbedderView": "embedder_view",
     "PromptEmbedderDocumentEmbedder": "haystack",
     "PromptEmbedderEmbedding": "llama_index",
     "PromptEmbedderEmbeddingFunction": "chroma",
     "PromptEmbedderEmbeddings": "langchain",
     "PromptEmbedderFunction": "lancedb",
     "PromptEmbedderTextEmbedder": "haystack",
-    "ViewConfig": "instructed_view",
+    "ViewConfig": "embedder_view",
     "forget_models": "shared_model",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name on first use: nobody has all of these frameworks."""
-    if name not in _HOMES:
+    """Import a name on first use, because few users install all of these frameworks."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,29 +1,29 @@
-"""Chroma's `EmbeddingFunction`; importing this file registers it, so that collections find it again by name."""
+"""Chroma's `EmbeddingFunction`. Importing this module registers it, so that collections find it by name."""
 
 from typing import Any
 
-from promptembedder.extras import foreign_imports
+from promptembedder.extras import require_version
 
-with foreign_imports("chromadb", extra="chroma", at_least="1.5"):
+with require_version("chromadb", extra="chroma", at_least="1.5"):
     from chromadb.api.types import Documents, EmbeddingFunction, Space
     from chromadb.utils.embedding_functions import register_embedding_function
 
 import numpy as np
 
 from promptembedder.errors import ConfigError
-from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
 
 __all__ = ["PromptEmbedderEmbeddingFunction"]
 
 
 @register_embedding_function
 class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
-    """Documents under one instruction, queries under another; the model is loaded once for all.
+    """Embedding function with one instruction for documents and one for queries. All instances share one loaded model.
 
-    A collection keeps name and configuration, and opens again without being given the function.
+    A collection stores name and configuration, and reopens without the function as an argument.
 
     Attributes:
-        view: What it computes with.
+        view: View of the model that computes the embeddings.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
         device: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """See `model` under an instruction; the arguments are those of `ViewConfig`.
+        """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
 
         Raises:
-            TypeError: An argument is of the wrong type.
-            ConfigError: One is blank or out of range.
+            TypeError: An argument has the wrong type.
+            ConfigError: An argument is blank or out of range.
         """
-        self.view = InstructedView(
+        self.view = EmbedderView(
             ViewConfig(
                 model=model,
                 instruction=instruction,
@@ -58,54 +58,54 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
         )
 
     def __call__(self, input: list[str]) -> list[np.ndarray]:
-        """Unit vectors of documents.
+        """Embed documents as unit vectors.
 
         Raises:
-            DataError: One has no text.
+            DataError: A document has no text.
         """
         return list(self.view.embed_documents(input))
 
     def embed_query(self, input: list[str]) -> list[np.ndarray]:
-        """Unit vectors of queries.
+        """Embed queries as unit vectors.
 
         Raises:
-            DataError: One is no string.
+            DataError: A query is not a string.
         """
         return list(self.view.embed_queries(input))
 
     @staticmethod
     def name() -> str:
-        """Under which collections find it again."""
+        """Return the name under which collections store this function."""
         return "promptembedder"
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> "PromptEmbedderEmbeddingFunction":
-        """The function whose `get_config` this was; no model is loaded.
+        """Build the function from the result of `get_config`; no model is loaded.
 
         Raises:
-            ConfigError: A setting is unknown, or the model is missing.
+            ConfigError: A setting is unknown, or `model` is missing.
         """
         return PromptEmbedderEmbeddingFunction(**ViewConfig.from_dict(config).to_dict())
 
     def get_config(self) -> dict[str, Any]:
-        """What a collection keeps."""
+        """Return the configuration that a collection stores."""
         return self.view.config.to_dict()
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
-        """Refuse what no function can be built from.
+        """Check that a function can be built from `config`.
 
         Raises:
-            ConfigError: A setting is unknown, out of range, or the model is missing.
-            TypeError: A setting is of the wrong type.
+            ConfigError: A setting is unknown or out of range, or `model` is missing.
+            TypeError: A setting has the wrong type.
         """
         ViewConfig.from_dict(config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Refuse what would leave the collection's vectors those of another model; its folder may have moved.
+        """Check that the new configuration computes the same document vectors; the model folder may differ.
 
         Raises:
-            ConfigError: Reader, length or the documents' instruction differ.
+            ConfigError: `reader`, `document_instruction` or `max_tokens` differ.
         """
         for name in ("reader", "document_instruction", "max_tokens"):
             old, new = old_config.get(name), new_config.get(name)
@@ -115,9 +115,9 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
                 )
 
     def default_space(self) -> Space:
-        """Cosine."""
+        """Return cosine as the default distance."""
         return "cosine"
 
     def supported_spaces(self) -> list[Space]:
-        """All: for vectors of length 1 they put results in the same order."""
+        """Return all distances; for unit vectors they rank results equally."""
         return ["cosine", "l2", "ip"]

@@ -1,4 +1,4 @@
-"""A model seen under one instruction for queries and one for documents: small, and safe to write as JSON."""
+"""View of a saved model under one instruction for queries and one for documents; its configuration is JSON."""
 
 import asyncio
 import dataclasses
@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float  # not from shapes, which needs torch
+from jaxtyping import Float  # not from types, which imports torch
 
-from promptembedder.errors import ConfigError, DataError, shown
+from promptembedder.errors import ConfigError, DataError, short_repr
 from promptembedder.integrations.shared_model import ModelSource, SharedModel, shared_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256
 
-__all__ = ["InstructedView", "ViewConfig"]
+__all__ = ["EmbedderView", "ViewConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """Everything that makes a view: what the frameworks store, and build it from again.
+    """Configuration of a view; frameworks store it and rebuild the view from it.
 
     Attributes:
         model: Folder or hub id of a saved PromptEmbedder.
-        instruction: For queries; None: the model's own.
-        document_instruction: For documents; None: the model's own, which is the default one where it has none.
-        reader: Which of the LLMs that the model was moved to; None: the one it was saved with.
-        revision: Of a model on the hub.
-        quantization: `int8`, or None as it was trained.
-        device: None: the best that there is.
-        max_tokens: Of a text that are read; None: as many as the model was trained for.
+        instruction: Instruction for queries. If None, the model's own.
+        document_instruction: Instruction for documents. If None, the model's own, else its default instruction.
+        reader: Backbone string of one of the model's readers. If None, the reader that it was saved with.
+        revision: Revision of a model on the hub.
+        quantization: `int8`. If None, the quantization that the model was trained with.
+        device: Torch device. If None, the fastest available.
+        max_tokens: Maximum length of a text in tokens. If None, that of the model.
     """
 
     model: str
@@ -57,26 +57,26 @@ class ViewConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "ViewConfig":
-        """What `to_dict` gave.
+        """Build the configuration from the result of `to_dict`.
 
         Raises:
-            ConfigError: A setting is unknown, or the model is missing.
+            ConfigError: A setting is unknown, or `model` is missing.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise ConfigError(f"unknown setting {shown(unknown[0])} of a view. Use: {', '.join(sorted(known))}.")
+            raise ConfigError(f"unknown setting {short_repr(unknown[0])} of a view. Use: {', '.join(sorted(known))}.")
         if "model" not in settings:
             raise ConfigError("a view needs a model. Give the folder or hub id of a saved one.")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, those that are set alone."""
+        """Return the settings that are not None as plain values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @property
     def source(self) -> ModelSource:
-        """The part that says which model to load."""
+        """Settings that determine which model is loaded."""
         return ModelSource(
             model=self.model,
             revision=self.revision,
@@ -86,85 +86,85 @@ class ViewConfig:
         )
 
 
-class InstructedView:
-    """Queries under one instruction, documents under another, by a model that all views share.
+class EmbedderView:
+    """Embedder of queries and documents, each under an instruction, on a model that all views share.
 
-    The model is loaded at the first text. Copies and pickles carry the configuration alone.
+    The model is loaded at the first text. Copies and pickles contain the configuration only.
     """
 
     def __init__(self, config: ViewConfig) -> None:
-        """See the model as `config` says; nothing is loaded yet."""
+        """Store the configuration; nothing is loaded yet."""
         self.config = config
         self._shared: SharedModel | None = None
 
     def warm_up(self) -> None:
-        """Load the model now.
+        """Load the model.
 
         Raises:
-            ModelFormatError: There is none, or it is torn.
+            ModelFormatError: The model is missing or incomplete.
             BackboneError: Its backbone is missing.
         """
         self._model()
 
     @property
     def dim(self) -> int:
-        """Width of the vectors; loads the model."""
+        """Embedding dimension; loads the model."""
         return self._model().dim
 
     def embed_queries(self, texts: Sequence[str], *, instruction: str | None = None) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors of queries, float32.
+        """Embed queries as unit vectors, float32.
 
         Args:
-            instruction: For this call, instead of the view's.
+            instruction: Overrides the instruction of the view for this call.
 
         Raises:
-            DataError: A text is no string.
-            TypeError: The instruction is no string, or the texts are one.
+            DataError: A query is not a string.
+            TypeError: The instruction is not a string, or `texts` is a string.
         """
         _check_list(texts)
-        for place, text in enumerate(texts):
+        for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise DataError(f"query {place} must be a str, got {type(text).__name__}. Convert it.")
-        return self._vectors(texts, _called_for("instruction", instruction, self.config), as_queries=True)
+                raise DataError(f"query {index} must be a str, got {type(text).__name__}. Convert it.")
+        return self._vectors(texts, _instruction_for_call("instruction", instruction, self.config), as_queries=True)
 
     def embed_documents(
         self, texts: Sequence[str], *, instruction: str | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors of documents, float32.
+        """Embed documents as unit vectors, float32.
 
         Args:
-            instruction: For this call, instead of the view's instruction for documents.
+            instruction: Overrides the document instruction of the view for this call.
 
         Raises:
-            DataError: A document has no text: its vector would say what the instruction says, and be near to queries.
-            TypeError: The instruction is no string, or the texts are one.
+            DataError: A document has no text: its embedding would depend on the instruction alone.
+            TypeError: The instruction is not a string, or `texts` is a string.
         """
         _check_list(texts)
-        for place, text in enumerate(texts):
+        for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise DataError(
-                    f"document {place} must be a str, got {type(text).__name__}. Convert it, or leave it out."
-                )
+                raise DataError(f"document {index} must be a str, got {type(text).__name__}. Convert it, or remove it.")
             if not text.strip():
-                raise DataError(f"document {place} has no text, only {shown(text)}. Leave it out, or give it some.")
-        return self._vectors(texts, _called_for("document_instruction", instruction, self.config), as_queries=False)
+                raise DataError(f"document {index} has no text, only {short_repr(text)}. Remove it, or add text.")
+        return self._vectors(
+            texts, _instruction_for_call("document_instruction", instruction, self.config), as_queries=False
+        )
 
     async def aembed_queries(
         self, texts: Sequence[str], *, instruction: str | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """As `embed_queries`, in a thread: the event loop goes on."""
+        """Call `embed_queries` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.embed_queries, texts, instruction=instruction)
 
     async def aembed_documents(
         self, texts: Sequence[str], *, instruction: str | None = None
     ) -> Float[np.ndarray, "texts dim"]:
-        """As `embed_documents`, in a thread: the event loop goes on."""
+        """Call `embed_documents` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.embed_documents, texts, instruction=instruction)
 
     def cache_name(self, *, as_queries: bool) -> str:
-        """A name for the vectors of this view's queries, or documents, which no others have.
+        """Return a cache name that is unique to this view's queries or documents.
 
-        Another instruction, reader or length is another name, and so is another model in the same folder.
+        The name depends on instruction, reader, length and the manifest of the model folder.
         """
         settings = self.config.to_dict()
         instructions = settings.pop("instruction", None), settings.pop("document_instruction", None)
@@ -177,7 +177,7 @@ class InstructedView:
     def _vectors(
         self, texts: Sequence[str], instruction: str | None, *, as_queries: bool
     ) -> Float[np.ndarray, "texts dim"]:
-        return self._model().vectors(
+        return self._model().embed(
             texts, instruction=instruction, as_queries=as_queries, max_tokens=self.config.max_tokens
         )
 
@@ -187,35 +187,35 @@ class InstructedView:
         return self._shared
 
     def __getstate__(self) -> dict[str, Any]:
-        """The configuration alone: another process loads the model itself."""
+        """Return the configuration only; another process loads the model itself."""
         return {"config": self.config, "_shared": None}
 
 
-_MENDS = {
+_HOW_TO_FIX = {
     "model": "Give the folder or hub id of a saved PromptEmbedder; model.save(folder) writes one.",
-    "instruction": "Say in words what is looked for, or leave it out for the model's own.",
-    "document_instruction": "Say in words what documents are read for, or leave it out for the model's own.",
-    "device": "Leave it out for the best that there is.",
+    "instruction": "Describe in words what to search for, or omit it for the model's own.",
+    "document_instruction": "Describe in words how documents are used, or omit it for the model's own.",
+    "device": "Omit it for the fastest available.",
 }
 
 
-def _called_for(name: str, instruction: str | None, config: ViewConfig) -> str | None:
-    """The instruction of a call: its own, checked as the view's are, or the view's."""
+def _instruction_for_call(name: str, instruction: str | None, config: ViewConfig) -> str | None:
+    """Return the checked instruction of a call, or that of the view if the call has none."""
     if instruction is not None:
         _check_string(name, instruction)
         return instruction
-    own: str | None = getattr(config, name)
-    return own
+    default: str | None = getattr(config, name)
+    return default
 
 
 def _check_string(name: str, value: str) -> None:
-    mend = _MENDS.get(name, "Leave it out for the model's own.")
+    fix = _HOW_TO_FIX.get(name, "Omit it for the model's own.")
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, got {type(value).__name__}. {mend}")
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}. {fix}")
     if not value.strip():
-        raise ConfigError(f"{name} is blank. {mend}")
+        raise ConfigError(f"{name} is blank. {fix}")
 
 
 def _check_list(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):  # its letters would be embedded
+    if isinstance(texts, str):  # a str is a sequence: its characters would be embedded
         raise TypeError("texts must be a list of str, got one str. Put it into a list.")

@@ -1,29 +1,29 @@
-"""Haystack's text embedder and document embedder; importing this file lets saved pipelines name them."""
+"""Haystack's text embedder and document embedder. Importing this module allows saved pipelines to load them."""
 
 import asyncio
 import dataclasses
 from typing import Any
 
-from promptembedder.extras import foreign_imports
+from promptembedder.extras import require_version
 
-with foreign_imports("haystack-ai", extra="haystack", at_least="3.0"):
+with require_version("haystack-ai", extra="haystack", at_least="3.0"):
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.core.serialization import allow_deserialization_module
 
 from promptembedder.errors import DataError
-from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
 
 __all__ = ["PromptEmbedderDocumentEmbedder", "PromptEmbedderTextEmbedder"]
 
-allow_deserialization_module(__name__)  # else Haystack refuses pipelines with these, whoever loads them
+allow_deserialization_module(__name__)  # otherwise Haystack refuses to load pipelines with these components
 
 
 @component
 class PromptEmbedderTextEmbedder:
-    """A query under an instruction, which each call may change; the model is loaded once for all.
+    """Embedder of a query under an instruction, which each call may override. All components share one loaded model.
 
     Attributes:
-        view: What it computes with.
+        view: View of the model that computes the embeddings.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class PromptEmbedderTextEmbedder:
         device: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """See `model` under an instruction; the arguments are those of `ViewConfig`.
+        """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
 
         Raises:
-            TypeError: An argument is of the wrong type.
-            ConfigError: One is blank or out of range.
+            TypeError: An argument has the wrong type.
+            ConfigError: An argument is blank or out of range.
         """
-        self.view = InstructedView(
+        self.view = EmbedderView(
             ViewConfig(
                 model=model,
                 instruction=instruction,
@@ -61,38 +61,38 @@ class PromptEmbedderTextEmbedder:
 
     @component.output_types(embedding=list[float])
     def run(self, text: str, instruction: str | None = None) -> dict[str, Any]:
-        """The unit vector of `text`, as `embedding`.
+        """Embed `text` as a unit vector, returned as `embedding`.
 
         Args:
-            instruction: For this call, instead of the component's.
+            instruction: Overrides the instruction of the component for this call.
 
         Raises:
-            DataError: The text is no string.
-            TypeError: The instruction is no string.
+            DataError: The text is not a string.
+            TypeError: The instruction is not a string.
         """
         return {"embedding": self.view.embed_queries([text], instruction=instruction)[0].tolist()}
 
     @component.output_types(embedding=list[float])
     async def run_async(self, text: str, instruction: str | None = None) -> dict[str, Any]:
-        """As `run`, in a thread."""
+        """Call `run` in a thread."""
         return await asyncio.to_thread(self.run, text, instruction)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a saved pipeline keeps."""
+        """Return the configuration that a saved pipeline stores."""
         return default_to_dict(self, **self.view.config.to_dict())
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PromptEmbedderTextEmbedder":
-        """What `to_dict` gave; no model is loaded."""
+        """Build the component from the result of `to_dict`; no model is loaded."""
         return default_from_dict(cls, data)
 
 
 @component
 class PromptEmbedderDocumentEmbedder:
-    """Documents under an instruction, which each call may change; the model is loaded once for all.
+    """Embedder of documents under an instruction, which each call may override. All components share one loaded model.
 
     Attributes:
-        view: What it computes with; the component's instruction is that for documents there.
+        view: View of the model; its document instruction is the instruction of the component.
     """
 
     def __init__(
@@ -106,13 +106,16 @@ class PromptEmbedderDocumentEmbedder:
         device: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """See `model` under an instruction for documents, None for the model's own; the rest is as in `ViewConfig`.
+        """Embed with a saved model; the arguments are those of `ViewConfig`.
+
+        Args:
+            instruction: Instruction for documents. If None, the model's own.
 
         Raises:
-            TypeError: An argument is of the wrong type.
-            ConfigError: One is blank or out of range.
+            TypeError: An argument has the wrong type.
+            ConfigError: An argument is blank or out of range.
         """
-        self.view = InstructedView(
+        self.view = EmbedderView(
             ViewConfig(
                 model=model,
                 document_instruction=instruction,
@@ -130,16 +133,16 @@ class PromptEmbedderDocumentEmbedder:
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document], instruction: str | None = None) -> dict[str, Any]:
-        """Copies of the documents with their unit vectors, as `documents`.
+        """Embed documents; copies with their unit vectors are returned as `documents`.
 
         Args:
-            instruction: For this call, instead of the component's.
+            instruction: Overrides the instruction of the component for this call.
 
         Raises:
             DataError: A document has no text.
-            TypeError: It is not a list of documents, or the instruction is no string.
+            TypeError: `documents` is not a list of documents, or the instruction is not a string.
         """
-        vectors = self.view.embed_documents(_contents(documents), instruction=instruction).tolist()
+        vectors = self.view.embed_documents(_document_texts(documents), instruction=instruction).tolist()
         embedded = [
             dataclasses.replace(document, embedding=vector) for document, vector in zip(documents, vectors, strict=True)
         ]
@@ -147,26 +150,26 @@ class PromptEmbedderDocumentEmbedder:
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document], instruction: str | None = None) -> dict[str, Any]:
-        """As `run`, in a thread."""
+        """Call `run` in a thread."""
         return await asyncio.to_thread(self.run, documents, instruction)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a saved pipeline keeps."""
+        """Return the configuration that a saved pipeline stores."""
         settings = self.view.config.to_dict()
         return default_to_dict(self, instruction=settings.pop("document_instruction", None), **settings)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PromptEmbedderDocumentEmbedder":
-        """What `to_dict` gave; no model is loaded."""
+        """Build the component from the result of `to_dict`; no model is loaded."""
         return default_from_dict(cls, data)
 
 
-def _contents(documents: list[Document]) -> list[str]:
+def _document_texts(documents: list[Document]) -> list[str]:
     if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
         raise TypeError("documents must be a list of haystack.Document. For a text, use PromptEmbedderTextEmbedder.")
     contents = []
     for document in documents:
         if document.content is None or not document.content.strip():
-            raise DataError(f"document {document.id!r} has no text. Give it content, or leave it out.")
+            raise DataError(f"document {document.id!r} has no text. Add content, or remove it.")
         contents.append(document.content)
     return contents

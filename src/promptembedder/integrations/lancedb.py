@@ -1,27 +1,27 @@
-"""LanceDB's `TextEmbeddingFunction`; importing this file registers it, so that tables find it again by name."""
+"""LanceDB's `TextEmbeddingFunction`. Importing this module registers it, so that tables find it by name."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from promptembedder.extras import foreign_imports
+from promptembedder.extras import require_version
 
-with foreign_imports("lancedb", extra="search", at_least="0.40"):
+with require_version("lancedb", extra="search", at_least="0.40"):
     from lancedb.embeddings import TextEmbeddingFunction, register
     from pydantic import PrivateAttr
 
 import numpy as np
 
-from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
 
 __all__ = ["PromptEmbedderFunction"]
 
 
 @register("promptembedder")
 class PromptEmbedderFunction(TextEmbeddingFunction):
-    """Documents under one instruction, queries under another; the model is loaded once for all.
+    """Embedding function with one instruction for documents and one for queries. All instances share one loaded model.
 
-    Made with `create(...)`, whose arguments the table keeps as JSON. A table that is opened again, here or in another
-    process that has imported this file, needs nothing else.
+    `create(...)` builds one; the table stores its arguments as JSON. A table that is reopened, also in another process
+    that imports this module, needs nothing else.
     """
 
     model: str
@@ -32,53 +32,53 @@ class PromptEmbedderFunction(TextEmbeddingFunction):
     quantization: str | None = None
     device: str | None = None
     max_tokens: int | None = None
-    _view: InstructedView = PrivateAttr()
+    _view: EmbedderView = PrivateAttr()
 
     def __init__(self, max_retries: int = 0, **settings: Any) -> None:
-        """See a model under an instruction; the settings are those of `ViewConfig`.
+        """Embed with a saved model; the settings are those of `ViewConfig`.
 
         Args:
-            max_retries: LanceDB's own; not used, since what fails here would fail again.
+            max_retries: Argument of LanceDB. Unused, because a failed embedding would fail again.
 
         Raises:
-            TypeError: A setting is of the wrong type.
-            ConfigError: One is unknown, blank or out of range, or the model is missing.
+            TypeError: A setting has the wrong type.
+            ConfigError: A setting is unknown, blank or out of range, or `model` is missing.
         """
-        config = ViewConfig.from_dict(settings)  # before pydantic, which leaves out unknown names without a word
+        config = ViewConfig.from_dict(settings)  # before pydantic, which ignores unknown names
         super().__init__(max_retries=max_retries, **config.to_dict())
-        self._view = InstructedView(config)
+        self._view = EmbedderView(config)
 
     @property
-    def view(self) -> InstructedView:
-        """What it computes with."""
+    def view(self) -> EmbedderView:
+        """View of the model that computes the embeddings."""
         return self._view
 
     def ndims(self) -> int:
-        """Width of the vectors; loads the model."""
+        """Return the embedding dimension; loads the model."""
         return self._view.dim
 
     def generate_embeddings(self, texts: Sequence[str] | np.ndarray, *_: Any, **__: Any) -> list[Any]:
-        """Unit vectors of documents; LanceDB hands on nothing else.
+        """Embed documents as unit vectors; LanceDB calls this method for documents only.
 
         Raises:
-            DataError: One has no text.
+            DataError: A document has no text.
         """
         return list(self._view.embed_documents(list(texts)))
 
     def compute_query_embeddings(self, query: str, *_: Any, **__: Any) -> list[Any]:
-        """The unit vector of a query, in a list.
+        """Embed a query as a list of one unit vector.
 
         Raises:
-            DataError: It is no string.
+            DataError: The query is not a string.
         """
         return list(self._view.embed_queries([query]))
 
-    # LanceDB tries whatever fails again, and its last word is then that it did: neither helps where no network is asked
+    # LanceDB retries every error and reports only the retries; without a network call neither helps
 
     def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """As `compute_query_embeddings`."""
+        """Call `compute_query_embeddings` without retries."""
         return self.compute_query_embeddings(*args, **kwargs)
 
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """As `compute_source_embeddings`."""
+        """Call `compute_source_embeddings` without retries."""
         return self.compute_source_embeddings(*args, **kwargs)

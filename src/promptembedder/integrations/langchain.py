@@ -1,20 +1,20 @@
 """LangChain's `Embeddings`."""
 
-from promptembedder.extras import foreign_imports
+from promptembedder.extras import require_version
 
-with foreign_imports("langchain-core", extra="langchain", at_least="1.0"):
+with require_version("langchain-core", extra="langchain", at_least="1.0"):
     from langchain_core.embeddings import Embeddings
 
-from promptembedder.integrations.embedder_view import InstructedView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
 
 __all__ = ["PromptEmbedderEmbeddings"]
 
 
 class PromptEmbedderEmbeddings(Embeddings):
-    """Queries under an instruction; another instruction is another object, and the model is loaded once for all.
+    """Embeddings under one instruction for queries and one for documents. All instances share one loaded model.
 
     Attributes:
-        view: What it computes with; `view.config` is small and safe to write as JSON.
+        view: View of the model that computes the embeddings; `view.config` can be written as JSON.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class PromptEmbedderEmbeddings(Embeddings):
         device: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """See `model` under an instruction; the arguments are those of `ViewConfig`.
+        """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
 
         Raises:
-            TypeError: An argument is of the wrong type.
-            ConfigError: One is blank or out of range.
+            TypeError: An argument has the wrong type.
+            ConfigError: An argument is blank or out of range.
         """
-        self.view = InstructedView(
+        self.view = EmbedderView(
             ViewConfig(
                 model=model,
                 instruction=instruction,
@@ -49,25 +49,25 @@ class PromptEmbedderEmbeddings(Embeddings):
         )
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Unit vectors of documents.
+        """Embed documents as unit vectors.
 
         Raises:
-            DataError: One has no text.
+            DataError: A document has no text.
         """
         return self.view.embed_documents(texts).tolist()
 
     def embed_query(self, text: str) -> list[float]:
-        """The unit vector of a query.
+        """Embed a query as a unit vector.
 
         Raises:
-            DataError: It is no string.
+            DataError: The query is not a string.
         """
         return self.view.embed_queries([text])[0].tolist()
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """As `embed_documents`, in a thread."""
+        """Call `embed_documents` in a thread."""
         return (await self.view.aembed_documents(texts)).tolist()
 
     async def aembed_query(self, text: str) -> list[float]:
-        """As `embed_query`, in a thread."""
+        """Call `embed_query` in a thread."""
         return (await self.view.aembed_queries([text]))[0].tolist()

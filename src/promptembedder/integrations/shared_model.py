@@ -1,4 +1,4 @@
-"""One loaded model for all views of it in a process, whatever their instructions, from any thread."""
+"""Process-wide cache of loaded models: all views of a model share it, from any thread."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
-from jaxtyping import Float  # not from shapes, which needs torch: seconds, and a view may never compute
+from jaxtyping import Float  # not from types, which imports torch: seconds, and a view may never compute
 
 from promptembedder.storage import MANIFEST_NAME
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelSource", "SharedModel", "forget_models", "shared_model"]
 
-_KEPT = 2  # models that stay though no view holds them: LanceDB makes a new view for each search
+_MAX_UNUSED = 2  # models that stay loaded without a view: LanceDB creates a new view for each search
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Which saved model, and how it is opened: what `PromptEmbedder.from_pretrained` takes, of the same names."""
+    """Arguments of `PromptEmbedder.from_pretrained` that determine which model is loaded."""
 
     model: str
     revision: str | None = None
@@ -33,75 +33,74 @@ class ModelSource:
 
 
 class SharedModel:
-    """A loaded model that answers one call at a time."""
+    """Loaded model that processes one call at a time."""
 
     def __init__(self, model: "PromptEmbedder") -> None:
-        """Answer with `model`, which nobody else uses."""
+        """Take over `model`, which no other code may use."""
         self._model = model
         self._max_tokens = model.encoder.max_seq_length
-        # its reading, its memory of soft tokens and its limit on lengths are one each, and a second text beside the
-        # first would be no faster
-        self._one_at_a_time = threading.Lock()
+        # batcher, soft-token cache and length limit are shared state, and parallel calls would be no faster
+        self._call_lock = threading.Lock()
 
     @property
     def dim(self) -> int:
-        """Width of the vectors."""
+        """Embedding dimension."""
         return self._model.encoder.reader.dim
 
-    def vectors(
+    def embed(
         self, texts: Sequence[str], *, instruction: str | None, as_queries: bool, max_tokens: int | None
     ) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors of the texts, float32.
+        """Embed texts as unit vectors, float32.
 
         Args:
-            instruction: None: the model's own for queries, or for documents.
-            max_tokens: Of a text that are read; None: as many as the model was trained for.
+            instruction: If None, the model's own instruction for queries or documents.
+            max_tokens: Maximum length of a text in tokens. If None, that of the model.
 
         Raises:
             ConfigError: The reader has fewer positions, or the instruction is too long for the prompter.
         """
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
-        with self._one_at_a_time:
+        with self._call_lock:
             self._model.encoder.max_seq_length = max_tokens or self._max_tokens
             encode = self._model.encode_query if as_queries else self._model.encode_document
             return encode(list(texts), prompt=instruction, show_progress_bar=False)
 
 
 _lock = threading.Lock()
-_alive: "WeakValueDictionary[tuple[object, ...], SharedModel]" = WeakValueDictionary()
-_last_used: "OrderedDict[tuple[object, ...], SharedModel]" = OrderedDict()
+_models: "WeakValueDictionary[tuple[object, ...], SharedModel]" = WeakValueDictionary()
+_recent: "OrderedDict[tuple[object, ...], SharedModel]" = OrderedDict()
 
 
 def shared_model(source: ModelSource) -> SharedModel:
-    """The model that `source` names, loaded unless a view holds it already or it was one of the last two used.
+    """Return the model of `source`. It is loaded unless a view holds it or it is one of the two most recently used.
 
-    A folder that was saved anew is another model.
+    A folder that was saved again counts as another model.
 
     Raises:
-        ModelFormatError: The folder is torn, or a backbone's weights have changed.
+        ModelFormatError: The folder is incomplete, or a backbone's weights have changed.
         BackboneError: The backbone is missing.
     """
     key = _key(source)
-    with _lock:  # while loading, too: two threads that ask at once get one model
-        found = _alive.get(key)
-        if found is None:
-            found = _alive[key] = _loaded(source)
-        _last_used[key] = found
-        _last_used.move_to_end(key)
-        while len(_last_used) > _KEPT:
-            _last_used.popitem(last=False)
-    return found
+    with _lock:  # also during loading: concurrent callers get one model
+        model = _models.get(key)
+        if model is None:
+            model = _models[key] = _load(source)
+        _recent[key] = model
+        _recent.move_to_end(key)
+        while len(_recent) > _MAX_UNUSED:
+            _recent.popitem(last=False)
+    return model
 
 
 def forget_models() -> None:
-    """Give back the memory of models that no view holds."""
+    """Free the memory of models that no view holds."""
     with _lock:
-        _last_used.clear()
+        _recent.clear()
 
 
-def _loaded(source: ModelSource) -> SharedModel:
-    from promptembedder import PromptEmbedder
+def _load(source: ModelSource) -> SharedModel:
+    from promptembedder.model import PromptEmbedder
 
     return SharedModel(
         PromptEmbedder.from_pretrained(
@@ -115,11 +114,11 @@ def _loaded(source: ModelSource) -> SharedModel:
 
 
 def _key(source: ModelSource) -> tuple[object, ...]:
-    """Equal for what loads to the same model."""
-    opened = (source.revision, source.reader, source.quantization, source.device)
+    """Return a key that is equal for sources that load the same model."""
+    options = (source.revision, source.reader, source.quantization, source.device)
     folder = Path(source.model)
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():
-        return (source.model, *opened)
-    facts = manifest.stat()
-    return (str(folder.resolve()), facts.st_mtime_ns, facts.st_ino, *opened)
+        return (source.model, *options)
+    stat = manifest.stat()
+    return (str(folder.resolve()), stat.st_mtime_ns, stat.st_ino, *options)

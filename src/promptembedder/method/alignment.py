@@ -1,17 +1,30 @@
 """Alignments from the prompter's space to the reader's, and their closed-form initialisation."""
 
 from dataclasses import dataclass
+
 import torch
-from promptembedder.errors import ConfigError, shown
-from promptembedder.types import Float, Tensor
 from torch import nn
 from torch.nn import functional as F
-from promptembedder.method.relaxation import RelaxedTokens
-from promptembedder.errors import ConfigError
-from promptembedder.method.relaxation import RelaxedTokens, relaxed_token
+
+from promptembedder.errors import ConfigError, short_repr
+from promptembedder.method.relaxation import RelaxedTokens, relax
 from promptembedder.types import Float, Int, Tensor
 
-__all__ = ['AlignmentConfig', 'AlignmentFit', 'DeepAlignment', 'IdentityStartLinear', 'LinearAlignment', 'LinearMap', 'VocabularyAlignment', 'closed_form_fit', 'closed_form_map', 'norm_match', 'procrustes_map', 'random_map', 'ridge_map']
+__all__ = [
+    "AlignmentConfig",
+    "AlignmentFit",
+    "DeepAlignment",
+    "LinearAlignment",
+    "LinearMap",
+    "ResidualLinear",
+    "VocabularyAlignment",
+    "closed_form_fit",
+    "closed_form_map",
+    "procrustes_map",
+    "random_map",
+    "rescale_norm",
+    "ridge_map",
+]
 
 KINDS = ("linear", "vocabulary")
 STARTS = ("ridge", "procrustes", "random")
@@ -19,13 +32,13 @@ STARTS = ("ridge", "procrustes", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """Which alignment, and from where it starts.
+    """Kind of alignment and its initialisation.
 
     Attributes:
-        kind: `linear`: a trained matrix; `vocabulary`: the weights on shared strings, no parameters.
-        start: Closed form of the linear matrix: `ridge`, `procrustes`, or `random` as control.
+        kind: `linear`: trained matrix. `vocabulary`: vocabulary weights restricted to shared strings, no parameters.
+        start: Initial linear matrix: closed form `ridge` or `procrustes`, or `random` as control.
         ridge: Ridge penalty relative to the mean squared singular value of the source; unitless, > 0.
-        rank: Of the trained difference to the closed form; None trains a full matrix.
+        rank: Rank of the trained delta to the closed form. If None, a full matrix is trained.
     """
 
     kind: str = "linear"
@@ -35,9 +48,9 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"unknown alignment {shown(self.kind)}. Use one of: {', '.join(KINDS)}.")
+            raise ConfigError(f"unknown alignment {short_repr(self.kind)}. Use one of: {', '.join(KINDS)}.")
         if self.start not in STARTS:
-            raise ConfigError(f"unknown alignment start {shown(self.start)}. Use one of: {', '.join(STARTS)}.")
+            raise ConfigError(f"unknown alignment start {short_repr(self.start)}. Use one of: {', '.join(STARTS)}.")
         if not self.ridge > 0:
             raise ConfigError(f"alignment.ridge must be > 0, got {self.ridge}. Try 1e-4.")
         if self.rank is not None and self.rank < 1:
@@ -46,7 +59,7 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class LinearMap:
-    """x -> x @ weight + bias, float32."""
+    """Affine map x -> x @ weight + bias, float32."""
 
     weight: Float[Tensor, "dim_p dim_r"]
     bias: Float[Tensor, " dim_r"]
@@ -54,13 +67,12 @@ class LinearMap:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentFit:
-    """How well a closed form carries the strings of one vocabulary to another's vectors.
+    """Quality of a closed-form map between the embeddings of two vocabularies.
 
     Attributes:
-        shared_strings: Rows that it was fitted to.
-        held_out_r2: Share of the target's variance that a fit to nine tenths of the rows explains of the others: 1 is
-            exact, 0 no better than the target's mean.
-        norm_ratio: Mean length of mapped rows over that of the target's, before lengths are matched.
+        shared_strings: Number of rows that the map was fitted to.
+        held_out_r2: R^2 on a held-out tenth of the rows: 1 is exact, 0 no better than the target's mean.
+        norm_ratio: Mean norm of mapped rows over the mean norm of target rows, before norms are rescaled.
     """
 
     shared_strings: int
@@ -75,10 +87,10 @@ def ridge_map(
     ridge: float = 1e-4,
     weights: Float[Tensor, " rows"] | None = None,
 ) -> LinearMap:
-    """Least-squares map from `source` rows to `target` rows with a bias and a ridge penalty.
+    """Solve for the least-squares map from `source` rows to `target` rows with a bias and a ridge penalty.
 
     Minimises sum_i w_i |(source_i - mean) W - (target_i - mean)|^2 + ridge * s |W|^2, s the mean squared singular value
-    of the centred, weighted source; solved in float64. Up to the ridge, the identity where both sides are the same.
+    of the centred, weighted source. Solved in float64. Equals the identity up to the ridge if source equals target.
     """
     x, y, x_mean, y_mean, share = _centred(source, target, weights)
     gram = x.T @ (share * x)  # [dim_p, dim_p]
@@ -91,7 +103,7 @@ def ridge_map(
 def procrustes_map(
     source: Float[Tensor, "rows dim_p"], target: Float[Tensor, "rows dim_r"], *, weights: Tensor | None = None
 ) -> LinearMap:
-    """(Semi-)orthogonal map that best turns centred `source` rows into `target` rows, scaled to their norms."""
+    """Solve for the scaled (semi-)orthogonal map from centred `source` rows to `target` rows."""
     x, y, x_mean, y_mean, share = _centred(source, target, weights)
     u, s, vt = torch.linalg.svd(x.T @ (share * y), full_matrices=False)
     weight = (u @ vt) * (s.sum() / (share * x.square()).sum())
@@ -99,7 +111,7 @@ def procrustes_map(
 
 
 def random_map(dim_p: int, dim_r: int, *, seed: int) -> LinearMap:
-    """Xavier-normal weight and no bias: the control that knows nothing."""
+    """Draw a Xavier-normal weight with zero bias, as a control."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(dim_p, dim_r, generator=generator, device=generator.device) * (2.0 / (dim_p + dim_r)) ** 0.5
     return LinearMap(weight, torch.zeros(dim_r, device=weight.device))
@@ -113,10 +125,9 @@ def closed_form_map(
     seed: int,
     weights: Float[Tensor, " rows"] | None = None,
 ) -> LinearMap:
-    """The start that `config.start` names, from the embeddings of shared strings, at their mean length.
+    """Compute the initial map of `config.start` from the embeddings of shared strings, rescaled to their mean norm.
 
-    A map between spaces that do not quite fit shrinks what it maps; a token that is too short drowns in the output of
-    the reader's first layer.
+    A least-squares map shrinks its outputs, and the output of the reader's first layer dominates a token of small norm.
     """
     start = _start(source, target, weights, config, seed)
     factor = 1 / max(_norm_ratio(start, source, target), 1e-12)
@@ -131,7 +142,7 @@ def closed_form_fit(
     seed: int,
     weights: Float[Tensor, " rows"] | None = None,
 ) -> AlignmentFit:
-    """How well that start fits the rows."""
+    """Measure how well the initial map of `config.start` fits the rows."""
     held_out = torch.zeros(len(source), dtype=torch.bool)
     held_out[torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[: len(source) // 10]] = True
     kept = None if weights is None else weights[~held_out]
@@ -155,7 +166,7 @@ def _start(source: Tensor, target: Tensor, weights: Tensor | None, config: Align
 def _centred(
     source: Tensor, target: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Float[Tensor, "rows 1"]]:
-    """Both sides around their weighted means, the means, and each row's share of the weight; float64."""
+    """Center both sides by their weighted means; also return the means and the normalised row weights, in float64."""
     x, y = source.double(), target.double()
     share = torch.ones(len(x), 1, dtype=x.dtype, device=x.device) if weights is None else weights.double().unsqueeze(1)
     share = share / share.sum()
@@ -169,7 +180,7 @@ def _norm_ratio(start: LinearMap, source: Tensor, target: Tensor) -> float:
 
 
 def _explained(start: LinearMap, source: Tensor, target: Tensor) -> float:
-    """R^2 on rows that the map was not fitted to; NaN without such rows."""
+    """Compute R^2 on held-out rows. NaN if there are none."""
     if len(source) == 0:
         return float("nan")
     left = target.float() - (source.float() @ start.weight + start.bias)
@@ -177,36 +188,37 @@ def _explained(start: LinearMap, source: Tensor, target: Tensor) -> float:
     return 1 - float(left.square().sum() / around.square().sum().clamp_min(1e-12))
 
 
-class IdentityStartLinear(nn.Module):
-    """x -> u + u @ weight + bias, u = x at root mean square 1; weight and bias start at zero."""
+class ResidualLinear(nn.Module):
+    """Residual linear map x -> u + u @ weight + bias with u = rms_norm(x). Weight and bias are initialised to zero."""
 
     def __init__(self, dim: int) -> None:
-        """A map of `dim` wide vectors."""
+        """Initialise the map of `dim`-dimensional vectors to the identity."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """The mapped vectors, float32; not normalised."""
+        """Map the vectors, in float32, without normalising the result."""
         unit = F.rms_norm(vectors.float(), vectors.shape[-1:])
         return unit + unit @ self.weight + self.bias
 
 
 class DeepAlignment(nn.Module):
-    """One linear alignment a deeper layer: what a relaxed token adds to its own state where it enters that layer.
+    """Linear alignments of the deeper layers: additions to a soft token's hidden state at the input of each layer.
 
-    A map is `down @ up[layer]`: the way down to `rank` numbers is shared, for there are few distinct tokens, and a full
-    matrix a layer would be most of a saved model. All start at zero, so training begins at the model whose soft tokens
-    enter at the input alone. Deep prompts are those of P-tuning v2 (Liu et al. 2022, arXiv:2110.07602); here they are
-    made from the generated tokens, come after the text, and so leave the text's states alone.
+    The map of a layer is `down @ up[layer]`. `down` is shared: there are few distinct tokens, and a full matrix per
+    layer would dominate the size of a saved model. `up` and `bias` are initialised to zero, so training starts from the
+    model whose soft tokens enter at the input alone. Deep prompts are those of P-tuning v2 (Liu et al. 2022,
+    arXiv:2110.07602). Here they are computed from generated tokens that follow the text, so the text's states are
+    unchanged.
     """
 
     def __init__(self, *, dim_p: int, dim_r: int, depths: int, prompt: int, rank: int, seed: int = 0) -> None:
-        """Maps for `depths` layers and `prompt` soft tokens; the way down starts at random, drawn from `seed`."""
+        """Initialise maps for `depths` layers and `prompt` soft tokens; `down` is drawn from `seed`."""
         super().__init__()
         rank = min(rank, dim_p)
         generator = torch.Generator().manual_seed(seed)
-        # the generator's device and not the default one: it draws nowhere else
+        # the generator's device, not the default one: a generator draws on its device only
         down = torch.randn(dim_p, rank, generator=generator, device=generator.device)
         # the factor dim_p / rank makes a step of the optimiser move the output as far as one of a full matrix would
         self.down = nn.Parameter(down * dim_p**0.5 / rank)
@@ -214,41 +226,40 @@ class DeepAlignment(nn.Module):
         self.bias = nn.Parameter(torch.zeros(depths, prompt, dim_r))
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Round every number to one that bfloat16 holds, so that a file can keep it in half the bytes."""
+    def round_to_bfloat16_(self) -> None:
+        """Round every parameter in place to a bfloat16 value, which halves the size of its file."""
         for weight in self.parameters():
             weight.copy_(weight.bfloat16())
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
-        """Additions for each depth side by side, width = depths * dim_r, float32."""
+        """Compute the additions of all layers, concatenated: width = depths * dim_r, float32."""
         unit = F.rms_norm(tokens.embeddings.float(), tokens.embeddings.shape[-1:])
         additions = torch.einsum("bkp,lpr->bklr", unit @ self.down, self.up) + self.bias.transpose(0, 1)
         return additions.flatten(2)
 
 
-def norm_match(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | float) -> Float[Tensor, "*rows dim"]:
-    """The vectors at length `norm`: what a token of the reader's own table has on average.
+def rescale_norm(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | float) -> Float[Tensor, "*rows dim"]:
+    """Rescale the vectors to length `norm`, the mean embedding norm of the reader.
 
-    Averages of many rows shrink towards the table's mean; left as they are, the first layer's output drowns them.
+    Averages of many rows have a small norm, so the output of the first layer would dominate them.
     """
     return norm * vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 class LinearAlignment(nn.Module):
-    """z = e @ (base + delta) + bias; base fixed, the rest trained. float32.
+    """Linear alignment z = e @ (base + delta) + bias with a fixed base, in float32.
 
-    With a rank, delta = down @ up, whose way down starts at random.
-
-    Weight decay pulls `delta` to zero, that is back to the closed form. The length of z is left free: in training, soft
-    tokens grow to several times the length of a table row, and holding them to it made training slow and unsteady.
+    With a rank, delta = down @ up, where `down` is initialised at random and `up` to zero. Weight decay pulls `delta`
+    to zero, back to the closed form. The norm of z is unconstrained: in training, soft tokens grow to several times the
+    norm of an embedding, and a fixed norm made training slow and unstable.
     """
 
     base: Tensor
 
     def __init__(self, start: LinearMap, *, rank: int | None = None, seed: int = 0) -> None:
-        """Start at the closed form `start`; of a low rank, the way down is drawn from `seed`."""
+        """Initialise the base to `start`. With a rank, `down` is drawn from `seed`."""
         super().__init__()
-        # laid out in memory as loading lays it out: a product of other strides may differ in its last bits
+        # contiguous, as a loaded tensor is: a product with other strides may differ in its last bits
         self.register_buffer("base", start.weight.clone(memory_format=torch.contiguous_format))
         self.rank = None if rank is None else min(rank, *start.weight.shape)
         if self.rank is None:
@@ -273,24 +284,24 @@ class LinearAlignment(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "dim_p dim_r"]:
-        """The whole matrix: closed form and what training added."""
+        """Sum of the fixed base and the trained delta."""
         return self.base + (self.delta if self.rank is None else self.down @ self.up)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Make what was trained the fixed part: the same map, from which a later training would start."""
+    def merge_delta_(self) -> None:
+        """Merge the trained delta into the fixed base in place. The map stays the same, the delta becomes zero."""
         self.base.copy_(self.weight)
         (self.delta if self.rank is None else self.up).zero_()
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
-        """Soft tokens in the reader's input space, float32."""
+        """Map relaxed tokens to soft tokens in the reader's input space, float32."""
         return tokens.embeddings.float() @ self.weight + self.bias
 
 
 class VocabularyAlignment(nn.Module):
-    """z = norm_match(p restricted to shared strings @ reader's table); nothing to train.
+    """Parameter-free alignment z = rescale_norm(p restricted to shared strings @ the reader's embedding table).
 
-    The table belongs to the reader and is passed in, so that it is neither copied nor saved here.
+    The table is an argument of `forward`, so that it is neither copied nor saved with the alignment.
     """
 
     source_ids: Tensor
@@ -298,7 +309,7 @@ class VocabularyAlignment(nn.Module):
     norm: Tensor
 
     def __init__(self, source_ids: Int[Tensor, " shared"], target_ids: Int[Tensor, " shared"], *, norm: float) -> None:
-        """`source_ids[i]` of the prompter and `target_ids[i]` of the reader spell the same string."""
+        """Store the ids: `source_ids[i]` of the prompter and `target_ids[i]` of the reader are the same string."""
         super().__init__()
         self.register_buffer("source_ids", source_ids.clone())
         self.register_buffer("target_ids", target_ids.clone())
@@ -307,10 +318,10 @@ class VocabularyAlignment(nn.Module):
     def forward(
         self, tokens: RelaxedTokens, table: Float[Tensor, "vocab dim_r"]
     ) -> Float[Tensor, "batch prompt dim_r"]:
-        """Soft tokens in the reader's input space, float32.
+        """Map relaxed tokens to soft tokens in the reader's input space, float32.
 
         Raises:
-            ConfigError: The tokens have no vocabulary weights (relaxation `hidden`).
+            ConfigError: If the tokens have no vocabulary weights (relaxation `hidden`).
         """
         if tokens.weights is None:
             raise ConfigError(
@@ -318,4 +329,4 @@ class VocabularyAlignment(nn.Module):
             )
         shared = tokens.weights.index_select(-1, self.source_ids)
         shared = shared / shared.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-        return norm_match(relaxed_token(shared, table.index_select(0, self.target_ids)).float(), self.norm)
+        return rescale_norm(relax(shared, table.index_select(0, self.target_ids)).float(), self.norm)

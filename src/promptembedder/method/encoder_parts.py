@@ -1,4 +1,4 @@
-"""What a dual encoder is made of, and how the parts come to be."""
+"""Parts of a dual encoder and the functions that build them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,78 +9,87 @@ import torch
 
 from promptembedder.backbone import Backbone, load_backbone, shared_token_ids
 from promptembedder.errors import BackboneError
+from promptembedder.method.alignment import (
+    AlignmentConfig,
+    AlignmentFit,
+    DeepAlignment,
+    LinearAlignment,
+    ResidualLinear,
+    VocabularyAlignment,
+    closed_form_fit,
+    closed_form_map,
+)
 from promptembedder.method.config import ModelConfig
+from promptembedder.method.pooling import WhitenedTextPooling
 from promptembedder.method.prompter import Prompter
-from promptembedder.method.text_pooling import new_text_readout
-from promptembedder.method.alignment import AlignmentConfig, AlignmentFit, DeepAlignment, IdentityStartLinear, LinearAlignment, VocabularyAlignment, closed_form_fit, closed_form_map
 from promptembedder.method.relaxation import RelaxedTokens
-from promptembedder.method.pooling import TextReadout
+from promptembedder.method.text_pooling import build_text_pooling
 from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = [
     "Alignment",
-    "Parts",
-    "PrompterAway",
-    "ReaderSide",
+    "EncoderParts",
+    "PrompterSnapshot",
+    "ReaderState",
+    "alignment_fit",
+    "build_deep_alignment",
+    "build_head",
+    "build_parts",
+    "build_prompter",
     "fit_alignment",
-    "level_count",
-    "measured_fit",
-    "new_deep_alignment",
-    "new_head",
-    "new_parts",
-    "new_prompter",
+    "num_prompt_layers",
 ]
 
 Alignment = LinearAlignment | VocabularyAlignment
 
-_MIN_SHARED = 32  # strings; fewer say nothing about a map between two spaces
+_MIN_SHARED = 32  # strings; fewer do not determine a map between two spaces
 _ZIPF_SHIFT = 10
-_TINY = 0.1  # of the median length
+_TINY = 0.1  # fraction of the median norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderSide:
-    """What belongs to one reader and to no other, as tensors; the reader itself is not in memory.
+class ReaderState:
+    """Weights that belong to one reader, which is not in memory.
 
     Attributes:
-        ref: What a manifest remembers of the reader.
-        state: Alignments, readout and head, by name.
+        identity: Manifest entry of the reader.
+        state: Alignments, text_pooling and head, by name.
         compiled: Soft tokens by instruction.
     """
 
     config: ModelConfig
-    ref: Mapping[str, Any]
+    identity: Mapping[str, Any]
     state: Mapping[str, Tensor]
     compiled: Mapping[str, Float[Tensor, "prompt width"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrompterAway:
-    """A prompter that is not in memory: what a save needs of it, and what it has said.
+class PrompterSnapshot:
+    """Saved weights and cached outputs of an offloaded prompter.
 
     Attributes:
-        ref: What a manifest remembers of its backbone.
-        state: Its trained weights.
-        tokens: What it generated for some instructions, one row each, in its own input space.
+        identity: Manifest entry of the prompter's backbone.
+        state: Trained weights.
+        tokens: Relaxed tokens by instruction, one row each, in the prompter's input space.
     """
 
-    ref: Mapping[str, Any]
+    identity: Mapping[str, Any]
     state: Mapping[str, Tensor]
     tokens: Mapping[str, RelaxedTokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Everything a `DualEncoder` holds.
+class EncoderParts:
+    """Parts of a `DualEncoder`.
 
     Attributes:
-        deep: Alignments of the deeper layers; None where soft tokens enter at the input alone.
-        readout: Adds the text's own states; or None.
+        deep: Alignments of the deeper layers. None if soft tokens enter at the input alone.
+        text_pooling: Addition of the frozen text states, or None.
         head: Trained map on the pooled state, or None.
-        prompter: None where compiled soft tokens are all that will be asked for.
+        prompter: None if the encoder serves compiled or cached soft tokens only.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
-        away: Stands for a prompter that is not in memory, where its weights or words are needed.
-        others: Further readers that the same prompter can be opened on.
+        prompter_snapshot: Weights and cached outputs of an offloaded prompter.
+        others: States of further readers for the same prompter.
     """
 
     config: ModelConfig
@@ -88,92 +97,98 @@ class Parts:
     alignment: Alignment
     prompter: Prompter | None
     deep: DeepAlignment | None = None
-    readout: TextReadout | None = None
-    head: IdentityStartLinear | None = None
+    text_pooling: WhitenedTextPooling | None = None
+    head: ResidualLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
-    away: PrompterAway | None = None
-    others: tuple[ReaderSide, ...] = ()
+    prompter_snapshot: PrompterSnapshot | None = None
+    others: tuple[ReaderState, ...] = ()
 
 
-def new_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: int = 0) -> Parts:
-    """Untrained parts: backbones loaded, adapters at their random start, alignment at its closed form.
+def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: int = 0) -> EncoderParts:
+    """Load the backbones and build untrained parts: random adapters, closed-form alignment.
 
     Raises:
-        BackboneError: A backbone cannot be loaded, or the two share too few strings for a closed form.
+        BackboneError: If a backbone cannot be loaded, or the two share too few strings for a closed form.
     """
     reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
     alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
-    prompter = new_prompter(backbone, config, seed=seed)
-    return Parts(
+    prompter = build_prompter(backbone, config, seed=seed)
+    return EncoderParts(
         config=config,
         reader=reader,
         alignment=alignment,
-        deep=new_deep_alignment(config, backbone.dim, reader, seed=seed),
-        readout=new_text_readout(config, reader),
-        head=new_head(config, reader),
+        deep=build_deep_alignment(config, backbone.dim, reader, seed=seed),
+        text_pooling=build_text_pooling(config, reader),
+        head=build_head(config, reader),
         prompter=prompter,
     )
 
 
-def new_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int = 0) -> DeepAlignment | None:
-    """Untrained alignments of the deeper layers that `config` names; None if it names none."""
-    depths = level_count(config, reader) - 1
+def build_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int = 0) -> DeepAlignment | None:
+    """Build untrained alignments of the deeper layers. None if soft tokens enter at the input alone."""
+    depths = num_prompt_layers(config, reader) - 1
     if depths == 0:
         return None
     return DeepAlignment(
-        dim_p=dim_p, dim_r=reader.dim, depths=depths, prompt=config.num_soft_tokens, rank=config.deep_rank, seed=seed
+        dim_p=dim_p,
+        dim_r=reader.dim,
+        depths=depths,
+        prompt=config.num_soft_tokens,
+        rank=config.deep_prompt_rank,
+        seed=seed,
     )
 
 
-def level_count(settings: ModelConfig, reader: Backbone) -> int:
-    """Places where soft tokens enter the reader: the input, and each `deep_every`-th layer."""
-    every = settings.deep_every
-    return 1 + (len(range(every, reader.ref.layers, every)) if every else 0)
+def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:
+    """Count where soft tokens enter the reader: the input, and each `deep_prompt_interval`-th layer."""
+    every = config.deep_prompt_interval
+    return 1 + (len(range(every, reader.identity.layers, every)) if every else 0)
 
 
-def new_head(settings: ModelConfig, reader: Backbone) -> IdentityStartLinear | None:
-    """The map on the pooled state that `settings` names, still the identity; None if it names none."""
-    return IdentityStartLinear(reader.dim) if settings.head else None
+def build_head(config: ModelConfig, reader: Backbone) -> ResidualLinear | None:
+    """Build the linear map on the pooled state, initialised as the identity. None without `config.head`."""
+    return ResidualLinear(reader.dim) if config.head else None
 
 
-def new_prompter(backbone: Backbone, config: ModelConfig, *, anchored: bool | None = None, seed: int = 0) -> Prompter:
-    """The prompter that `config` describes, on a loaded backbone.
+def build_prompter(
+    backbone: Backbone, config: ModelConfig, *, train_soft_prompt: bool | None = None, seed: int = 0
+) -> Prompter:
+    """Build the prompter of `config` on a loaded backbone.
 
     Args:
-        anchored: Whether its anchor is trained; None: where the alignment can read it.
+        train_soft_prompt: Train the soft prompt. If None, it is trained with a linear alignment.
     """
     return Prompter(
         backbone,
         config.prompter,
         config.relaxation,
         num_soft_tokens=config.num_soft_tokens,
-        anchored=config.alignment.kind == "linear" if anchored is None else anchored,
+        train_soft_prompt=config.alignment.kind == "linear" if train_soft_prompt is None else train_soft_prompt,
         seed=seed,
     )
 
 
 def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
-    """The alignment before any training, from the strings that both vocabularies hold.
+    """Compute the untrained alignment from the strings in both vocabularies.
 
     Raises:
-        BackboneError: The vocabularies share too few strings.
+        BackboneError: If the vocabularies share too few strings.
     """
     rows = _shared_rows(prompter, reader)
     if config.kind == "vocabulary":
-        return VocabularyAlignment(rows.source_ids, rows.target_ids, norm=reader.table_norm)
+        return VocabularyAlignment(rows.source_ids, rows.target_ids, norm=reader.mean_embedding_norm)
     start = closed_form_map(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
     return LinearAlignment(start, rank=config.rank, seed=seed)
 
 
-def measured_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> AlignmentFit:
-    """How well the linear closed form carries strings from the one vocabulary to the other's vectors.
+def alignment_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> AlignmentFit:
+    """Measure how well the linear closed form maps the embeddings of one vocabulary to the other's.
 
-    Of kind `vocabulary` nothing is fitted, the reader's own rows stand for the strings; its fit is that of the linear
-    map from the same start, for comparison.
+    Kind `vocabulary` has no map to fit; the result is that of the linear map of `config.start`, for comparison.
 
     Raises:
-        BackboneError: The vocabularies share too few strings.
+        BackboneError: If the vocabularies share too few strings.
     """
     rows = _shared_rows(prompter, reader)
     return closed_form_fit(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
@@ -181,42 +196,42 @@ def measured_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, 
 
 @dataclass(frozen=True)
 class _SharedRows:
-    """`source_ids[i]` and `target_ids[i]` spell the same string."""
+    """Ids of shared strings: `source_ids[i]` and `target_ids[i]` are the same string."""
 
     source_ids: Int[Tensor, " shared"]
     target_ids: Int[Tensor, " shared"]
 
     @property
     def weights(self) -> Float[Tensor, " shared"]:
-        """How much each string counts.
+        """Weight of each string in the fit.
 
-        A vocabulary is in the order of its merges, so the rank of an id stands for how frequent its string is; the
-        square root keeps more rows in play than Zipf's law itself would.
+        A vocabulary is in the order of its merges, so the rank of an id approximates the frequency rank of its string.
+        The square root gives rare rows more weight than Zipf's law.
         """
         return 1 / (torch.arange(len(self.source_ids), device=self.source_ids.device) + _ZIPF_SHIFT).sqrt()
 
     def inputs(
         self, prompter: Backbone, reader: Backbone
     ) -> tuple[Float[Tensor, "shared dim_p"], Float[Tensor, "shared dim_r"]]:
-        """What the first layers read of these strings."""
-        source = prompter.input_scale * prompter.input_table.detach()[self.source_ids].float()
-        return source, reader.input_scale * reader.input_table[self.target_ids].float()
+        """Compute the input embeddings of these strings, with embedding scale."""
+        source = prompter.embedding_scale * prompter.input_embeddings.detach()[self.source_ids].float()
+        return source, reader.embedding_scale * reader.input_embeddings[self.target_ids].float()
 
 
 def _shared_rows(prompter: Backbone, reader: Backbone) -> _SharedRows:
-    source_ids, target_ids = shared_token_ids(prompter.tokenizer.foreign, reader.tokenizer.foreign)
-    trained = _trained_rows(prompter.input_table, source_ids) & _trained_rows(reader.input_table, target_ids)
+    source_ids, target_ids = shared_token_ids(prompter.tokenizer.hf, reader.tokenizer.hf)
+    trained = _trained_rows(prompter.input_embeddings, source_ids) & _trained_rows(reader.input_embeddings, target_ids)
     source_ids, target_ids = source_ids[trained], target_ids[trained]
     if len(source_ids) < _MIN_SHARED:
         raise BackboneError(
-            f"{prompter.ref.source!r} and {reader.ref.source!r} share {len(source_ids)} strings, "
+            f"{prompter.identity.source!r} and {reader.identity.source!r} share {len(source_ids)} strings, "
             f"at least {_MIN_SHARED} are needed. Choose another prompter."
         )
     return _SharedRows(source_ids, target_ids)
 
 
 def _trained_rows(table: Float[Tensor, "vocab dim"], ids: Int[Tensor, " shared"]) -> Bool[Tensor, " shared"]:
-    """Which of these rows training has touched: no tiny one, and none that equals another."""
+    """Mask the rows that pretraining updated: those that are neither tiny nor duplicates."""
     rows = table.detach()[ids].float()
     norms = rows.norm(dim=-1)
     _, first, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)

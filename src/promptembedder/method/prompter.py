@@ -2,19 +2,19 @@
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from torch import nn
 from torch.nn.utils import skip_init
-from transformers import DynamicCache
-from promptembedder.backbone import Backbone
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from promptembedder.backbone import Backbone, text_positions
+from promptembedder.method.alignment import rescale_norm
 from promptembedder.method.config import PrompterConfig
-from promptembedder.method.relaxation import RelaxationConfig, RelaxedTokens, relaxation_weights, relaxed_token
-from promptembedder.method.alignment import norm_match
-from promptembedder.backbone import text_positions
+from promptembedder.method.relaxation import RelaxationConfig, RelaxedTokens, relax, relaxation_weights
 from promptembedder.types import Float, Int, Tensor
 
-__all__ = ['Prompter', 'add_lora']
+__all__ = ["Prompter", "add_lora"]
+
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> None:
     """Put trainable adapters on every linear layer of `model` except its head; their start is drawn from `seed`.
@@ -44,7 +44,7 @@ class Prompter(nn.Module):
     to start from and a gradient that does not pass through a softmax.
     """
 
-    anchor_start: Tensor
+    init_embeddings: Tensor
 
     def __init__(
         self,
@@ -53,23 +53,25 @@ class Prompter(nn.Module):
         relaxation: RelaxationConfig,
         *,
         num_soft_tokens: int,
-        anchored: bool = True,
+        train_soft_prompt: bool = True,
         seed: int = 0,
     ) -> None:
         """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`.
 
         Args:
-            anchored: False where the alignment reads the vocabulary weights, to which an anchor adds nothing.
+            train_soft_prompt: False if the alignment reads the vocabulary weights, to which an offset adds nothing.
         """
         super().__init__()
         self.backbone = backbone
         self.relaxation = relaxation
         self.num_soft_tokens = num_soft_tokens
         # the start is known from the configuration; only the difference is trained, decayed and saved
-        self.register_buffer("anchor_start", backbone.phrase_inputs(config.anchor, num_soft_tokens), persistent=False)
-        trains = anchored and config.tuning != "frozen"
-        self.anchor_delta = nn.Parameter(torch.zeros_like(self.anchor_start), requires_grad=trains)
-        self.log_gate = nn.Parameter(torch.zeros(()), requires_grad=trains)
+        self.register_buffer(
+            "init_embeddings", backbone.init_embeddings(config.init_text, num_soft_tokens), persistent=False
+        )
+        trains = train_soft_prompt and config.tuning != "frozen"
+        self.soft_prompt_delta = nn.Parameter(torch.zeros_like(self.init_embeddings), requires_grad=trains)
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=trains)
         # `hidden` sends states back as inputs; a trained map turns the one space into the other
         self.projection: nn.Linear | None = None
         if relaxation.kind == "hidden":
@@ -96,13 +98,15 @@ class Prompter(nn.Module):
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 state = self._next_state(tokens[-1].unsqueeze(1), mask, lengths + step - 1, cache)
             if self.projection is not None:
-                tokens.append(norm_match(self.projection(state.float()), backbone.table_norm).to(state.dtype))
+                tokens.append(
+                    rescale_norm(self.projection(state.float()), backbone.mean_embedding_norm).to(state.dtype)
+                )
                 continue
             weights.append(relaxation_weights(self._logits(state), self.relaxation, training=self.training))
-            tokens.append(relaxed_token(weights[-1], backbone.input_table, scale=backbone.input_scale))
+            tokens.append(relax(weights[-1], backbone.input_embeddings, scale=backbone.embedding_scale))
         generated = torch.stack(tokens, dim=1).float()
-        anchored = self.log_gate.exp() * generated + (self.anchor_start + self.anchor_delta)
-        return RelaxedTokens(anchored, torch.stack(weights, dim=1) if weights else None)
+        embeddings = self.log_scale.exp() * generated + (self.init_embeddings + self.soft_prompt_delta)
+        return RelaxedTokens(embeddings, torch.stack(weights, dim=1) if weights else None)
 
     def _next_state(
         self, embeddings: Float[Tensor, "batch new dim"], mask: Tensor, positions: Tensor, cache: DynamicCache

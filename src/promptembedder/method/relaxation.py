@@ -1,25 +1,31 @@
-"""Numbers that show whether the soft tokens are alive.
-
-Known failures: entropy near log(vocab) or cosine near 1 between tokens is collapse to the table's mean; entropy near 0
-is a one-hot softmax, through which no gradient flows.
-"""
+"""Continuous relaxations of generated tokens, and diagnostics of the resulting soft tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
-from promptembedder.errors import ConfigError, shown
-from promptembedder.types import Float, Tensor
-from promptembedder.method.pooling import unit_vectors
 
-__all__ = ['RELAXATIONS', 'RelaxationConfig', 'RelaxedTokens', 'joined_tokens', 'relaxation_weights', 'relaxed_token', 'soft_token_diagnostics']
+from promptembedder.errors import ConfigError, short_repr
+from promptembedder.method.pooling import l2_normalize
+from promptembedder.types import Float, Tensor
+
+__all__ = [
+    "RELAXATIONS",
+    "RelaxationConfig",
+    "RelaxedTokens",
+    "relax",
+    "relaxation_weights",
+    "soft_token_diagnostics",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelaxationConfig:
-    """How logits become a relaxed token.
+    """Relaxation from logits to a relaxed token.
 
     Attributes:
-        kind: One of `RELAXATIONS`, or `hidden`: the prompter's own hidden state, no vocabulary.
+        kind: One of `RELAXATIONS`, or `hidden`: the prompter's hidden state, without vocabulary weights.
         temperature: Divides the logits before the softmax; unitless, > 0. Not the contrastive temperature.
         top_k: Entries kept by the relaxation `top_k`; the others ignore it.
     """
@@ -31,7 +37,7 @@ class RelaxationConfig:
     def __post_init__(self) -> None:
         known = [*RELAXATIONS, "hidden"]
         if self.kind not in known:
-            raise ConfigError(f"unknown relaxation {shown(self.kind)}. Use one of: {', '.join(known)}.")
+            raise ConfigError(f"unknown relaxation {short_repr(self.kind)}. Use one of: {', '.join(known)}.")
         if not self.temperature > 0:
             raise ConfigError(f"logit temperature must be > 0, got {self.temperature}. Try 1.0.")
         if self.top_k < 1:
@@ -46,17 +52,17 @@ class RelaxedTokens:
     weights: Float[Tensor, "batch prompt vocab"] | None
     """Vocabulary weights behind each token, float32; None for the relaxation `hidden`."""
 
+    @classmethod
+    def cat(cls, batches: "Sequence[RelaxedTokens]", device: torch.device) -> "RelaxedTokens":
+        """Concatenate batches along the batch axis, on `device`."""
+        weights = [batch.weights for batch in batches if batch.weights is not None]
+        embeddings = torch.cat([batch.embeddings for batch in batches]).to(device)
+        return cls(embeddings, torch.cat(weights).to(device) if weights else None)
+
     def rows(self) -> "list[RelaxedTokens]":
-        """Each row as a batch of its own."""
+        """Split the batch into batches of one row."""
         weights = [None] * len(self.embeddings) if self.weights is None else list(self.weights.split(1))
-        return [RelaxedTokens(row, own) for row, own in zip(self.embeddings.split(1), weights, strict=True)]
-
-
-def joined_tokens(rows: Sequence[RelaxedTokens], device: torch.device) -> RelaxedTokens:
-    """Several batches as one, on `device`."""
-    weights = [row.weights for row in rows if row.weights is not None]
-    embeddings = torch.cat([row.embeddings for row in rows]).to(device)
-    return RelaxedTokens(embeddings, torch.cat(weights).to(device) if weights else None)
+        return [RelaxedTokens(row, weight) for row, weight in zip(self.embeddings.split(1), weights, strict=True)]
 
 
 def _softmax(logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, _: bool) -> Float[Tensor, "*rows vocab"]:
@@ -97,13 +103,13 @@ RELAXATIONS: dict[str, Callable[[Tensor, RelaxationConfig, bool], Tensor]] = {
 def relaxation_weights(
     logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, *, training: bool = False
 ) -> Float[Tensor, "*rows vocab"]:
-    """Non-negative weights that sum to one over the vocabulary, float32 whatever the logits' dtype.
+    """Compute non-negative float32 weights that sum to one over the vocabulary.
 
     Args:
-        training: Turns on the noise of `gumbel`; the other relaxations have none.
+        training: Enables the noise of `gumbel`. The other relaxations are deterministic.
 
     Raises:
-        ConfigError: `config.kind` is `hidden`, which has no weights.
+        ConfigError: If `config.kind` is `hidden`, which has no weights.
     """
     if config.kind not in RELAXATIONS:
         raise ConfigError(
@@ -113,33 +119,38 @@ def relaxation_weights(
     return RELAXATIONS[config.kind](logits.float(), config, training)
 
 
-def relaxed_token(
+def relax(
     weights: Float[Tensor, "*rows vocab"], table: Float[Tensor, "vocab dim"], *, scale: float = 1.0
 ) -> Float[Tensor, "*rows dim"]:
-    """Expected input embedding under `weights`: row i of `table` where they are one-hot at i.
+    """Compute the expected input embedding under `weights`. One-hot weights at i give row i of `table`.
+
+    This is the continuous relaxation of Tsai et al. 2026 (arXiv:2605.28066).
 
     Args:
         table: Input embedding weights.
-        scale: What the model multiplies its table by before the first layer (Gemma: sqrt of the width).
+        scale: Factor on the table before the first layer (Gemma: the square root of the width).
     """
     return scale * (weights.to(table.dtype) @ table)
 
 
 @torch.no_grad()
 def soft_token_diagnostics(
-    tokens: RelaxedTokens, soft: Float[Tensor, "batch prompt dim_r"], *, table_norm: float
+    tokens: RelaxedTokens, soft: Float[Tensor, "batch prompt dim_r"], *, mean_embedding_norm: float
 ) -> dict[str, float]:
-    """`soft_token_entropy` (nats, mean), `soft_token_norm_ratio` (to the table), `soft_token_cosine` (between tokens).
+    """Compute diagnostics of the soft tokens: mean entropy in nats, norm ratio to the embedding table, mean cosine.
 
-    Entropy is left out where the relaxation has no weights, cosine where there is one token only.
+    Known failures: entropy near log(vocab), or cosine near 1 between tokens, is a collapse to the mean of the table.
+    Entropy near 0 is a one-hot softmax, through which no gradient flows. `soft_token_entropy` is missing for
+    relaxations
+    without weights, `soft_token_cosine` for a single token.
     """
-    report: dict[str, float] = {"soft_token_norm_ratio": float(soft.float().norm(dim=-1).mean()) / table_norm}
+    report: dict[str, float] = {"soft_token_norm_ratio": float(soft.float().norm(dim=-1).mean()) / mean_embedding_norm}
     if tokens.weights is not None:
         weights = tokens.weights.float()
         report["soft_token_entropy"] = float(torch.special.entr(weights.clamp_min(0.0)).sum(dim=-1).mean())
     count = soft.shape[1]
     if count > 1:
-        unit = unit_vectors(soft)
+        unit = l2_normalize(soft)
         cosines = unit @ unit.transpose(1, 2)  # [batch, prompt, prompt]
         off_diagonal = cosines.sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(dim=1)
         report["soft_token_cosine"] = float((off_diagonal / (count * (count - 1))).mean())

@@ -34,7 +34,7 @@ class SoftTokenStore:
         self.compiled = {**self.compiled, **tokens}
         self._compiled_at = _versions(weights)
 
-    def compiled_for(self, weights: Sequence[Tensor]) -> dict[str, Float[Tensor, "prompt dim_r"]]:
+    def valid_compiled(self, weights: Sequence[Tensor]) -> dict[str, Float[Tensor, "prompt dim_r"]]:
         """The compiled tokens, if the weights are still those they were compiled with; nothing otherwise."""
         return self.compiled if _versions(weights) == self._compiled_at else {}
 
@@ -64,7 +64,7 @@ class SoftTokenStore:
         # compiled tokens stay where they were loaded, and a model may have moved since
         return torch.stack([at_hand[text].to(device) for text in instructions])
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop what was generated; compiled tokens stay."""
         self._remembered.clear()
 

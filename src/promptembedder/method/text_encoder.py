@@ -1,26 +1,25 @@
 """Base class of all encoders: a reader, a length limit and an instruction for every text."""
 
-from collections.abc import Mapping
-from pathlib import Path
-import torch
-from torch import nn
-from promptembedder.errors import ModelFormatError
-from promptembedder.types import Tensor
-from promptembedder.storage.tensors import load_tensors
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 from huggingface_hub import snapshot_download
 from sentence_transformers.base.modules import InputModule
+from torch import nn
+
 from promptembedder.backbone import Backbone
 from promptembedder.data import clean_text
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
+from promptembedder.storage.tensors import load_tensors
 from promptembedder.types import Float, Tensor
 
-__all__ = ['MAX_TEMPLATE_TOKENS', 'TextEncoder', 'restore_tensors', 'saved_state', 'trained_state']
+__all__ = ["MAX_TEMPLATE_TOKENS", "TextEncoder", "restore_tensors", "saved_state", "trained_state"]
 
-_FITTED = "readout."  # its buffers come from texts, not from a configuration
+_FITTED = "text_pooling."  # its buffers come from texts, not from a configuration
 
 
 def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -126,7 +125,7 @@ class TextEncoder(InputModule):
     @property
     def tokenizer(self) -> Any:
         """The reader's own tokenizer."""
-        return self.reader.tokenizer.foreign
+        return self.reader.tokenizer.hf
 
     @property
     def max_seq_length(self) -> int:
@@ -142,7 +141,7 @@ class TextEncoder(InputModule):
     @property
     def device(self) -> torch.device:
         """Where the reader is."""
-        return self.reader.input_table.device
+        return self.reader.input_embeddings.device
 
     def get_embedding_dimension(self) -> int:
         """Width of the embedding: the reader's."""
@@ -153,32 +152,36 @@ class TextEncoder(InputModule):
         return list(trained_state(self).values())
 
     def token_features(
-        self, texts: Sequence[str], *, heads: Sequence[str] | None = None, tails: Sequence[str] | None = None
+        self, texts: Sequence[str], *, prefixes: Sequence[str] | None = None, suffixes: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Token ids of the texts; those longer than `max_seq_length` lose their end, are counted, and a warning tells.
 
         Args:
-            heads: Put before each text, on top of its length.
-            tails: Put after each text, likewise.
+            prefixes: Put before each text, on top of its length.
+            suffixes: Put after each text, likewise.
         """
         cleaned = [clean_text(text) for text in texts]
         tokenizer, limit = self.reader.tokenizer, self.max_seq_length
-        if heads is None and tails is None:
+        if prefixes is None and suffixes is None:
             batch = tokenizer.tokenize(cleaned, max_length=limit)
         else:
             whole = self.reader.max_positions or limit + MAX_TEMPLATE_TOKENS
-            batch = tokenizer.tokenize(cleaned, max_length=whole, text_length=limit, heads=heads, tails=tails)
+            batch = tokenizer.tokenize(
+                cleaned, max_length=whole, text_length=limit, prefixes=prefixes, suffixes=suffixes
+            )
         self._count_truncated(batch.truncated)
         return {"input_ids": batch.ids, "attention_mask": batch.mask, "text_mask": batch.text_mask}
 
-    def finite(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """The embedding itself.
+    def check_finite(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Return the embedding unchanged if it is finite. Training mode skips the check: the trainer has its own.
 
         Raises:
-            ValueError: It is not finite (evaluation only: a trainer has its own check).
+            WeightsError: If a number of the embedding is NaN or infinite, in evaluation mode.
         """
         if not self.training and not bool(torch.isfinite(embedding).all()):
-            raise ValueError("the embedding is not finite: the weights hold NaN or inf. Load an earlier checkpoint.")
+            raise WeightsError(
+                "the embedding is not finite: the weights contain NaN or inf. Load an earlier checkpoint."
+            )
         return embedding
 
     def _count_truncated(self, count: int) -> None:

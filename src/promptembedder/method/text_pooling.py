@@ -1,14 +1,14 @@
-"""How deep texts are read, and where their states lie before they say anything: the start of a readout's centre."""
+"""Layers at which texts exit and are pooled, and the initial centre of the text pooling."""
 
 import torch
 
-from promptembedder.backbone import Backbone, read_hidden
+from promptembedder.backbone import Backbone, hidden_states_at
 from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.method.config import ModelConfig
-from promptembedder.method.pooling import TextReadout, pooled
+from promptembedder.method.pooling import WhitenedTextPooling, pool
 from promptembedder.types import Int, Tensor
 
-__all__ = ["exit_layer", "new_text_readout", "own_tokens", "readout_layers"]
+__all__ = ["build_text_pooling", "content_mask", "early_exit_layer", "text_pooling_layer"]
 
 # A dozen different ones are enough: texts of five tasks, at 60 % of SmolLM2's depth, have a mean cosine of 0.89 as they
 # are, 0.17 around the mean of these, and 0.57 around that of random tokens.
@@ -29,8 +29,8 @@ _SENTENCES = (
 _DEPTH = 0.3  # of the reader's layers; chosen on development tasks, see docs/results.md
 
 
-def new_text_readout(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> TextReadout | None:
-    """The readout that `config` names; None if it names none.
+def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> WhitenedTextPooling | None:
+    """The text_pooling that `config` names; None if it names none.
 
     Args:
         centred: False leaves the centre at zero, where saved weights are about to be restored.
@@ -38,43 +38,45 @@ def new_text_readout(config: ModelConfig, reader: Backbone, *, centred: bool = T
     Raises:
         BackboneError: The reader has fewer layers than are named.
     """
-    layers = readout_layers(config, reader)
+    layers = text_pooling_layer(config, reader)
     if layers is None:
         return None
-    if layers > reader.ref.layers:
-        raise BackboneError(f"text_layers is {layers}, and the reader has {reader.ref.layers} layers. Name fewer.")
+    if layers > reader.identity.layers:
+        raise BackboneError(
+            f"text_pooling_layer is {layers}, and the reader has {reader.identity.layers} layers. Name fewer."
+        )
     centre = torch.zeros(reader.dim)
     if centred:
         batch = reader.tokenizer.tokenize(_SENTENCES, max_length=reader.max_positions or 64)
-        ids, mask, own = (one.to(reader.input_table.device) for one in (batch.ids, batch.mask, batch.text_mask))
-        hidden = read_hidden(reader.decoder, ids, mask, layers=layers)
-        centre = pooled(hidden, own, pooling="mean").mean(dim=0)
-    return TextReadout(centre, weight=config.text_weight, rank=config.text_rank)
+        ids, mask, own = (one.to(reader.input_embeddings.device) for one in (batch.ids, batch.mask, batch.text_mask))
+        hidden = hidden_states_at(reader.decoder, ids, mask, layers=layers)
+        centre = pool(hidden, own, pooling="mean").mean(dim=0)
+    return WhitenedTextPooling(centre, weight=config.text_pooling_weight, rank=config.whitening_rank)
 
 
-def readout_layers(config: ModelConfig, reader: Backbone) -> int | None:
-    """Layers of the reader after which the readout takes the text's states; None without a readout."""
-    if config.text_weight == 0:
+def text_pooling_layer(config: ModelConfig, reader: Backbone) -> int | None:
+    """Layers of the reader after which the text_pooling takes the text's states; None without a text_pooling."""
+    if config.text_pooling_weight == 0:
         return None
-    return config.text_layers or max(round(_DEPTH * reader.ref.layers), 1)
+    return config.text_pooling_layer or max(round(_DEPTH * reader.identity.layers), 1)
 
 
-def exit_layer(settings: ModelConfig, reader: Backbone) -> int:
-    """Layers of the reader that texts go through. Of the last one keys and values are enough, whatever `exit_depth` is.
+def early_exit_layer(config: ModelConfig, reader: Backbone) -> int:
+    """Return the number of layers that texts go through; the last layer only computes their keys and values.
 
     Raises:
         ConfigError: The text's own states are taken after more layers.
     """
-    layers, taken = reader.ref.layers, readout_layers(settings, reader) or 1
-    depth = max(round(settings.exit_depth * layers), 1)
+    layers, taken = reader.identity.layers, text_pooling_layer(config, reader) or 1
+    depth = max(round(config.early_exit_fraction * layers), 1)
     if taken > depth:
         raise ConfigError(
-            f"exit_depth {settings.exit_depth} is {depth} layers, and the text's own states are taken after {taken}. "
-            "Raise it, or lower text_layers."
+            f"early_exit_fraction {config.early_exit_fraction} is {depth} layers, but text pooling needs {taken}. "
+            "Raise it, or lower text_pooling_layer."
         )
     return min(depth, max(layers - 1, taken))
 
 
-def own_tokens(mask: Int[Tensor, "batch seq"], reader: Backbone) -> Int[Tensor, "batch seq"]:
+def content_mask(mask: Int[Tensor, "batch seq"], reader: Backbone) -> Int[Tensor, "batch seq"]:
     """`mask` without what every text begins with."""
     return mask * (mask.cumsum(dim=1) > len(reader.tokenizer.prefix))

@@ -1,39 +1,57 @@
 """Baselines on the same reader: LoRA, full fine-tuning, static soft tokens and the frozen LLM."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-from promptembedder.backbone import Backbone
-from promptembedder.errors import ModelFormatError
-from promptembedder.model.checkpoint import backbone_ref, model_config, same_backbone
-from promptembedder.method import BaselineConfig, ModelConfig
-from promptembedder.method import TextEncoder
-from promptembedder.method import restore_tensors, saved_state
+from typing import Any, TypeVar
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from promptembedder.backbone import (
+    Backbone,
+    BackboneConfig,
+    decoder_layers,
+    forward_tokens,
+    left_pad,
+    load_backbone,
+    prefill,
+)
+from promptembedder.data import clean_instruction
+from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.method import (
+    MAX_TEMPLATE_TOKENS,
+    POOLINGS,
+    BaselineConfig,
+    ModelConfig,
+    SoftTokenEncoder,
+    TextEncoder,
+    add_lora,
+    build_head,
+    build_text_pooling,
+    l2_normalize,
+    num_prompt_layers,
+    pool,
+    restore_tensors,
+    saved_state,
+)
+from promptembedder.model.checkpoint import backbone_identity, load_verified_backbone, model_config
+from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, saved_folder
 from promptembedder.storage import Manifest, from_mapping, read_manifest, to_mapping, versions, write_manifest
 from promptembedder.storage.tensors import save_tensors
-from collections.abc import Sequence
-from typing import Any
-import torch
-from promptembedder.backbone import Backbone, decoder_layers, read_tokens
-from promptembedder.data import clean_instruction
-from promptembedder.method import add_lora
-from promptembedder.backbone import left_padded
-from promptembedder.method import pooled, unit_vectors
-import dataclasses
-from torch import nn
-from promptembedder.backbone import Backbone, read_text
-from promptembedder.errors import ConfigError
-from promptembedder.method import level_count, new_head
-from promptembedder.method import SoftTokenEncoder
-from promptembedder.method import MAX_TEMPLATE_TOKENS
-from promptembedder.method import new_text_readout
 from promptembedder.types import Float, Tensor
-from sentence_transformers import SentenceTransformer
-from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
-from promptembedder.model.prompted_transformer import InstructedTransformer, saved_folder
-from promptembedder.method import POOLINGS
 
-__all__ = ['BASELINE_KIND', 'BaselineEmbedder', 'PooledEncoder', 'StaticEncoder', 'frozen_pooling', 'load_baseline', 'restore_baseline', 'save_baseline']
+__all__ = [
+    "BASELINE_KIND",
+    "BaselineEmbedder",
+    "PooledEncoder",
+    "StaticEncoder",
+    "frozen_pooling",
+    "load_baseline",
+    "restore_baseline",
+    "save_baseline",
+]
 
 BASELINE_KIND = "baseline"
 
@@ -42,7 +60,7 @@ Encoder = TypeVar("Encoder", bound=TextEncoder)
 WEIGHTS_FILE = "baseline.safetensors"
 
 
-def save_baseline(folder: Path, encoder: TextEncoder, settings: ModelConfig, baseline: BaselineConfig) -> None:
+def save_baseline(folder: Path, encoder: TextEncoder, config: ModelConfig, baseline: BaselineConfig) -> None:
     """Write what training and fitting gave the encoder into `folder`, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     state = saved_state(encoder)
@@ -50,8 +68,8 @@ def save_baseline(folder: Path, encoder: TextEncoder, settings: ModelConfig, bas
         save_tensors(folder / WEIGHTS_FILE, state)
     manifest = Manifest(
         kind=BASELINE_KIND,
-        config={"model": to_mapping(settings), "baseline": to_mapping(baseline)},
-        backbones={"reader": backbone_ref(encoder.reader)},
+        config={"model": to_mapping(config), "baseline": to_mapping(baseline)},
+        backbones={"reader": backbone_identity(encoder.reader)},
         files={WEIGHTS_FILE: ""} if state else {},
         provenance=dict(versions()),
     )
@@ -69,9 +87,9 @@ def load_baseline(
     """
     manifest = read_manifest(folder)
     if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
-        raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with open_model.")
+        raise ModelFormatError(f"{folder} holds a {manifest.kind}, not a baseline. Open it with load_encoder.")
     config = model_config(manifest)
-    reader = same_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
+    reader = load_verified_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     encoder = make(config, from_mapping(BaselineConfig, manifest.config["baseline"]), reader)
     restore_baseline(encoder, folder)
     return encoder
@@ -100,14 +118,14 @@ _TEMPLATES = {
 class PooledEncoder(TextEncoder):
     """A reader with its text states pooled (mean), or its last state of all (last)."""
 
-    def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0) -> None:
         """Read with `reader`, which is changed where `baseline` trains it.
 
         Args:
             seed: Of the adapters' random start.
         """
-        super().__init__(reader, max_seq_length=settings.max_seq_length)
-        self.settings, self.baseline = settings, baseline
+        super().__init__(reader, max_seq_length=config.max_seq_length)
+        self.config, self.baseline = config, baseline
         if baseline.kind == "lora":
             add_lora(reader.model, rank=baseline.lora_rank, alpha=baseline.lora_alpha, seed=seed)
         elif baseline.kind == "full":
@@ -122,24 +140,24 @@ class PooledEncoder(TextEncoder):
         instruction = clean_instruction(prompt)
         bare, instructed, tail = _TEMPLATES[self.baseline.template]
         head = instructed.replace("{instruction}", instruction) if instruction else bare
-        return dict(self.token_features(inputs, heads=[head] * len(inputs), tails=[tail] * len(inputs)))
+        return dict(self.token_features(inputs, prefixes=[head] * len(inputs), suffixes=[tail] * len(inputs)))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add `sentence_embedding`, [batch dim_r], float32 and of length 1 (0 for an empty text, pooled alone).
+        """Add `sentence_embedding`, [batch dim_r], float32 and of length 1 (0 for an empty text, pool alone).
 
         Raises:
-            ValueError: A weight or state is not finite (evaluation only: a trainer has its own check).
+            WeightsError: If a weight or state is not finite, in evaluation mode.
         """
-        ids, mask = left_padded(features["input_ids"], features["attention_mask"])
+        ids, mask = left_pad(features["input_ids"], features["attention_mask"])
         over = mask
-        if self.settings.pooling == "mean":  # over the text alone, moved to where its tokens were moved
-            over = left_padded(features["text_mask"], features["attention_mask"])[0]
+        if self.config.pooling == "mean":  # over the text alone, moved to where its tokens were moved
+            over = left_pad(features["text_mask"], features["attention_mask"])[0]
         trains = self.training and torch.is_grad_enabled() and self.baseline.kind != "frozen"
         bidirectional = self.baseline.attention == "bidirectional"
         with torch.set_grad_enabled(trains):
-            states = read_tokens(self.reader.decoder, ids, mask, bidirectional=bidirectional)
-        vectors = unit_vectors(pooled(states, over, pooling=self.settings.pooling))
-        return {**features, "sentence_embedding": self.finite(vectors)}
+            states = forward_tokens(self.reader.decoder, ids, mask, bidirectional=bidirectional)
+        vectors = l2_normalize(pool(states, over, pooling=self.config.pooling))
+        return {**features, "sentence_embedding": self.check_finite(vectors)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
         """Add `sentence_embedding` to the features of all columns of a batch, one column after the other."""
@@ -156,7 +174,7 @@ class PooledEncoder(TextEncoder):
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write what was trained and the manifest."""
-        save_baseline(Path(output_path), self, self.settings, self.baseline)
+        save_baseline(Path(output_path), self, self.config, self.baseline)
 
     @classmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "PooledEncoder":
@@ -174,24 +192,28 @@ class StaticEncoder(SoftTokenEncoder):
     They start as the words of the prompter's anchor, as the generated tokens do.
     """
 
-    def __init__(self, settings: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
+    def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
         """Read with `reader`; the default instruction gets a set of its own unless a task names it."""
-        super().__init__(settings, reader, readout=new_text_readout(settings, reader), head=new_head(settings, reader))
-        if settings.placement != "suffix" or settings.conditioning != "instruction":
+        super().__init__(
+            config, reader, text_pooling=build_text_pooling(config, reader), head=build_head(config, reader)
+        )
+        if config.placement != "suffix" or config.conditioning != "instruction":
             raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
-        self._default = self.instruction_of(settings.default_instruction)
-        if not any(self._default in map(self.instruction_of, one) for one in baseline.wordings):
-            baseline = dataclasses.replace(baseline, wordings=(*baseline.wordings, (self._default,)))
+        self._default = self.instruction_of(config.default_instruction)
+        if not any(self._default in map(self.instruction_of, one) for one in baseline.instruction_variants):
+            baseline = dataclasses.replace(
+                baseline, instruction_variants=(*baseline.instruction_variants, (self._default,))
+            )
         self.baseline = baseline
         shared = baseline.fallback == "shared"
         self._set_of = {  # by what `preprocess` makes of a wording, which data may give with blanks around it
             self.instruction_of(wording): 0 if shared else place
-            for place, one in enumerate(baseline.wordings)
+            for place, one in enumerate(baseline.instruction_variants)
             for wording in one
         }
-        count = 1 if shared else len(baseline.wordings)
-        start = reader.phrase_inputs(settings.prompter.anchor, settings.num_soft_tokens)
-        deeper = start.new_zeros(len(start), (level_count(settings, reader) - 1) * reader.dim)
+        count = 1 if shared else len(baseline.instruction_variants)
+        start = reader.init_embeddings(config.prompter.init_text, config.num_soft_tokens)
+        deeper = start.new_zeros(len(start), (num_prompt_layers(config, reader) - 1) * reader.dim)
         self.vectors = nn.Parameter(torch.cat([start, deeper], dim=-1).repeat(count, 1, 1))
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
@@ -224,22 +246,22 @@ class StaticEncoder(SoftTokenEncoder):
         if "shared" in (fallback, self.baseline.fallback) and fallback != self.baseline.fallback:
             raise ConfigError("fallback 'shared' has weights of its own. Train a model with it.")
         self.baseline = dataclasses.replace(self.baseline, fallback=fallback)
-        self.store.forget()
+        self.store.clear()
 
     def nearest(self, instruction: str) -> str:
         """The seen wording that the frozen reader finds most like `instruction`."""
         seen = list(self._set_of)
         limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
         batch = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
-        states = read_text(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
-        vectors = unit_vectors(pooled(states.hidden, batch.text_mask.to(self.device), pooling="mean"))
+        states = prefill(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
+        vectors = l2_normalize(pool(states.hidden, batch.text_mask.to(self.device), pooling="mean"))
         # a decoder's mean states share one large direction, which says nothing about the words
-        vectors = unit_vectors(vectors - vectors.mean(dim=0))
+        vectors = l2_normalize(vectors - vectors.mean(dim=0))
         return seen[int((vectors[1:] @ vectors[0]).argmax())]
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write the vectors and the manifest; never the backbone."""
-        save_baseline(Path(output_path), self, self.settings, self.baseline)
+        save_baseline(Path(output_path), self, self.config, self.baseline)
 
     @classmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "StaticEncoder":
@@ -251,7 +273,7 @@ class StaticEncoder(SoftTokenEncoder):
         restore_baseline(self, folder)
 
 
-class BaselineEmbedder(InstructedTransformer):
+class BaselineEmbedder(PromptedSentenceTransformer):
     """A baseline: same reader, same meaning of `prompt`, same trainer, data and losses as the method."""
 
     @classmethod
@@ -274,7 +296,7 @@ class BaselineEmbedder(InstructedTransformer):
 
         Raises:
             BackboneError: The reader cannot be loaded.
-            ConfigError: The settings do not fit the kind of baseline.
+            ConfigError: The config do not fit the kind of baseline.
         """
         if reader is None:
             reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
@@ -292,7 +314,7 @@ class BaselineEmbedder(InstructedTransformer):
         """
         folder = saved_folder(name)
         model = cls(modules=[load_baseline(folder, _new_encoder, cache_folder=cache_folder)], device=device)
-        model.restore_settings(folder)
+        model.restore_config(folder)
         return model.eval()
 
 
@@ -323,7 +345,7 @@ def frozen_pooling(
 
 
 def _config_of(reader: Backbone) -> BackboneConfig:
-    ref = reader.ref
+    ref = reader.identity
     start = reader.tokenizer.text_start
     return BackboneConfig(
         source=ref.source, revision=ref.revision, dtype=ref.dtype, layers=ref.layers, text_start=start

@@ -7,16 +7,22 @@ from typing import Any
 
 import torch
 
+from promptembedder.backbone import left_pad
 from promptembedder.data import clean_text
-from promptembedder.errors import ConfigError
-from promptembedder.model.checkpoint import load_parts, put_away, restore_parts, save_parts
-from promptembedder.method import Parts, PrompterAway
-from promptembedder.method import Prompter
+from promptembedder.errors import ConfigError, WeightsError
+from promptembedder.method import (
+    MAX_TEMPLATE_TOKENS,
+    EncoderParts,
+    LinearAlignment,
+    Prompter,
+    PrompterSnapshot,
+    RelaxedTokens,
+    SoftTokenEncoder,
+    VocabularyAlignment,
+    soft_token_diagnostics,
+)
+from promptembedder.model.checkpoint import load_parts, restore_parts, save_parts, snapshot_prompter
 from promptembedder.model.self_test import SELF_TEST_TEXT, SelfTest
-from promptembedder.method import SoftTokenEncoder
-from promptembedder.method import MAX_TEMPLATE_TOKENS
-from promptembedder.method import LinearAlignment, RelaxedTokens, VocabularyAlignment, joined_tokens, soft_token_diagnostics
-from promptembedder.backbone import left_padded
 from promptembedder.types import Float, Tensor
 
 __all__ = ["DualEncoder"]
@@ -25,19 +31,19 @@ __all__ = ["DualEncoder"]
 class DualEncoder(SoftTokenEncoder):
     """Soft tokens from the prompter, aligned to the reader; both are trained, the reader never is."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: EncoderParts) -> None:
         """Put the parts together."""
-        super().__init__(parts.config, parts.reader, readout=parts.readout, head=parts.head)
+        super().__init__(parts.config, parts.reader, text_pooling=parts.text_pooling, head=parts.head)
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
-        self.away, self.others = parts.away, parts.others
+        self.prompter_snapshot, self.others = parts.prompter_snapshot, parts.others
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
         features = self.instructed_features(inputs, prompt)
-        if self.settings.conditioning == "instruction_and_text":
+        if self.config.conditioning == "instruction_and_text":
             texts = [clean_text(text) for text in inputs]
             rows = self._prompter_inputs([features["instruction"]] * len(texts), texts)
             features |= {"prompter_ids": rows[0], "prompter_mask": rows[1]}
@@ -54,11 +60,11 @@ class DualEncoder(SoftTokenEncoder):
         Args:
             instruction: None: one that is at hand.
         """
-        if self.reading.in_one:  # no process may call a reader alone whose weights all of them keep
+        if self.reading.single_batch:  # no process may call a reader alone whose weights all of them keep
             return None
-        said = self._said()
-        at_hand = next(iter({**self.store.compiled_for(self.trained_weights()), **said}), None)
-        asked = instruction or at_hand or self.settings.default_instruction
+        said = self._cached_tokens()
+        at_hand = next(iter({**self.store.valid_compiled(self.trained_weights()), **said}), None)
+        asked = instruction or at_hand or self.config.default_instruction
         if self.prompter is None and asked != at_hand and instruction is None:
             return None
         was_training = self.training
@@ -67,11 +73,11 @@ class DualEncoder(SoftTokenEncoder):
             vector = self.forward(self._on_device(self.preprocess([SELF_TEST_TEXT], prompt=asked)))[
                 "sentence_embedding"
             ]
-        except ValueError:  # not finite: whoever loads it will be told why
+        except WeightsError:  # not finite: loading the model reports the reason
             return None
         finally:
             self.train(was_training)
-        ref = self.reader.ref
+        ref = self.reader.identity
         numbers = tuple(vector[0].float().cpu().tolist())
         return SelfTest(instruction=asked, reader=ref.fingerprint, dtype=ref.quantization or ref.dtype, vector=numbers)
 
@@ -84,18 +90,18 @@ class DualEncoder(SoftTokenEncoder):
         """The module that `save` wrote."""
         return cls(load_parts(folder, cache_folder=cache_folder))
 
-    def parts(self) -> Parts:
+    def parts(self) -> EncoderParts:
         """The parts as they are now; compiled soft tokens only as far as they fit the weights."""
-        return Parts(
-            config=self.settings,
+        return EncoderParts(
+            config=self.config,
             reader=self.reader,
             alignment=self.alignment,
             deep=self.deep,
-            readout=self.readout,
+            text_pooling=self.text_pooling,
             head=self.head,
             prompter=self.prompter,
-            compiled=self.store.compiled_for(self.trained_weights()),
-            away=self.away,
+            compiled=self.store.valid_compiled(self.trained_weights()),
+            prompter_snapshot=self.prompter_snapshot,
             others=self.others,
         )
 
@@ -111,27 +117,27 @@ class DualEncoder(SoftTokenEncoder):
 
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
         """Soft tokens of each instruction, generated by the prompter."""
-        if self.settings.conditioning == "instruction_and_text":
+        if self.config.conditioning == "instruction_and_text":
             raise ConfigError("soft tokens depend on the text here: conditioning is 'instruction_and_text'.")
-        said = self._said()
+        said = self._cached_tokens()
         if said and said.keys() >= set(instructions):
-            return self._aligned(joined_tokens([said[instruction] for instruction in instructions], self.device))
+            return self._aligned(RelaxedTokens.cat([said[instruction] for instruction in instructions], self.device))
         ids, mask = self._prompter_inputs(instructions, None)
         return self._soft_tokens_from(ids.to(self.device), mask.to(self.device))
 
     @torch.no_grad()
-    def generated(self, instructions: Sequence[str], *, weights: bool = False) -> list[RelaxedTokens]:
+    def generate_relaxed(self, instructions: Sequence[str], *, weights: bool = False) -> list[RelaxedTokens]:
         """What the prompter says to each instruction, in its own input space; constants.
 
         Args:
             weights: With the weights behind them, as wide as the vocabulary, which alignment `vocabulary` reads.
         """
         if self.prompter is None:
-            return [self._said()[instruction] for instruction in instructions]
+            return [self._cached_tokens()[instruction] for instruction in instructions]
         was_training = self.training
         self.eval()
         ids, mask = self._prompter_inputs(instructions, None)
-        tokens = self.prompter(*left_padded(ids.to(self.device), mask.to(self.device)))
+        tokens = self.prompter(*left_pad(ids.to(self.device), mask.to(self.device)))
         self.train(was_training)
         return (tokens if weights else RelaxedTokens(tokens.embeddings, None)).rows()
 
@@ -142,12 +148,12 @@ class DualEncoder(SoftTokenEncoder):
     def align(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Relaxed tokens of the prompter as soft tokens of the reader, float32."""
         if isinstance(self.alignment, VocabularyAlignment):
-            inputs = self.alignment(tokens, self.reader.input_table)
+            inputs = self.alignment(tokens, self.reader.input_embeddings)
         else:
             inputs = self.alignment(tokens)
         return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
 
-    def prompter_away(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterAway:
+    def snapshot_prompter(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterSnapshot:
         """What can stand for the prompter: its trained weights, for saving, and what it says to these instructions.
 
         Args:
@@ -155,38 +161,39 @@ class DualEncoder(SoftTokenEncoder):
         """
         assert self.prompter is not None
         named = list(dict.fromkeys(map(self.instruction_of, instructions)))
-        said = self.generated(named, weights=weights)
-        return dataclasses.replace(put_away(self.prompter), tokens=dict(zip(named, said, strict=True)))
+        said = self.generate_relaxed(named, weights=weights)
+        return dataclasses.replace(snapshot_prompter(self.prompter), tokens=dict(zip(named, said, strict=True)))
 
-    def put_away(self, instructions: Sequence[str]) -> None:
+    def offload_prompter(self, instructions: Sequence[str]) -> None:
         """Let go of the prompter; these instructions can still be asked for."""
-        self.away, self.prompter = self.prompter_away(instructions), None
-        self.store.forget()
+        self.prompter_snapshot, self.prompter = self.snapshot_prompter(instructions), None
+        self.store.clear()
 
-    def settle(self) -> None:
-        """Make what was trained of the alignments small to save.
+    def compact_alignments_(self) -> None:
+        """Reduce the saved size of the trained alignments, in place.
 
-        The difference is folded into the fixed part, the same map; deeper alignments are rounded to bfloat16's numbers.
+        The delta of a linear alignment is merged into its base, which leaves the map unchanged. Deep alignments are
+        rounded to bfloat16.
         """
-        compiled = self.store.compiled_for(self.trained_weights())
+        compiled = self.store.valid_compiled(self.trained_weights())
         if isinstance(self.alignment, LinearAlignment):
-            self.alignment.settle()
+            self.alignment.merge_delta_()
         if self.deep is None:
             self.store.add_compiled(compiled, self.trained_weights())
         else:
-            self.deep.settle()  # what was compiled before belongs to other numbers, and is dropped
+            self.deep.round_to_bfloat16_()  # invalidates the compiled soft tokens: the weights changed
 
-    def take_back(self, prompter: Prompter | None) -> None:
+    def attach_prompter(self, prompter: Prompter | None) -> None:
         """Generate with this prompter from now on; it is the one that was put away."""
-        self.prompter, self.away = prompter, None
-        self.store.forget()
+        self.prompter, self.prompter_snapshot = prompter, None
+        self.store.clear()
 
     def _on_device(self, features: dict[str, Any]) -> dict[str, Any]:
         return {name: one.to(self.device) if isinstance(one, Tensor) else one for name, one in features.items()}
 
-    def _said(self) -> Mapping[str, RelaxedTokens]:
+    def _cached_tokens(self) -> Mapping[str, RelaxedTokens]:
         """What a prompter that was put away has said."""
-        return self.away.tokens if self.prompter is None and self.away is not None else {}
+        return self.prompter_snapshot.tokens if self.prompter is None and self.prompter_snapshot is not None else {}
 
     def _soft_tokens_from(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch prompt width"]:
         if self.prompter is None:
@@ -194,13 +201,15 @@ class DualEncoder(SoftTokenEncoder):
                 "this instruction is not compiled and the model was loaded without its prompter. "
                 "Load it with the prompter, or compile the instruction first."
             )
-        return self._aligned(self.prompter(*left_padded(ids, mask)))
+        return self._aligned(self.prompter(*left_pad(ids, mask)))
 
     def _aligned(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         soft = self.align(tokens)
         if self.training:
             inputs = soft[..., : self.reader.dim]
-            self.diagnostics = soft_token_diagnostics(tokens, inputs, table_norm=self.reader.table_norm)
+            self.diagnostics = soft_token_diagnostics(
+                tokens, inputs, mean_embedding_norm=self.reader.mean_embedding_norm
+            )
         return soft
 
     def _prompter_inputs(self, instructions: Sequence[str], texts: Sequence[str] | None) -> tuple[Tensor, Tensor]:
@@ -210,10 +219,10 @@ class DualEncoder(SoftTokenEncoder):
                 f"instruction {instructions[0]!r} is not compiled and the model was loaded without its prompter. "
                 "Load it with the prompter, or compile the instruction first."
             )
-        template = self.settings.prompter.template
+        template = self.config.prompter.template
         asked = [template.replace("{instruction}", instruction) for instruction in instructions]
         tokenizer, limit = self.prompter.backbone.tokenizer, self.prompter.backbone.max_positions
-        room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.settings.num_soft_tokens
+        room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.config.num_soft_tokens
         if texts is None:
             batch = tokenizer.tokenize(asked, max_length=room)
             if batch.truncated:
@@ -221,5 +230,5 @@ class DualEncoder(SoftTokenEncoder):
                     f"an instruction is longer than the {room} tokens that are read. Say it in fewer words."
                 )
         else:
-            batch = tokenizer.tokenize(texts, max_length=room, tails=[f"\n\n{question}" for question in asked])
+            batch = tokenizer.tokenize(texts, max_length=room, suffixes=[f"\n\n{question}" for question in asked])
         return batch.ids, batch.mask

@@ -3,32 +3,26 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from promptembedder.backbone import BackboneConfig
-from promptembedder.data import Pair, clean_text, text_list
+from promptembedder.data import check_text_list, clean_text
 from promptembedder.errors import ConfigError
+from promptembedder.method import ModelConfig, PrompterConfig, build_parts, early_exit_layer
 from promptembedder.model.checkpoint import load_parts
-from promptembedder.method import ModelConfig, PrompterConfig
 from promptembedder.model.dual_encoder import DualEncoder
-from promptembedder.model.prompted_transformer import InstructedTransformer, saved_folder
 from promptembedder.model.model_card import PromptEmbedderCardData
-from promptembedder.method import new_parts
-from promptembedder.method import exit_layer
+from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, saved_folder
 from promptembedder.types import Float, Tensor
-
-if TYPE_CHECKING:
-    from promptembedder.training import TrainingData
 
 __all__ = ["PromptEmbedder"]
 
 _TOKENIZED_TEXTS = 1024  # at once, before they are put into batches
 
 
-class PromptEmbedder(InstructedTransformer):
+class PromptEmbedder(PromptedSentenceTransformer):
     """A frozen LLM that embeds texts under instructions.
 
     Everything a SentenceTransformer does works: `encode(texts, prompt=instruction)`, `prompts`, `encode_query`,
@@ -70,7 +64,7 @@ class PromptEmbedder(InstructedTransformer):
             )
         elif prompter is not None or reader is not None:
             raise ConfigError("give either prompter and reader or config, not both. Name the backbones in config.")
-        return cls(modules=[DualEncoder(new_parts(config, cache_folder=cache_folder, seed=seed))], device=device)
+        return cls(modules=[DualEncoder(build_parts(config, cache_folder=cache_folder, seed=seed))], device=device)
 
     @classmethod
     def from_pretrained(
@@ -101,7 +95,7 @@ class PromptEmbedder(InstructedTransformer):
             folder, reader=reader, quantization=quantization, cache_folder=cache_folder, with_prompter=with_prompter
         )
         model = cls(modules=[DualEncoder(parts)], device=device)
-        model.restore_settings(folder)
+        model.restore_config(folder)
         return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is
 
     @property
@@ -114,7 +108,7 @@ class PromptEmbedder(InstructedTransformer):
     def soft_tokens(self, instruction: str) -> Float[Tensor, "prompt width"]:
         """Soft tokens of one instruction, float32: in the reader's input space, width = dim_r.
 
-        With `deep_every` set, what is added at the deeper layers follows, width = levels * dim_r.
+        With `deep_prompt_interval` set, what is added at the deeper layers follows, width = levels * dim_r.
         """
         self.eval()
         with torch.no_grad():
@@ -122,17 +116,18 @@ class PromptEmbedder(InstructedTransformer):
 
     def compile_instructions(self, instructions: Sequence[str]) -> None:
         """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
-        self.encoder.compile_instructions(list(dict.fromkeys(text_list(instructions, name="instructions"))))
+        self.encoder.compile_instructions(list(dict.fromkeys(check_text_list(instructions, name="instructions"))))
 
-    def fit_texts(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
+    def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
         """Take from some texts, without labels, what all texts share, so that embeddings leave it out.
 
         A few hundred texts of the kind that will be embedded are enough. Training from a recipe does this first.
 
         Raises:
-            ConfigError: The model has no text readout (`text_weight` 0), or there are fewer than two texts.
+            ConfigError: The model has no text text_pooling (`text_pooling_weight` 0), or there are fewer than two
+                texts.
         """
-        self.encoder.fit_texts(text_list(texts, name="texts"), batch_size=batch_size)
+        self.encoder.fit_whitening(check_text_list(texts, name="texts"), batch_size=batch_size)
 
     @property
     def max_batch_tokens(self) -> int:
@@ -147,52 +142,24 @@ class PromptEmbedder(InstructedTransformer):
         self.encoder.reading.max_batch_tokens = value
 
     @property
-    def exit_depth(self) -> float:
+    def early_exit_fraction(self) -> float:
         """Share of the reader's layers that a text goes through; may be changed at any time, and is saved.
 
         Raises:
             ConfigError: It is not in (0, 1], or the text's own states are taken deeper, or soft tokens come first.
         """
-        return self.encoder.settings.exit_depth
+        return self.encoder.config.early_exit_fraction
 
-    @exit_depth.setter
-    def exit_depth(self, value: float) -> None:
-        settings = dataclasses.replace(self.encoder.settings, exit_depth=value)
-        exit_layer(settings, self.encoder.reader)
-        self.encoder.settings = settings
+    @early_exit_fraction.setter
+    def early_exit_fraction(self, value: float) -> None:
+        config = dataclasses.replace(self.encoder.config, early_exit_fraction=value)
+        early_exit_layer(config, self.encoder.reader)
+        self.encoder.config = config
 
     @property
     def readers(self) -> tuple[str, ...]:
         """The LLMs that a saved copy of this model can be opened on, the present one first."""
-        return (self.encoder.reader.ref.source, *(str(side.ref["source"]) for side in self.encoder.others))
-
-    def move_to(
-        self,
-        reader: str | BackboneConfig,
-        data: "TrainingData | Sequence[Pair] | None" = None,
-        *,
-        steps: int = 200,
-        **options: Any,
-    ) -> "PromptEmbedder":
-        """This model on another reader, its alignment trained; the prompter is shared by both and does not change.
-
-        Saved, the result opens on either reader.
-
-        Args:
-            reader: Backbone string or configuration.
-            data: Tasks, or pairs of one task.
-            steps: 0 leaves it at its closed form, for which no data is needed.
-            options: Further arguments of `promptembedder.training.move_embedder`: instructions, optim, seed.
-
-        Raises:
-            ConfigError: Steps without data, or a model that cannot be moved.
-            BackboneError: The reader cannot be loaded, or shares too few strings.
-        """
-        from promptembedder.model.transfer import Move
-        from promptembedder.training import move_embedder
-
-        named = BackboneConfig(source=reader) if isinstance(reader, str) else reader
-        return move_embedder(self, Move(reader=named), data, steps=steps, **options)
+        return (self.encoder.reader.identity.source, *(str(side.identity["source"]) for side in self.encoder.others))
 
     def encode_instructions(
         self,
@@ -213,8 +180,8 @@ class PromptEmbedder(InstructedTransformer):
                 longer than `max_batch_tokens`.
             DataError: A text or an instruction is no string, or one string stands for a list.
         """
-        texts = [clean_text(text) for text in text_list(texts, name="texts")]
-        instructions = text_list(instructions, name="instructions")
+        texts = [clean_text(text) for text in check_text_list(texts, name="texts")]
+        instructions = check_text_list(instructions, name="instructions")
         encoder = self.encoder.eval()
         if not encoder.reads_text_once:
             raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
@@ -227,6 +194,8 @@ class PromptEmbedder(InstructedTransformer):
             soft = encoder.soft_tokens(instructions)
             for start in range(0, len(texts), _TOKENIZED_TEXTS):
                 rows = by_length[start : start + _TOKENIZED_TEXTS]
-                chunk = encoder.embed_each([texts[row] for row in rows], soft, max_texts=batch_size, on_texts=on_texts)
+                chunk = encoder.embed_under_each(
+                    [texts[row] for row in rows], soft, max_texts=batch_size, on_texts=on_texts
+                )
                 vectors[:, rows] = chunk.cpu().numpy()
         return vectors

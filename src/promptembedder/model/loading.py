@@ -1,24 +1,25 @@
 """Load any saved model or sentence-transformers model by folder, name or hub id."""
 
-import logging
-from pathlib import Path
-import numpy as np
-from promptembedder.errors import WeightsError
-from promptembedder.model.embedder import PromptEmbedder
-from promptembedder.model.self_test import read_self_test
 import importlib.metadata
+import logging
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
+
 from promptembedder.backbone import BackboneConfig, hub_refusal, load_backbone
-from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
 from promptembedder.model.baselines import BaselineEmbedder, frozen_pooling
 from promptembedder.model.checkpoint import KIND
-from promptembedder.model.prompted_transformer import InstructedTransformer, is_hub_id, saved_folder
+from promptembedder.model.embedder import PromptEmbedder
+from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, is_hub_id, saved_folder
+from promptembedder.model.self_test import read_self_test
 from promptembedder.storage import MANIFEST_NAME, read_manifest
 
-__all__ = ['OpenedModel', 'check_self_test', 'open_model']
+__all__ = ["LoadedEncoder", "check_self_test", "load_encoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def check_self_test(model: PromptEmbedder, folder: Path) -> float | None:
         WeightsError: They differ by more than another machine explains, or the vector is not finite.
         ModelFormatError: The saved one cannot be read.
     """
-    saved, ref = read_self_test(folder), model.encoder.reader.ref
+    saved, ref = read_self_test(folder), model.encoder.reader.identity
     if saved is None or saved.reader != ref.fingerprint:
         logger.info("the model brings no self-test for this reader")
         return None
@@ -54,7 +55,7 @@ FROZEN_WAYS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedModel:
+class LoadedEncoder:
     """An encoder and what it takes.
 
     Attributes:
@@ -68,15 +69,15 @@ class OpenedModel:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-def open_model(
+def load_encoder(
     name: str,
     *,
     reader: str | None = None,
     quantization: str | None = None,
-    exit_depth: float | None = None,
+    early_exit_fraction: float | None = None,
     cache_folder: Path | None = None,
     device: str | None = None,
-) -> OpenedModel:
+) -> LoadedEncoder:
     """The model that `name` stands for.
 
     Args:
@@ -84,7 +85,7 @@ def open_model(
             the distribution of an installed sentence-transformers model; or folder or hub id of one.
         reader: For a PromptEmbedder that was moved: the LLM to open it on.
         quantization: For a PromptEmbedder: of its reader.
-        exit_depth: For a PromptEmbedder: the share of its reader's layers that texts go through.
+        early_exit_fraction: For a PromptEmbedder: the share of its reader's layers that texts go through.
 
     Raises:
         ModelFormatError: It is none of these, a damaged one, or cannot be opened on the reader.
@@ -97,21 +98,25 @@ def open_model(
         raise ModelFormatError(f"{name} is no PromptEmbedder, so it has one reader. Leave {reader!r} out.")
     if quantization is not None and not is_dual:
         raise ModelFormatError(f"{name} is no PromptEmbedder: its reader cannot be quantised here. Leave it out.")
-    if exit_depth is not None and not is_dual:
-        raise ModelFormatError(f"{name} is no PromptEmbedder: its texts leave no layer early. Leave {exit_depth} out.")
+    if early_exit_fraction is not None and not is_dual:
+        raise ModelFormatError(
+            f"{name} is no PromptEmbedder: its texts leave no layer early. Leave {early_exit_fraction} out."
+        )
     if name.startswith("frozen:"):
         return _frozen(name, cache_folder, device)
     if folder is not None:
-        opened: InstructedTransformer
+        opened: PromptedSentenceTransformer
         if is_dual:
             opened = PromptEmbedder.from_pretrained(
                 folder, reader=reader, quantization=quantization, cache_folder=cache_folder, device=device
             )
-            opened.exit_depth = opened.exit_depth if exit_depth is None else exit_depth
+            opened.early_exit_fraction = (
+                opened.early_exit_fraction if early_exit_fraction is None else early_exit_fraction
+            )
         else:
             opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
-        fingerprint = opened.text_encoder.reader.ref.fingerprint
-        return OpenedModel(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
+        fingerprint = opened.text_encoder.reader.identity.fingerprint
+        return LoadedEncoder(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
     return _foreign(name, device)
 
 
@@ -128,7 +133,7 @@ def _own_folder(name: str) -> Path | None:
     return folder if (folder / MANIFEST_NAME).is_file() else None
 
 
-def _frozen(name: str, cache_folder: Path | None, device: str | None) -> OpenedModel:
+def _frozen(name: str, cache_folder: Path | None, device: str | None) -> LoadedEncoder:
     way, _, backbone = name.removeprefix("frozen:").partition(":")
     if way not in FROZEN_WAYS or not backbone:
         raise ConfigError(f"cannot read {name!r}. Write frozen:WAY:BACKBONE, WAY one of {', '.join(FROZEN_WAYS)}.")
@@ -137,11 +142,11 @@ def _frozen(name: str, cache_folder: Path | None, device: str | None) -> OpenedM
     model = frozen_pooling(reader, pooling=pooling, template=template)
     if device is not None:
         model = model.to(device)
-    provenance = {"reader": reader.ref.fingerprint}
-    return OpenedModel(name=name, model=model, takes_instructions=template != "plain", provenance=provenance)
+    provenance = {"reader": reader.identity.fingerprint}
+    return LoadedEncoder(name=name, model=model, takes_instructions=template != "plain", provenance=provenance)
 
 
-def _foreign(name: str, device: str | None) -> OpenedModel:
+def _foreign(name: str, device: str | None) -> LoadedEncoder:
     """Any sentence-transformers model; no code of its own is run."""
     folder, provenance = _installed(name), {"source": name}
     if folder is not None:
@@ -158,7 +163,7 @@ def _foreign(name: str, device: str | None) -> OpenedModel:
         refusal = hub_refusal(name, error, instead="a local folder") if is_hub_id(name) else None
         reason = refusal or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFormatError(f"cannot open {name!r} as a sentence-transformers model: {reason}") from error
-    return OpenedModel(name=name, model=model, takes_instructions=False, provenance=provenance)
+    return LoadedEncoder(name=name, model=model, takes_instructions=False, provenance=provenance)
 
 
 def _installed(name: str) -> Path | None:

@@ -45,13 +45,13 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
 
     def try_to_set_base_model(self) -> None:
         """The reader, where it has a name on the hub: it is named in the manifest, so nothing is looked up."""
-        ref = self._encoder().reader.ref
+        ref = self._encoder().reader.identity
         if _is_hub_name(ref.source):
             self.base_model, self.base_model_revision = ref.source, ref.revision
 
     def get_default_model_name(self) -> str:
         """The kind of model and the LLM that it reads with."""
-        return f"PromptEmbedder on {self._encoder().reader.ref.source}"
+        return f"PromptEmbedder on {self._encoder().reader.identity.source}"
 
     def get_model_specific_metadata(self) -> dict[str, Any]:
         """What the template needs beside what every SentenceTransformer has."""
@@ -61,12 +61,12 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
         prompts = {name: _one_line(text) for name, text in self.model.prompts.items() if text}
         return {
             **super().get_model_specific_metadata(),
-            "reader": _described(vars(encoder.reader.ref)),
-            "prompter": _described(vars(encoder.prompter.backbone.ref)) if encoder.prompter is not None else None,
-            "readers": [encoder.reader.ref.source, *(side.ref["source"] for side in encoder.others)],
+            "reader": _described(vars(encoder.reader.identity)),
+            "prompter": _described(vars(encoder.prompter.backbone.identity)) if encoder.prompter is not None else None,
+            "readers": [encoder.reader.identity.source, *(side.identity["source"] for side in encoder.others)],
             "trained_parameters": f"{sum(weight.numel() for weight in encoder.trained_weights()):,}",
-            "num_soft_tokens": encoder.settings.num_soft_tokens,
-            "default_instruction": _one_line(encoder.settings.default_instruction),
+            "num_soft_tokens": encoder.config.num_soft_tokens,
+            "default_instruction": _one_line(encoder.config.default_instruction),
             "saved_prompts": prompts,
             "example_instruction": self._example_instruction(prompts),
         }
@@ -80,7 +80,7 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
 
     def _example_instruction(self, prompts: Mapping[str, str]) -> str:
         trained = next((wordings[0] for wordings in self.task_instructions.values()), None)
-        default = self._encoder().settings.default_instruction
+        default = self._encoder().config.default_instruction
         return _one_line(trained or next(iter(prompts.values()), default)).replace('"', "'")
 
     def _encoder(self) -> DualEncoder:

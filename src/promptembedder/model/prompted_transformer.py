@@ -3,20 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
+
 from promptembedder.backbone import hub_refusal
-from promptembedder.errors import ModelFormatError, brief
+from promptembedder.errors import ModelFormatError, first_line
 from promptembedder.method import TextEncoder
-from promptembedder.storage import checked_file, seal_folder, whole_folder
-from typing import Any, Protocol, runtime_checkable
-import numpy as np
+from promptembedder.storage import atomic_directory, hash_files, resolve_file
 
-__all__ = ['Encoder', 'InstructedTransformer', 'is_hub_id', 'saved_folder']
+__all__ = ["Encoder", "PromptedSentenceTransformer", "is_hub_id", "saved_folder"]
 
-class InstructedTransformer(SentenceTransformer):
+
+class PromptedSentenceTransformer(SentenceTransformer):
     """One `TextEncoder` behind all that a SentenceTransformer does."""
 
     @property
@@ -45,11 +47,11 @@ class InstructedTransformer(SentenceTransformer):
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
-        with whole_folder(Path(path)) as scratch:
+        with atomic_directory(Path(path)) as scratch:
             super().save(str(scratch), *args, **kwargs)
-            seal_folder(scratch)
+            hash_files(scratch)
 
-    def restore_settings(self, folder: Path) -> None:
+    def restore_config(self, folder: Path) -> None:
         """Prompts, similarity and the like, which sentence-transformers keeps beside the module, and the model card.
 
         Raises:
@@ -57,19 +59,21 @@ class InstructedTransformer(SentenceTransformer):
         """
         card = folder / "README.md"
         if card.is_file():  # saved again it is written as it was: what it says of the training is nowhere else
-            card = checked_file(folder, card.name)  # nothing has hashed it: a link may lead anywhere
+            card = resolve_file(folder, card.name)  # nothing has hashed it: a link may lead anywhere
             self._model_card_text = card.read_text(encoding="utf-8", errors="replace")
         path = folder / "config_sentence_transformers.json"
         if not path.is_file():
             return
-        path = checked_file(folder, path.name)
+        path = resolve_file(folder, path.name)
         # the parent keeps what is set already, and its empty prompts count as set; None does not
         for name in self.prompts:
             self.prompts[name] = None
         try:
             self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, AttributeError) as error:
-            raise ModelFormatError(f"{path} is damaged: {brief(error)}. Save or download the model again.") from error
+            raise ModelFormatError(
+                f"{path} is damaged: {first_line(error)}. Save or download the model again."
+            ) from error
         self._validate_prompts()
 
 

@@ -1,23 +1,22 @@
 """The reader's half of a saved model: one for each LLM that its prompter has been moved to."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from promptembedder.errors import ModelFormatError, brief, shown
-from promptembedder.method import ReaderSide, ModelConfig
-from promptembedder.types import Float, Tensor
+from promptembedder.errors import ModelFormatError, first_line, short_repr
+from promptembedder.method import ModelConfig, ReaderState
 from promptembedder.storage import Manifest, to_mapping
 from promptembedder.storage.tensors import load_tensors, save_tensors
+from promptembedder.types import Tensor
 
-__all__ = ["ReaderEntry", "chosen_entry", "entries_of", "load_side", "save_side"]
+__all__ = ["ReaderRecord", "find_reader", "load_reader_state", "reader_records", "save_reader_state"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderEntry:
+class ReaderRecord:
     """A reader's half as the manifest names it: settings and files, no tensors."""
 
     config: dict[str, Any]
@@ -37,30 +36,30 @@ class ReaderEntry:
         return [self.alignment_file, *([self.soft_tokens_file] if self.instructions else [])]
 
 
-def entries_of(manifest: Manifest) -> list[ReaderEntry]:
+def reader_records(manifest: Manifest) -> list[ReaderRecord]:
     """The readers of a saved model, the one that it opens with first.
 
     Raises:
         ModelFormatError: The manifest's list of readers is damaged, or names files that the manifest does not.
     """
-    first = ReaderEntry(
+    first = ReaderRecord(
         config=manifest.config, backbone=manifest.backbones.get("reader", {}), instructions=manifest.instructions
     )
     entries = [first, *(_entry(one) for one in manifest.readers)]
     unknown = [name for entry in entries for name in entry.files if name not in manifest.files]
     if unknown:
         raise ModelFormatError(
-            f"the manifest names {shown(unknown[0])} without its hash. Save or download the model again."
+            f"the manifest names {short_repr(unknown[0])} without its hash. Save or download the model again."
         )
     return entries
 
 
-def _entry(saved: Any) -> ReaderEntry:
+def _entry(saved: Any) -> ReaderRecord:
     try:
-        entry = ReaderEntry(**saved)
+        entry = ReaderRecord(**saved)
     except TypeError as error:
         raise ModelFormatError(
-            f"the manifest's list of readers is damaged: {brief(error)}. Save the model again."
+            f"the manifest's list of readers is damaged: {first_line(error)}. Save the model again."
         ) from error
     texts = entry.instructions
     fits = {
@@ -76,29 +75,29 @@ def _entry(saved: Any) -> ReaderEntry:
     return entry
 
 
-def chosen_entry(manifest: Manifest, reader: str | None, folder: Path) -> ReaderEntry:
+def find_reader(manifest: Manifest, reader: str | None, folder: Path) -> ReaderRecord:
     """The entry of `reader`; of the first one for None.
 
     Raises:
         ModelFormatError: The model was never moved to it.
     """
-    entries = entries_of(manifest)
+    entries = reader_records(manifest)
     for entry in entries:
         if reader is None or entry.source == reader:
             return entry
     known = ", ".join(entry.source for entry in entries)
     raise ModelFormatError(
         f"{folder} has alignments for {known}, none for {reader!r}. "
-        f"Make one: promptembedder move {folder} --to {reader}"
+        f"Make one: promptembedder transfer {folder} --to {reader}"
     )
 
 
-def save_side(folder: Path, side: ReaderSide, place: int) -> ReaderEntry:
+def save_reader_state(folder: Path, side: ReaderState, place: int) -> ReaderRecord:
     """Write the tensors of the reader at this place of the list (0: the one that the model opens with)."""
     number = f".{place}" if place else ""
-    entry = ReaderEntry(
+    entry = ReaderRecord(
         config=to_mapping(side.config),
-        backbone=dict(side.ref),
+        backbone=dict(side.identity),
         alignment_file=f"alignment{number}.safetensors",
         soft_tokens_file=f"soft_tokens{number}.safetensors",
         instructions=list(side.compiled),
@@ -116,17 +115,17 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor.bfloat16()
 
 
-def load_side(folder: Path, entry: ReaderEntry, config: ModelConfig) -> ReaderSide:
+def load_reader_state(folder: Path, entry: ReaderRecord, config: ModelConfig) -> ReaderState:
     """The tensors of an entry, as they were saved."""
-    return ReaderSide(
+    return ReaderState(
         config=config,
-        ref=entry.backbone,
+        identity=entry.backbone,
         state=load_tensors(folder / entry.alignment_file),
         compiled=_compiled(folder, entry),
     )
 
 
-def _compiled(folder: Path, entry: ReaderEntry) -> dict[str, Tensor]:
+def _compiled(folder: Path, entry: ReaderRecord) -> dict[str, Tensor]:
     if not entry.instructions:
         return {}
     path = folder / entry.soft_tokens_file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptembedder.errors import ModelFormatError, WeightsError, brief
+from promptembedder.errors import ModelFormatError, WeightsError, first_line
 from promptembedder.types import Float
 
 __all__ = ["SELF_TEST_NAME", "SELF_TEST_TEXT", "SelfTest", "read_self_test"]
@@ -74,7 +74,7 @@ def read_self_test(folder: Path) -> SelfTest | None:
         numbers = isinstance(found.vector, list) and all(type(number) in (int, float) for number in found.vector)
         fits = words and numbers and all(math.isfinite(number) for number in found.vector)
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ModelFormatError(f"{path} is damaged: {brief(error)}. Save or download the model again.") from error
+        raise ModelFormatError(f"{path} is damaged: {first_line(error)}. Save or download the model again.") from error
     if not fits:
         raise ModelFormatError(f"{path} is damaged: it holds other values than a self-test. Save the model again.")
     return found

@@ -1,27 +1,38 @@
 """Transfer a trained encoder to another reader: configuration, initial alignments and text pooling."""
 
-from collections.abc import Sequence
-import torch
-from promptembedder.backbone import Backbone
-from promptembedder.data import clean_text
-from promptembedder.backbone import left_padded_rows, text_positions
-from promptembedder.types import Float, Tensor
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from torch import nn
-from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
-from promptembedder.errors import BackboneError, ConfigError
-from promptembedder.model.checkpoint import side_of
-from promptembedder.method import ModelConfig
-from promptembedder.model.dual_encoder import DualEncoder
-from promptembedder.method import Alignment, Parts, fit_alignment, measured_fit, new_deep_alignment, new_head
-from promptembedder.method import new_text_readout
-from promptembedder.method import AlignmentConfig, AlignmentFit, DeepAlignment, LinearAlignment, LinearMap
 
-__all__ = ['Move', 'MovedEncoder', 'hidden_maps', 'moved_config', 'moved_encoder']
+import torch
+from torch import nn
+
+from promptembedder.backbone import Backbone, BackboneConfig, left_pad_ids, load_backbone, text_positions
+from promptembedder.data import clean_text
+from promptembedder.errors import BackboneError, ConfigError
+from promptembedder.method import (
+    Alignment,
+    AlignmentConfig,
+    AlignmentFit,
+    DeepAlignment,
+    EncoderParts,
+    LinearAlignment,
+    LinearMap,
+    ModelConfig,
+    alignment_fit,
+    build_deep_alignment,
+    build_head,
+    build_text_pooling,
+    fit_alignment,
+)
+from promptembedder.model.checkpoint import reader_state_of
+from promptembedder.model.dual_encoder import DualEncoder
+from promptembedder.types import Float, Tensor
+
+__all__ = ["TransferConfig", "TransferredEncoder", "hidden_maps", "transfer_config", "transfer_encoder"]
 
 _RIDGE = 1e-3  # of the mean variance of the source
 _BATCH = 8
@@ -37,7 +48,7 @@ def hidden_maps(
     Ridge regression around the means, over the places where a token of both ends at the same letter: what a decoder
     knows there comes from the same text, however its tokenizer cuts it. Summed up batch by batch, in float64.
     """
-    sums = [_Sums(source.dim, target.dim, source.input_table.device) for _ in layers]
+    sums = [_Sums(source.dim, target.dim, source.input_embeddings.device) for _ in layers]
     cleaned = sorted((clean_text(text) for text in texts), key=len)
     for start in range(0, len(cleaned), _BATCH):
         batch = cleaned[start : start + _BATCH]
@@ -56,10 +67,10 @@ class _States:
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         prefix = backbone.tokenizer.prefix
         room = min(_MAX_TOKENS, backbone.max_positions or _MAX_TOKENS) - len(prefix)
-        foreign, words = backbone.tokenizer.foreign, {"add_special_tokens": False, "split_special_tokens": True}
+        foreign, words = backbone.tokenizer.hf, {"add_special_tokens": False, "split_special_tokens": True}
         rows = [foreign(text, return_offsets_mapping=True, **words) for text in texts]
         ids = [prefix + row["input_ids"][:room] for row in rows]
-        padded, mask = left_padded_rows(ids, device=backbone.input_table.device)
+        padded, mask = left_pad_ids(ids, device=backbone.input_embeddings.device)
         width = padded.shape[1]
         self.ends: list[dict[int, int]] = []
         for row, own in zip(rows, ids, strict=True):
@@ -110,7 +121,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class TransferConfig:
     """Where to, and from which start.
 
     Attributes:
@@ -118,34 +129,34 @@ class Move:
         alignment: Of the new reader: kind, closed form and rank of what is trained.
         carried: Compose the trained alignment with a map from the old reader to the new one, so that what it learned
             comes along; else the alignment starts anew from the prompter's own table. A `random` start is always anew.
-        text_layers: As in `ModelConfig`, of the new reader.
-        exit_depth: As in `ModelConfig`; None: that of the model.
+        text_pooling_layer: As in `ModelConfig`, of the new reader.
+        early_exit_fraction: As in `ModelConfig`; None: that of the model.
     """
 
     reader: BackboneConfig
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     carried: bool = True
-    text_layers: int | None = None
-    exit_depth: float | None = None
+    text_pooling_layer: int | None = None
+    early_exit_fraction: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovedEncoder:
+class TransferredEncoder:
     """An encoder on the new reader, and how well the spaces fit."""
 
     encoder: DualEncoder
     fit: AlignmentFit
 
 
-def moved_encoder(
+def transfer_encoder(
     old: DualEncoder,
-    move: Move,
+    move: TransferConfig,
     *,
     instructions: Sequence[str] = (),
     texts: Sequence[str] = (),
     cache_folder: Path | None = None,
     seed: int = 0,
-) -> MovedEncoder:
+) -> TransferredEncoder:
     """`old` on another reader, at its closed form, its prompter put away; `old` itself stays as it is.
 
     Args:
@@ -167,46 +178,53 @@ def moved_encoder(
         alignment, fit = _moved_alignment(parts, reader, move, seed)
     except BackboneError as error:
         raise BackboneError(
-            f"cannot move from {parts.reader.ref.source!r} to {move.reader.source!r}: {error}"
+            f"cannot move from {parts.reader.identity.source!r} to {move.reader.source!r}: {error}"
         ) from error
-    alike = (reader.ref.fingerprint, reader.ref.layers) == (parts.reader.ref.fingerprint, parts.reader.ref.layers)
-    config = moved_config(parts.config, move)
-    sides = [side_of(parts), *parts.others]
-    new = Parts(
+    alike = (reader.identity.fingerprint, reader.identity.layers) == (
+        parts.reader.identity.fingerprint,
+        parts.reader.identity.layers,
+    )
+    config = transfer_config(parts.config, move)
+    sides = [reader_state_of(parts), *parts.others]
+    new = EncoderParts(
         config=config,
         reader=reader,
         alignment=alignment,
         deep=_moved_deep(parts, config, reader, texts if move.carried else (), alike=alike, seed=seed),
-        readout=_copied(parts.readout, alike=alike) or new_text_readout(config, reader),
-        head=_copied(parts.head, alike=alike) or new_head(config, reader),
+        text_pooling=_copied(parts.text_pooling, alike=alike) or build_text_pooling(config, reader),
+        head=_copied(parts.head, alike=alike) or build_head(config, reader),
         prompter=None,
-        away=old.prompter_away(
+        prompter_snapshot=old.snapshot_prompter(
             [*instructions, config.default_instruction], weights=move.alignment.kind == "vocabulary"
         ),
-        others=tuple(side for side in sides if side.ref["source"] != move.reader.source),
+        others=tuple(side for side in sides if side.identity["source"] != move.reader.source),
     )
-    return MovedEncoder(encoder=DualEncoder(new).to(old.device), fit=fit)
+    return TransferredEncoder(encoder=DualEncoder(new).to(old.device), fit=fit)
 
 
-def moved_config(config: ModelConfig, move: Move) -> ModelConfig:
+def transfer_config(config: ModelConfig, move: TransferConfig) -> ModelConfig:
     """The configuration of a model of `config` after the move; a depth in layers does not go with it to another LLM."""
-    kept = config.text_layers if move.reader.source == config.reader.source else None
+    kept = config.text_pooling_layer if move.reader.source == config.reader.source else None
     return dataclasses.replace(
         config,
         reader=move.reader,
         alignment=move.alignment,
-        text_layers=move.text_layers or kept,
-        exit_depth=config.exit_depth if move.exit_depth is None else move.exit_depth,
+        text_pooling_layer=move.text_pooling_layer or kept,
+        early_exit_fraction=config.early_exit_fraction
+        if move.early_exit_fraction is None
+        else move.early_exit_fraction,
     )
 
 
-def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> tuple[Alignment, AlignmentFit]:
+def _moved_alignment(
+    parts: EncoderParts, reader: Backbone, move: TransferConfig, seed: int
+) -> tuple[Alignment, AlignmentFit]:
     """The new alignment; carried over, it is the old one followed by the map between the two readers' tables."""
     assert parts.prompter is not None
     linear = move.alignment.kind == "linear" and move.alignment.start != "random"
     carried = move.carried and linear and isinstance(parts.alignment, LinearAlignment)
     origin = parts.reader if carried else parts.prompter.backbone
-    fit = measured_fit(origin, reader, move.alignment, seed=seed)
+    fit = alignment_fit(origin, reader, move.alignment, seed=seed)
     bridge = fit_alignment(origin, reader, move.alignment, seed=seed)
     if not carried:
         return bridge, fit
@@ -220,7 +238,7 @@ def _moved_alignment(parts: Parts, reader: Backbone, move: Move, seed: int) -> t
 
 
 def _moved_deep(
-    parts: Parts, config: ModelConfig, reader: Backbone, texts: Sequence[str], *, alike: bool, seed: int
+    parts: EncoderParts, config: ModelConfig, reader: Backbone, texts: Sequence[str], *, alike: bool, seed: int
 ) -> DeepAlignment | None:
     """Alignments of the deeper layers: the way down reads the prompter and comes along; the ways up follow the texts.
 
@@ -231,12 +249,12 @@ def _moved_deep(
         return None
     if alike:
         return _copied(old, alike=True)
-    deep = new_deep_alignment(config, old.down.shape[0], reader, seed=seed)
+    deep = build_deep_alignment(config, old.down.shape[0], reader, seed=seed)
     assert deep is not None
     with torch.no_grad():
         deep.down.copy_(old.down)
         if texts:
-            every, stretch = config.deep_every, parts.reader.ref.layers / reader.ref.layers
+            every, stretch = config.deep_prompt_interval, parts.reader.identity.layers / reader.identity.layers
             levels = [round((level + 1) * stretch) for level in range(len(deep.up))]
             nearest = [min(max(level, 1), len(old.up)) - 1 for level in levels]
             layers = [((near + 1) * every, (level + 1) * every) for level, near in enumerate(nearest)]

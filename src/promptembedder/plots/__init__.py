@@ -1,9 +1,16 @@
-"""Pictures of measurements, from plain data: PNG and SVG, readable in black and white."""
+"""Figures of measurements from plain data: PNG and SVG, readable in black and white."""
 
 from promptembedder.plots.cost import CostPoint, plot_score_against_cost
 from promptembedder.plots.efficiency import StepPoint, plot_memory, plot_step_time
-from promptembedder.plots.quality import QualityCurve, QualityPoint, TaskScorePoint, plot_quality_over_time
-from promptembedder.plots.quality import plot_task_scores as plot_task_scores
+from promptembedder.plots.quality import (
+    QualityCurve,
+    QualityPoint,
+    TaskScorePoint,
+    plot_quality_over_time,
+    plot_task_scores,
+    plot_transfers,
+    transfer_label,
+)
 from promptembedder.plots.training import RunLog, plot_training, read_run_log
 from promptembedder.plots.vectors import PlaneView, plane_view, plot_map, plot_similarity
 
@@ -24,5 +31,7 @@ __all__ = [
     "plot_step_time",
     "plot_task_scores",
     "plot_training",
+    "plot_transfers",
     "read_run_log",
+    "transfer_label",
 ]

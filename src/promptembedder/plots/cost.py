@@ -1,4 +1,4 @@
-"""Score against what it cost: training time, and memory of a step."""
+"""Score against training time and memory of a training step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +19,11 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """One trained model.
+    """Score and cost of one model.
 
     Attributes:
-        seconds: Of training, evaluations left out; 0 for what is not trained.
-        peak_bytes: That a training step of the method held; None where nobody measured it.
+        seconds: Training time without evaluations. 0 for a method without training.
+        peak_bytes: Peak memory of a training step. None if not measured.
     """
 
     method: str
@@ -41,12 +41,12 @@ def plot_score_against_cost(
     memory_label: str = "peak memory of a step [GiB]",
     title: str = "",
 ) -> list[Path]:
-    """Scores against seconds, and against memory where it is known, side by side; returns PNG, SVG and CSV.
+    """Plot scores against seconds and, if measured, against memory. Return the paths of PNG, SVG and CSV.
 
-    What is not trained is drawn as level lines.
+    Methods without training are horizontal lines.
 
     Args:
-        path_stem: Path of the files without their endings.
+        path_stem: Path of the files without extension.
     """
     trained = [point for point in points if point.seconds > 0]
     styles = method_styles([point.method for point in trained])
@@ -94,7 +94,7 @@ def _level(grid: Sequence["Axes"], point: CostPoint) -> None:
         axes.axhline(point.score, color="#444444", linestyle=(0, (1, 1.5)), linewidth=1.0)
     last = grid[-1]
     last.text(
-        0.6,  # few methods need a middling amount of memory, and points lie above the words
+        0.6,  # few points are in the middle of the memory axis, and labels are below points
         point.score,
         point.method,
         transform=last.get_yaxis_transform(),

@@ -1,4 +1,4 @@
-"""What a training step costs: its time and its memory, by length and batch."""
+"""Time and memory of a training step by length and batch size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 __all__ = ["StepPoint", "plot_memory", "plot_step_time"]
 
 _GIB = 1 << 30
-_CROSS_HEIGHT = 0.055  # of a panel
+_CROSS_HEIGHT = 0.055  # fraction of the panel height
 
 Value = Callable[["StepPoint"], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPoint:
-    """What a step of a method costs at one length and batch; all costs are None where it did not fit into memory.
+    """Cost of a training step at one length and batch size. All costs are None if the step ran out of memory.
 
     Attributes:
-        length: Tokens of a text.
-        batch: Rows of the step.
-        seconds: Of the step.
-        activation_bytes: On top of weights and optimiser.
-        peak_bytes: All that the process held.
+        length: Tokens per text.
+        batch: Rows per step.
+        seconds: Duration of the step.
+        activation_bytes: Memory in addition to weights and optimiser state.
+        peak_bytes: Peak memory of the process.
     """
 
     method: str
@@ -40,19 +40,19 @@ class StepPoint:
 
 
 def plot_step_time(points: Sequence[StepPoint], path_stem: Path, *, title: str = "") -> list[Path]:
-    """Seconds a step against the batch, a panel for each length; returns the two files written.
+    """Plot seconds per step against the batch size, one panel per length. Return the paths of PNG and SVG.
 
     Args:
-        path_stem: Path of the pictures without `.png` and `.svg`.
+        path_stem: Path of the files without extension.
     """
     return _plot(points, [("step time [s]", lambda point: point.seconds)], path_stem, title)
 
 
 def plot_memory(points: Sequence[StepPoint], path_stem: Path, *, title: str = "") -> list[Path]:
-    """Activation memory and the peak of the process against the batch, a column for each length.
+    """Plot activation memory and peak memory against the batch size, one column per length.
 
     Args:
-        path_stem: Path of the pictures without `.png` and `.svg`.
+        path_stem: Path of the files without extension.
     """
     rows: list[tuple[str, Value]] = [
         ("activations [GiB]", lambda point: _gib(point.activation_bytes)),
@@ -90,7 +90,7 @@ def _plot(points: Sequence[StepPoint], rows: Sequence[tuple[str, Value]], path_s
 
 
 def _draw_panel(axes: "Axes", points: Sequence[StepPoint], value: Value, styles: dict[str, MethodStyle]) -> int:
-    """Draw a line a method; returns how many of them ended for want of memory."""
+    """Draw one line per method. Return the number of lines that end because memory ran out."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     failures = 0
@@ -106,7 +106,7 @@ def _draw_panel(axes: "Axes", points: Sequence[StepPoint], value: Value, styles:
             linestyle=style.line,
         )
         failed = [point.batch for point in own if point.seconds is None]
-        if failed:  # above the first batch that the line does not reach, one cross below the other
+        if failed:  # stacked crosses above the first batch size that ran out of memory
             place = 1 - _CROSS_HEIGHT * (failures + 0.5)
             axes.plot(failed[0], place, "x", color=style.colour, transform=axes.get_xaxis_transform(), mew=1.8)
             failures += 1
@@ -114,11 +114,11 @@ def _draw_panel(axes: "Axes", points: Sequence[StepPoint], value: Value, styles:
 
 
 def _finish_scale(axes: "Axes", failures: int) -> None:
-    """Plain numbers on the vertical scale, and room at its top for so many crosses."""
+    """Format the vertical axis with plain numbers and reserve space at its top for `failures` crosses."""
     ticker = extras.require("matplotlib.ticker", extra="plots")
     low, high = axes.get_ylim()
     axes.set_ylim(low, low * (high / low) ** (1 / (1 - _CROSS_HEIGHT * failures)))
-    if high < 5 * low:  # a decade's usual places may all lie outside
+    if high < 5 * low:  # ticks of a logarithmic scale may all be outside
         axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5))
     else:
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))

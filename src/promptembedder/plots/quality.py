@@ -1,4 +1,4 @@
-"""How good a method is: over training time, and task by task."""
+"""Quality of methods over training time and by task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,19 @@ from promptembedder.plots.style import MethodStyle, legend_below, method_styles,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["QualityCurve", "QualityPoint", "TaskScorePoint", "plot_quality_over_time", "plot_task_scores"]
+__all__ = [
+    "QualityCurve",
+    "QualityPoint",
+    "TaskScorePoint",
+    "plot_quality_over_time",
+    "plot_task_scores",
+    "plot_transfers",
+    "transfer_label",
+]
 
 _MEAN_ROW = "mean"
 
-_LEGEND_LETTERS, _HANDLE_LETTERS = 130, 9  # in a line under a figure of 10 inches; of a line with its marker
+_LEGEND_LETTERS, _HANDLE_LETTERS = 130, 9  # characters per line below a figure of 10 inches; of a legend handle
 _LEVEL_COLOUR = "#444444"
 
 
@@ -25,9 +33,9 @@ class QualityPoint:
     """One evaluation during training.
 
     Attributes:
-        step: Optimiser steps before it.
-        seconds: Training time before it, evaluations left out.
-        score: The higher the better.
+        step: Optimiser steps before the evaluation.
+        seconds: Training time before the evaluation, without earlier evaluations.
+        score: Higher is better.
     """
 
     step: int
@@ -37,7 +45,7 @@ class QualityPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityCurve:
-    """One training run of a method; runs of several seeds are several curves."""
+    """Evaluations of one training run; runs with several seeds are several curves."""
 
     method: str
     points: tuple[QualityPoint, ...]
@@ -46,7 +54,7 @@ class QualityCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScorePoint:
-    """What one trained model of a method scores on a task."""
+    """Score of one trained model on a task."""
 
     task: str
     method: str
@@ -62,14 +70,14 @@ def plot_quality_over_time(
     title: str = "",
     references: Mapping[str, float] | None = None,
 ) -> list[Path]:
-    """Scores against training seconds and against steps, side by side; returns the two files written.
+    """Plot scores against training seconds and steps. Return the paths of PNG and SVG.
 
-    A method's line is the mean over its seeds, drawn at the steps that all of them were evaluated at, and at the mean
-    of their seconds; a band runs from the worst seed to the best.
+    Lines are means over seeds at the steps of all seeds and at the mean of their seconds. Bands span the worst and the
+    best seed.
 
     Args:
-        path_stem: Path of the pictures without `.png` and `.svg`.
-        references: Scores of what is not trained, by name: level lines with their names on them.
+        path_stem: Path of the files without extension.
+        references: Scores of methods without training by name, drawn as labelled horizontal lines.
     """
     methods = [curve.method for curve in curves]
     styles = method_styles(methods)
@@ -89,7 +97,7 @@ def plot_quality_over_time(
         by_time.set(xlabel="training time [s]", ylabel=score_label)
         by_step.set_xlabel("training steps")
         for axes in (by_time, by_step):
-            axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # the first marker whole
+            axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # do not clip the first marker
         if title:
             figure.suptitle(title)
         columns = max(1, min(4, _LEGEND_LETTERS // (max(map(len, styles)) + _HANDLE_LETTERS)))
@@ -97,16 +105,36 @@ def plot_quality_over_time(
         return write_pictures(figure, path_stem)
 
 
+def transfer_label(row: Mapping[str, Any]) -> str:
+    """Return the name of a run of the transfer benchmark in tables and plots."""
+    return f"moved from {row['from']}, {row['start']}" if row["method"] == "moved" else f"{row['method']} from scratch"
+
+
+def plot_transfers(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Plot the mean task score over steps and seconds, one pair of figures per target reader."""
+    files: list[Path] = []
+    for target in dict.fromkeys(row["to"] for row in content["runs"]):
+        by_label: dict[str, list[QualityPoint]] = {}
+        for row in content["runs"]:
+            if row["to"] == target:
+                point = QualityPoint(step=row["steps"], seconds=row["seconds"], score=row["mean"])
+                by_label.setdefault(transfer_label(row), []).append(point)
+        curves = [QualityCurve(method=label, points=tuple(points)) for label, points in by_label.items()]
+        stem = folder / f"move_to_{target.replace(':', '-').replace('/', '-')}"
+        files += plot_quality_over_time(curves, stem, title=f"to {target}")
+    return files
+
+
 def plot_task_scores(
     scores: Sequence[TaskScorePoint], path_stem: Path, *, score_label: str = "score", title: str = ""
 ) -> list[Path]:
-    """A row of dots for each task, a dot for each method, and their mean below; returns the two files written.
+    """Plot one row per task with one dot per method, and the mean over tasks. Return the paths of PNG and SVG.
 
-    A dot is the mean over seeds; its bar runs from the worst seed to the best. The mean over tasks is drawn for the
-    methods that have a score on each task.
+    Dots are means over seeds, bars span the worst and the best seed. The mean over tasks is drawn for methods with a
+    score on every task.
 
     Args:
-        path_stem: Path of the pictures without `.png` and `.svg`.
+        path_stem: Path of the files without extension.
     """
     tasks = list(dict.fromkeys(point.task for point in scores))
     styles = method_styles([point.method for point in scores])
@@ -136,7 +164,7 @@ def plot_task_scores(
 
 
 def _common_steps(curves: Sequence[QualityCurve]) -> list[tuple[QualityPoint, ...]]:
-    """By step, one point of each curve; steps that a curve lacks are left out."""
+    """Return one tuple of points, one per curve, for each step that all curves contain."""
     by_step = [{point.step: point for point in curve.points} for curve in curves]
     common = set.intersection(*(set(points) for points in by_step))
     return [tuple(points[step] for points in by_step) for step in sorted(common)]
@@ -147,7 +175,7 @@ def _draw_curve(
 ) -> None:
     scores = [[point.score for point in row] for row in rows]
     means = [fmean(row) for row in scores]
-    # so many markers that lines can be told apart, and not so many that they become one
+    # enough markers to distinguish lines, few enough to keep them separate
     every = max(1, len(rows) // 8)
     axes.plot(
         places,
@@ -164,7 +192,7 @@ def _draw_curve(
 
 
 def _by_seed(scores: Sequence[TaskScorePoint], method: str, tasks: Sequence[str]) -> list[float]:
-    """The mean over `tasks` of each seed that has a score on all of them."""
+    """Return the mean over `tasks` for each seed with a score on every task."""
     of_seed: dict[int, dict[str, float]] = {}
     for point in scores:
         if point.method == method and point.task in tasks:

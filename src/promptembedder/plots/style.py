@@ -1,4 +1,4 @@
-"""One look for all pictures: a method has its colour, marker and line everywhere, and prints in black and white."""
+"""Common style of all figures: fixed colour, marker and line per method, readable in black and white."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MethodStyle", "legend_below", "method_styles", "new_figure", "pictures", "write_pictures"]
 
-# in this order: the methods that most pictures hold, so that each looks the same in all of them
+# ordered by how many figures contain the method, so that each method has one style everywhere
 _KNOWN = ("promptembedder", "promptembedder-input", "static", "lora", "lora-checkpointing", "full", "frozen")
 
-# Okabe and Ito's palette without its yellow, which vanishes on paper
+# palette of Okabe and Ito without yellow, which is invisible on paper
 _COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#000000", "#56B4E9", "#7F7F7F")
 _MARKERS = ("o", "D", "v", "s", "^", "X", "P", "*")
 _LINES: tuple[Any, ...] = (
@@ -34,7 +34,7 @@ _LINES: tuple[Any, ...] = (
 _FILLS = ("full", "none", "left")
 
 _LOOK: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.family": "DejaVu Sans",  # part of matplotlib: equal figures on every machine
     "font.size": 11.0,
     "axes.titlesize": 11.0,
     "figure.titlesize": 12.0,
@@ -50,7 +50,7 @@ _LOOK: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
     "lines.markersize": 6.5,
-    "svg.hashsalt": "promptembedder",  # the same numbers give the same file
+    "svg.hashsalt": "promptembedder",  # equal data gives equal files
     "svg.fonttype": "path",
     "savefig.dpi": 200,
 }
@@ -58,7 +58,7 @@ _LOOK: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MethodStyle:
-    """How a method is drawn; `line` is a matplotlib line style, `fill` one of its fill styles of markers."""
+    """Style of a method; `line` is a matplotlib line style, `fill` a matplotlib marker fill style."""
 
     colour: str
     marker: str
@@ -67,7 +67,7 @@ class MethodStyle:
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """The look of each method, in the order of first mention; eight, then hollow, then half-filled ones."""
+    """Assign a style to each method in order of first mention: eight filled, then hollow, then half-filled ones."""
     unknown = [method for method in dict.fromkeys(methods) if method not in _KNOWN]
     taken = {place for place, name in enumerate(_KNOWN) if name in methods}
     looks = len(_COLOURS)
@@ -88,7 +88,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
 
 @contextmanager
 def pictures() -> Iterator[None]:
-    """While this lasts, figures are drawn in our look; the caller's own settings come back after it.
+    """Apply the common style to figures; the settings of the caller are restored on exit.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -99,8 +99,8 @@ def pictures() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of that many inches; its parts make room for each other."""
-    # not pyplot: it keeps figures alive and looks for a screen
+    """Create an empty figure, size in inches, with constrained layout."""
+    # not pyplot, which keeps figures alive and needs a display
     figure: Figure = extras.require("matplotlib.figure", extra="plots").Figure(
         figsize=(width, height), layout="constrained"
     )
@@ -108,10 +108,10 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any], *, columns: int, line_length: float = 3.2) -> None:
-    """One legend for all panels under them, where it covers nothing.
+    """Add one legend for all panels below them.
 
     Args:
-        line_length: Of the lines in it, in letters.
+        line_length: Length of the legend lines in font sizes.
     """
     figure.legend(
         handles=list(handles), loc="outside lower center", ncols=columns, frameon=False, handlelength=line_length
@@ -119,7 +119,7 @@ def legend_below(figure: "Figure", handles: Sequence[Any], *, columns: int, line
 
 
 def write_pictures(figure: "Figure", stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg, each whole or not at all."""
+    """Write `stem`.png and `stem`.svg atomically."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, metadata in (("png", {}), ("svg", {"Date": None})):

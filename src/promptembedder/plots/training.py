@@ -1,4 +1,4 @@
-"""Runs over their steps: loss, evaluation and whether the soft tokens are alive."""
+"""Training curves: loss, evaluation and soft-token diagnostics over steps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,24 +30,24 @@ _COLUMNS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RunLog:
-    """What a run logged: a mapping with `step`, `seconds` and numbers by name for each time it did."""
+    """Log of a training run: one mapping with `step`, `seconds` and named numbers per logged step."""
 
     name: str
     rows: Sequence[Mapping[str, float]]
 
 
 def read_run_log(folder: Path) -> RunLog:
-    """The log in the folder of a run; its last line may be cut off, as a kill leaves it.
+    """Read the log in the folder of a run. An incomplete last line is ignored.
 
     Raises:
-        DataError: There is no log, or nothing in it that can be drawn.
+        DataError: The log is missing or contains nothing to plot.
     """
     path = folder / LOG_NAME
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{folder} holds no readable {LOG_NAME}. Give the output folder of promptembedder train or quickstart."
+            f"{folder} contains no readable {LOG_NAME}. Give the output folder of promptembedder train or quickstart."
         ) from error
     rows = [row for line in lines if (row := _numbers(line)) is not None]
     if not any(set(row) & set(_PANELS) for row in rows):
@@ -56,10 +56,10 @@ def read_run_log(folder: Path) -> RunLog:
 
 
 def plot_training(logs: Sequence[RunLog], path_stem: Path, *, title: str = "") -> list[Path]:
-    """A panel for each quantity over the steps, a line for each run; returns PNG, SVG and CSV.
+    """Plot one panel per quantity over steps, one line per run. Return the paths of PNG, SVG and CSV.
 
     Args:
-        path_stem: Path of the files without their endings.
+        path_stem: Path of the files without extension.
     """
     panels = _panels(logs)
     names = _distinct([log.name for log in logs])
@@ -91,7 +91,7 @@ def plot_training(logs: Sequence[RunLog], path_stem: Path, *, title: str = "") -
 
 
 def _panels(logs: Sequence[RunLog]) -> dict[str, str]:
-    """What the runs logged, by name in the log: the known quantities, then evaluations, each with its label."""
+    """Return the label of each logged quantity by its name in the log: known ones, then evaluations."""
     logged = list(dict.fromkeys(name for log in logs for row in log.rows for name in row))
     evaluations = [
         name
@@ -127,7 +127,7 @@ def _numbers(line: str) -> dict[str, float] | None:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, those that come again with a number."""
+    """Return the names; repeated names get a number."""
     seen: dict[str, int] = {}
     given = []
     for name in names:

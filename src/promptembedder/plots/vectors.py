@@ -1,4 +1,4 @@
-"""The same texts under several instructions: how alike they are, and where they lie."""
+"""Embeddings of the same texts under several instructions: similarity heat map and 2-D projection."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ import numpy as np
 
 from promptembedder import extras
 from promptembedder.plots.style import legend_below, method_styles, new_figure, pictures, write_pictures
-from promptembedder.types import Float
 from promptembedder.storage import write_csv
+from promptembedder.types import Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["PlaneView", "plane_view", "plot_map", "plot_similarity"]
 
-_LETTERS = 34  # of a text beside the heat map
+_LETTERS = 34  # characters of a text label
 _TITLE_LETTERS = 40
-_MOST_NUMBERS = 14  # texts up to which cells have their number in them
+_MOST_NUMBERS = 14  # texts; larger heat maps have no numbers in their cells
 
 
 @dataclass(frozen=True)
 class PlaneView:
-    """Vectors seen along the two directions in which they vary most.
+    """Projection of vectors on their first two principal components.
 
     Attributes:
-        shares: Of the whole variance, along each of the two.
+        shares: Fraction of the variance along each component.
     """
 
     points: Float[np.ndarray, "texts 2"]
@@ -36,7 +36,7 @@ class PlaneView:
 
 
 def plane_view(vectors: Float[np.ndarray, "texts dim"]) -> PlaneView:
-    """Principal components; of each the sign is such that its largest entry is positive, so pictures do not flip."""
+    """Project on the first two principal components; the largest entry of each is positive, so figures do not flip."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0)
     left, lengths, directions = np.linalg.svd(centred, full_matrices=False)
     first = directions[:2]
@@ -54,11 +54,11 @@ def plot_similarity(
     instructions: Sequence[str],
     path_stem: Path,
 ) -> list[Path]:
-    """Cosines between all texts, a heat map for each instruction on one scale; returns PNG, SVG and CSV.
+    """Plot cosines between all texts, one heat map per instruction. Return the paths of PNG, SVG and CSV.
 
     Args:
-        vectors: Of length 1.
-        path_stem: Path of the files without their endings.
+        vectors: Unit vectors.
+        path_stem: Path of the files without extension.
     """
     cosines = np.einsum("itd,iud->itu", vectors, vectors)
     count = len(texts)
@@ -70,7 +70,7 @@ def plot_similarity(
         figure = new_figure(2.9 + (side + 0.3) * len(instructions), 1.3 + side)
         grid = figure.subplots(1, len(instructions), sharey=True, squeeze=False)[0]
         for axes, own, instruction in zip(grid, cosines, instructions, strict=True):
-            # light to dark in even steps: the same picture in grey
+            # perceptually uniform: readable in grey
             image = axes.imshow(own, cmap="Greys", vmin=low, vmax=max(high, low + 1e-6))
             axes.grid(False)
             axes.set_title("\n".join(textwrap.wrap(instruction, max(int(side * 9), 16))), fontsize=10)
@@ -100,10 +100,10 @@ def plot_map(
     *,
     title: str = "",
 ) -> list[Path]:
-    """The texts along the two main directions under each instruction, marked by label; returns PNG, SVG and CSV.
+    """Plot the 2-D projection of the texts under each instruction, marked by label. Return paths of PNG, SVG and CSV.
 
     Args:
-        path_stem: Path of the files without their endings.
+        path_stem: Path of the files without extension.
     """
     kinds = sorted(set(labels))
     styles = method_styles(kinds)

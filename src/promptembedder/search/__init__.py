@@ -1,12 +1,10 @@
-"""Search over the texts of a corpus: in memory, or in a table on disk."""
+"""Vector search over a corpus, in memory or in a table on disk."""
 
 from promptembedder.search.corpus_rows import CorpusRows
 from promptembedder.search.embedding_rows import EmbeddingRows, holds_embeddings, open_embeddings
-from promptembedder.search.index import ExactIndex, Hit
-from promptembedder.search.index import build_index
-from promptembedder.search.index import SearchReport, measure_search
-from promptembedder.search.table_creation import EXACT_BELOW, check_free, create_table
-from promptembedder.search.table_schema import TableFacts, VectorRows
+from promptembedder.search.index import ExactIndex, Hit, SearchReport, build_index, measure_search
+from promptembedder.search.table_creation import EXACT_BELOW, check_target, create_table
+from promptembedder.search.table_schema import TableMetadata, VectorRows
 from promptembedder.search.vector_table import TableHit, VectorTable
 
 __all__ = [
@@ -16,12 +14,12 @@ __all__ = [
     "ExactIndex",
     "Hit",
     "SearchReport",
-    "TableFacts",
     "TableHit",
+    "TableMetadata",
     "VectorRows",
     "VectorTable",
     "build_index",
-    "check_free",
+    "check_target",
     "create_table",
     "holds_embeddings",
     "measure_search",

@@ -1,24 +1,25 @@
-"""Exact search, approximate indexes and their recall."""
+"""Exact search in memory, and measurement of a table's recall and latency."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-import numpy as np
-from promptembedder.errors import ConfigError, DataError
-from promptembedder.types import Float
 import time
-from promptembedder.search.vector_table import TableHit, VectorTable
 from collections.abc import Callable, Sequence
-from promptembedder.data import TextRow
-from promptembedder.model import Encoder
+from dataclasses import dataclass
 
-__all__ = ['ExactIndex', 'Hit', 'SearchReport', 'build_index', 'measure_search']
+import numpy as np
+
+from promptembedder.data import TextRow
+from promptembedder.errors import ConfigError, DataError
+from promptembedder.model import Encoder
+from promptembedder.search.vector_table import TableHit, VectorTable
+from promptembedder.types import Float
+
+__all__ = ["ExactIndex", "Hit", "SearchReport", "build_index", "measure_search"]
 
 _LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A text that was found: `rank` counts from 1, `score` is the cosine."""
+    """A search result: `rank` counts from 1, `score` is the cosine similarity."""
 
     rank: int
     id: str
@@ -28,10 +29,12 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactIndex:
-    """Texts and their vectors, compared one by one.
+    """Exact in-memory index of texts and their vectors.
 
     Attributes:
-        vectors: Float32 of length 1; or 0, which is as far from each query as from any other.
+        ids: Id of each text.
+        texts: Texts in the order of the corpus.
+        vectors: Float32 vectors of length 1, or 0: a zero vector has cosine 0 with every query.
     """
 
     ids: Sequence[str]
@@ -39,24 +42,24 @@ class ExactIndex:
     vectors: Float[np.ndarray, "docs dim"]
 
     def __post_init__(self) -> None:
-        """Check that the columns fit each other."""
+        """Validate that the columns have one length and the vectors length 1 or 0."""
         if not len(self.ids) == len(self.texts) == len(self.vectors):
             raise DataError(
                 f"an index needs an id, a text and a vector for each document, got {len(self.ids)} ids, "
-                f"{len(self.texts)} texts and {len(self.vectors)} vectors."
+                f"{len(self.texts)} texts and {len(self.vectors)} vectors. Pass lists of one length."
             )
         lengths = np.linalg.norm(self.vectors, axis=1)
-        fitting = (np.abs(lengths - 1) < _LENGTH_TOLERANCE) | (lengths == 0)  # NaN fits neither
-        if not fitting.all():
-            row = int(fitting.argmin())
+        valid = (np.abs(lengths - 1) < _LENGTH_TOLERANCE) | (lengths == 0)  # False for NaN
+        if not valid.all():
+            row = int(valid.argmin())
             raise DataError(f"the vector of {self.ids[row]!r} has length {lengths[row]:.4g}. Divide it by its length.")
 
     def search(self, query: Float[np.ndarray, " dim"], *, k: int) -> list[Hit]:
-        """The `k` nearest texts by cosine, or all if there are fewer; of equal ones the earlier row goes first.
+        """Find the `k` nearest texts by cosine similarity. Ties are ordered by row.
 
         Raises:
-            ConfigError: `k` is not positive.
-            DataError: The query has another width than the index, or is not finite.
+            ConfigError: If `k` is not positive.
+            DataError: If the query has another dimension than the index, or is not finite.
         """
         if k < 1:
             raise ConfigError(f"the number of hits k must be at least 1, got {k}. Try 5.")
@@ -69,7 +72,7 @@ class ExactIndex:
         if not np.isfinite(length):
             raise DataError("the vector of the query is not finite. Load the backbone with dtype float32.")
         unit = (query / (length or 1)).astype(np.float32)
-        # einsum, not @: BLAS sums some rows in another order than others, so equal texts would not tie
+        # einsum, not @: BLAS sums some rows in another order, so that equal texts would not tie
         scores = np.einsum("nd,d->n", self.vectors, unit)  # [docs]
         best = np.argsort(-scores, kind="stable")[:k]
         return [
@@ -78,20 +81,20 @@ class ExactIndex:
         ]
 
 
-_TIE = 1e-6  # of a cosine in float32
+_TIE_TOLERANCE = 1e-6  # rounding error of a cosine in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """What searching for some of a table's own rows gave.
+    """Recall and latency of searches for rows of the table itself.
 
     Attributes:
-        queries: Rows searched for, each without itself among its hits.
-        k: Hits of a search.
-        recall: Mean share of the `k` nearest rows that were found, 0..1; equally near ones count alike.
-        p50_ms: Median time of a search as it is asked for, after a first one that is not counted.
-        p99_ms: The time that one search in a hundred exceeds.
-        exact_p50_ms: Median time of a search that compares all rows.
+        queries: Number of rows used as queries. Each is excluded from its own hits.
+        k: Number of hits of a search.
+        recall: Mean recall@k against exact search, 0..1. Ties count as found.
+        p50_ms: Median latency of a default search in milliseconds, after one warm-up search.
+        p99_ms: 99th percentile of the latency in milliseconds.
+        exact_p50_ms: Median latency of an exact search in milliseconds.
     """
 
     queries: int
@@ -103,28 +106,28 @@ class SearchReport:
 
 
 def measure_search(table: VectorTable, *, queries: int = 200, k: int = 10, seed: int = 0) -> SearchReport:
-    """Search for rows of the table, drawn at random, as usual and exactly.
+    """Measure recall and latency with random rows of the table as queries.
 
     Raises:
-        ConfigError: `queries` or `k` is not positive.
-        DataError: The table has fewer than two rows.
+        ConfigError: If `queries` or `k` is not positive.
+        DataError: If the table has fewer than two rows.
     """
     if queries < 1 or k < 1:
         raise ConfigError(f"queries and k must be at least 1, got {queries} and {k}. Try 200 and 10.")
     rows = table.rows
     if rows < 2:
-        raise DataError(f"a table of {rows} rows has no neighbours to find. Add rows first.")
+        raise DataError(f"the table has {rows} rows, too few to search for neighbours. Add rows first.")
     k = min(k, rows - 1)
     ids, vectors = table.sample(queries, seed=seed)
-    for compare_all in (False, True):
-        table.search(vectors[0], k=k + 1, exact=compare_all)
-    usual = [_timed(table, vector, k, exact=False) for vector in vectors]
-    exact = [_timed(table, vector, k, exact=True) for vector in vectors]
+    for exact_search in (False, True):
+        table.search(vectors[0], k=k + 1, exact=exact_search)
+    default = [_time_search(table, vector, k, exact=False) for vector in vectors]
+    exact = [_time_search(table, vector, k, exact=True) for vector in vectors]
     recalls = [
-        _recall(_others(found, own, k), _others(nearest, own, k))
-        for own, (found, _), (nearest, _) in zip(ids, usual, exact, strict=True)
+        _recall(_exclude(hits, query_id, k), _exclude(nearest, query_id, k))
+        for query_id, (hits, _), (nearest, _) in zip(ids, default, exact, strict=True)
     ]
-    seconds = [second for _, second in usual]
+    seconds = [second for _, second in default]
     return SearchReport(
         queries=len(ids),
         k=k,
@@ -135,21 +138,21 @@ def measure_search(table: VectorTable, *, queries: int = 200, k: int = 10, seed:
     )
 
 
-def _timed(
+def _time_search(
     table: VectorTable, query: Float[np.ndarray, " dim"], k: int, *, exact: bool
 ) -> tuple[list[TableHit], float]:
     start = time.perf_counter()
-    hits = table.search(query, k=k + 1, exact=exact)  # one more: the row itself
+    hits = table.search(query, k=k + 1, exact=exact)  # k + 1: the query row itself is among the hits
     return hits, time.perf_counter() - start
 
 
-def _others(hits: list[TableHit], own: str, k: int) -> list[TableHit]:
-    return [hit for hit in hits if hit.id != own][:k]
+def _exclude(hits: list[TableHit], row_id: str, k: int) -> list[TableHit]:
+    return [hit for hit in hits if hit.id != row_id][:k]
 
 
-def _recall(found: list[TableHit], nearest: list[TableHit]) -> float:
-    farthest = nearest[-1].score - _TIE
-    return sum(hit.score >= farthest for hit in found) / len(nearest)
+def _recall(hits: list[TableHit], nearest: list[TableHit]) -> float:
+    farthest = nearest[-1].score - _TIE_TOLERANCE
+    return sum(hit.score >= farthest for hit in hits) / len(nearest)
 
 
 def build_index(
@@ -160,18 +163,19 @@ def build_index(
     batch_size: int = 32,
     on_rows: Callable[[int], None] | None = None,
 ) -> ExactIndex:
-    """An index of the rows, in their order, with vectors scaled to length 1.
+    """Embed the rows and build an exact index of them, in their order, with vectors normalized to length 1.
 
     Args:
-        prompt: The instruction the texts are read under.
+        prompt: Instruction for the texts. If None, the encoder's default.
+        batch_size: Number of texts per call of the encoder.
         on_rows: Called after each batch with the number of its rows.
 
     Raises:
-        DataError: There are no rows, or a vector is not finite.
-        ConfigError: `batch_size` is not positive.
+        DataError: If there are no rows, or a vector is not finite.
+        ConfigError: If `batch_size` is not positive.
     """
     if not rows:
-        raise DataError("the corpus is empty: there is nothing to search. Give at least one text.")
+        raise DataError("the corpus is empty. Give at least one text.")
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}. Leave it out for the default.")
     by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row].text))

@@ -1,4 +1,4 @@
-"""The schema of a table of vectors, and what the table says about itself in it."""
+"""Schema of a vector table, and the metadata stored in it."""
 
 import json
 import re
@@ -11,120 +11,126 @@ import pyarrow as pa
 
 from promptembedder.data import COLUMN_KINDS
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.types import Float
 from promptembedder.storage import versions
+from promptembedder.types import Float
 
 __all__ = [
-    "OWN_COLUMNS",
-    "TableFacts",
+    "FIXED_COLUMNS",
+    "TableMetadata",
     "VectorRows",
     "check_metadata",
-    "facts_of",
+    "encode_table_metadata",
+    "read_schema_metadata",
     "row_batch",
     "row_schema",
-    "schema_facts",
 ]
 
-OWN_COLUMNS = ("id", "vector", "text")
+FIXED_COLUMNS = ("id", "vector", "text")
 _PREFIX = "promptembedder."
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # needs no quotes in a filter
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # names that need no quotes in a filter
 _LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableFacts:
-    """What made the vectors of a table.
+class TableMetadata:
+    """Model and instruction of the vectors of a table.
 
     Attributes:
-        model: Its name, for people.
-        model_sha256: Hash of the saved model's manifest: which model it is.
-        reader: The LLM that it was opened on; blank where what made the vectors did not say.
-        instruction: What the texts were read under.
+        model: Name of the model, for messages.
+        model_sha256: Identity of the model (`ModelIdentity.sha256`). In tables and files of earlier versions, the hash
+            of its manifest.
+        manifest_sha256: Hash of the model's manifest. Empty in tables and files of earlier versions.
+        reader: Backbone string of the reader. Empty if unknown.
+        instruction: Instruction of the texts.
     """
 
     model: str
     model_sha256: str
+    manifest_sha256: str = ""
     reader: str
     instruction: str
 
-    def check_model(self, model: str, *, sha256: str, reader: str) -> None:
-        """Raise unless vectors of this model can be compared with the table's.
+    def check_model(self, other: "TableMetadata") -> None:
+        """Check that vectors of the other model can be compared with the table's.
 
         Raises:
-            DataError: It is another model, or the same one on another LLM; the message names both.
+            DataError: If the other model, or its reader, is different. The message names both.
         """
-        if sha256 != self.model_sha256:
+        if self.reader and other.reader and other.reader != self.reader:
             raise DataError(
-                f"the table holds vectors of the model {self.model} (manifest {self.model_sha256[:12]}), "
-                f"not of {model} (manifest {sha256[:12]}). Name the table's model, or make a table with this one."
+                f"the table contains vectors of {self.model} on the reader {self.reader}, not on {other.reader}. "
+                f"Use --reader {self.reader}, or create a table with this reader."
             )
-        if self.reader and reader and reader != self.reader:
+        # an earlier version identified a model by its manifest: its hash may be in either field
+        if not (self._hashes & other._hashes):
             raise DataError(
-                f"the table holds vectors of {self.model} read by {self.reader}, not by {reader}. "
-                f"Say --reader {self.reader}, or make a table with this one."
+                f"the table contains vectors of the model {self.model} (sha256 {self.model_sha256[:12]}), not of "
+                f"{other.model} (sha256 {other.model_sha256[:12]}). Use the table's model, or create another table."
             )
+
+    @property
+    def _hashes(self) -> set[str]:
+        return {self.model_sha256, self.manifest_sha256} - {""}
 
 
 @runtime_checkable
 class VectorRows(Protocol):
-    """Rows for a table, which can be gone through more than once.
+    """Source of table rows that can be iterated more than once.
 
     Attributes:
-        facts: What makes their vectors.
-        metadata: The kind of each further column, by name.
+        table_metadata: Model and instruction of the vectors.
+        metadata: Type of each metadata column, by name.
     """
 
     @property
-    def facts(self) -> TableFacts: ...  # noqa: D102
+    def table_metadata(self) -> TableMetadata: ...  # noqa: D102
 
     @property
     def metadata(self) -> Mapping[str, str]: ...  # noqa: D102
 
     def ids(self) -> Iterator[Sequence[str]]:
-        """The ids, a batch at a time; finds what is wrong with a row as far as it needs no vector."""
+        """Iterate over the ids, one batch at a time, and raise errors that can be found without vectors."""
         ...
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows as `row_batch` makes them."""
+        """Iterate over the rows as record batches of `row_batch`."""
         ...
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise unless a table can have these columns.
+    """Check that a table can have these metadata columns.
 
     Raises:
-        ConfigError: One has a name or a kind that cannot be.
+        ConfigError: If a column has an invalid name or type.
     """
     for name, kind in metadata.items():
-        if name in OWN_COLUMNS or not _NAME.fullmatch(name):
+        if name in FIXED_COLUMNS or not _NAME.fullmatch(name):
             raise ConfigError(
-                f"a column of metadata cannot be called {name!r}. Rename it: letters, digits and _, and none of "
-                f"{', '.join(OWN_COLUMNS)}."
+                f"{name!r} is not a valid name of a metadata column. Use letters, digits and _, and none of "
+                f"{', '.join(FIXED_COLUMNS)}."
             )
         if kind not in COLUMN_KINDS:
-            raise ConfigError(
-                f"metadata {name!r} cannot be of the type {kind!r}. Use one of {', '.join(COLUMN_KINDS)}."
-            )
+            raise ConfigError(f"metadata {name!r} has the unknown type {kind!r}. Use one of {', '.join(COLUMN_KINDS)}.")
 
 
 def row_schema(dim: int, metadata: Mapping[str, str]) -> pa.Schema:
-    """Columns of a row: id, vector, text and the metadata."""
-    own = zip(OWN_COLUMNS, (pa.string(), pa.list_(pa.float32(), dim), pa.string()), strict=True)
-    return pa.schema([*own, *((name, COLUMN_KINDS[kind]) for name, kind in metadata.items())])
+    """Build the schema of a row: id, vector, text and the metadata columns."""
+    fixed = zip(FIXED_COLUMNS, (pa.string(), pa.list_(pa.float32(), dim), pa.string()), strict=True)
+    return pa.schema([*fixed, *((name, COLUMN_KINDS[kind]) for name, kind in metadata.items())])
 
 
 def row_batch(
     ids: Sequence[str], vectors: Float[np.ndarray, "docs dim"], texts: pa.Array, metadata: Mapping[str, pa.Array]
 ) -> pa.RecordBatch:
-    """Rows fit for a table.
+    """Build a record batch of table rows.
 
     Raises:
-        DataError: A vector is not finite, or not of length 1.
+        DataError: If a vector is not finite, or not of length 1.
     """
     lengths = np.linalg.norm(vectors, axis=1)
-    fitting = np.abs(lengths - 1) < _LENGTH_TOLERANCE  # NaN does not fit
-    if not fitting.all():
-        row = int(fitting.argmin())
+    valid = np.abs(lengths - 1) < _LENGTH_TOLERANCE  # False for NaN
+    if not valid.all():
+        row = int(valid.argmin())
         if not np.isfinite(lengths[row]):
             raise DataError(f"the vector of {ids[row]!r} is not finite. Embed the row again, or leave it out.")
         raise DataError(f"the vector of {ids[row]!r} has length {lengths[row]:.4g}, not 1. Embed the row again.")
@@ -138,24 +144,25 @@ def row_batch(
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def schema_facts(facts: TableFacts, *, exact_below: int) -> dict[str, str]:
-    """The facts for a schema's metadata, with the versions of what writes the table."""
+def encode_table_metadata(table_metadata: TableMetadata, *, exact_below: int) -> dict[str, str]:
+    """Encode the metadata for a schema, with the library versions that write the table."""
     known = {
-        "model": facts.model,
-        "model_sha256": facts.model_sha256,
-        "reader": facts.reader,
-        "instruction": facts.instruction,
+        "model": table_metadata.model,
+        "model_sha256": table_metadata.model_sha256,
+        "manifest_sha256": table_metadata.manifest_sha256,
+        "reader": table_metadata.reader,
+        "instruction": table_metadata.instruction,
         "exact_below": str(exact_below),
         "versions": json.dumps(versions()),
     }
     return {f"{_PREFIX}{key}": value for key, value in known.items()}
 
 
-def facts_of(schema: pa.Schema) -> dict[str, str]:
-    """What a file or table of ours says in its schema, without our prefix; nothing if it is not ours."""
-    found = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if _is_ours(key)}
-    return {key.removeprefix(_PREFIX): value for key, value in found.items()}
-
-
-def _is_ours(key: bytes) -> bool:
-    return key.startswith(_PREFIX.encode())
+def read_schema_metadata(schema: pa.Schema) -> dict[str, str]:
+    """Read the `promptembedder.` metadata of a schema, without the prefix. Empty for other files."""
+    prefix = _PREFIX.encode()
+    return {
+        key.removeprefix(prefix).decode(): value.decode()
+        for key, value in (schema.metadata or {}).items()
+        if key.startswith(prefix)
+    }

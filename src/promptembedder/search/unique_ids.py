@@ -1,4 +1,4 @@
-"""Which id comes twice, in eight bytes an id."""
+"""Detection of repeated ids with eight bytes of memory per id."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -13,33 +13,32 @@ _Ids = Callable[[], Iterable[Sequence[str]]]
 
 
 def check_unique(ids: _Ids, *, present: _Ids = tuple) -> None:
-    """Raise unless each id comes once, and none is `present` already.
+    """Check that no id is repeated or in `present`.
 
     Raises:
-        DataError: One does; the message names the first.
+        DataError: If an id is. The message names the first one.
     """
     repeated = first_repeated(lambda: chain(present(), ids()))
     if repeated is not None:
-        place = "in the table already" if any(repeated in some for some in present()) else "there twice"
-        raise DataError(f"the id {repeated!r} is {place}. Rename the row, leave it out, or delete the other one.")
+        problem = "in the table already" if any(repeated in batch for batch in present()) else "repeated"
+        raise DataError(f"the id {repeated!r} is {problem}. Rename the row, leave it out, or delete the other one.")
 
 
 def first_repeated(batches: _Ids) -> str | None:
-    """The first id that came before, or None if each comes once.
+    """Find the first repeated id. Return None if all ids are distinct.
 
-    Memory: 8 bytes an id, which are hashes. Where two are alike, the ids are gone through again and those with such
-    a hash are compared as they are, so an accident of hashing is no repetition.
+    Memory is one 8-byte hash per id. If hashes collide, a second pass compares the ids with these hashes themselves.
     """
     parts = [np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids)) for ids in batches()]
     hashes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
     hashes.sort()
-    alike = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not alike:
+    repeated_hashes = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not repeated_hashes:
         return None
     seen = set[str]()
     for ids in batches():
         for one in ids:
-            if hash(one) in alike:
+            if hash(one) in repeated_hashes:
                 if one in seen:
                     return one
                 seen.add(one)

@@ -1,28 +1,27 @@
-"""An embeddings server: OpenAI's API over one loaded LLM that answers any instruction."""
+"""HTTP embeddings server: OpenAI's API over one frozen LLM, for any instruction."""
 
-from promptembedder.server.middleware import ApiKeys
 from promptembedder.server.app import create_app
+from promptembedder.server.config import ComputeConfig, Limits, ServerConfig
 from promptembedder.server.loading import load_service
-from promptembedder.server.telemetry import log_to_stderr
-from promptembedder.server.running import listening_socket, run_server
-from promptembedder.server.service import Embedded, EmbeddingService, Wanted
-from promptembedder.server.config import ComputeSettings, Limits, ServerSettings
+from promptembedder.server.middleware import ApiKeys
+from promptembedder.server.running import bind_socket, run_server
+from promptembedder.server.service import EmbeddingService, EmbedRequest, EmbedResult
 from promptembedder.server.state import Phase, ServerState
-from promptembedder.server.telemetry import Tracer, otlp_tracer
+from promptembedder.server.telemetry import Tracer, log_to_stderr, otlp_tracer
 
 __all__ = [
     "ApiKeys",
-    "ComputeSettings",
-    "Embedded",
+    "ComputeConfig",
+    "EmbedRequest",
+    "EmbedResult",
     "EmbeddingService",
     "Limits",
     "Phase",
-    "ServerSettings",
+    "ServerConfig",
     "ServerState",
     "Tracer",
-    "Wanted",
+    "bind_socket",
     "create_app",
-    "listening_socket",
     "load_service",
     "log_to_stderr",
     "otlp_tracer",

@@ -1,4 +1,4 @@
-"""The application: routes, pages, errors, and the model that is loaded while it already listens."""
+"""FastAPI application: routes, pages, error handlers, and a model that loads while the server already listens."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from promptembedder.server import native_routes, openai_routes, pages
-from promptembedder.server.middleware import ApiKeys, FrontDoor
-from promptembedder.server.responses import add_error_answers
-from promptembedder.server.service import EmbeddingService
 from promptembedder.server.config import Limits
+from promptembedder.server.middleware import ApiKeys, RequestGate
+from promptembedder.server.responses import add_exception_handlers
+from promptembedder.server.service import EmbeddingService
 from promptembedder.server.state import Phase, ServerState
 from promptembedder.server.telemetry import Tracer
 
@@ -22,9 +22,9 @@ __all__ = ["create_app"]
 
 logger = logging.getLogger(__name__)
 
-_ABOUT = (
-    "Embeddings under any instruction from one frozen LLM. `/v1/embeddings` takes what OpenAI's does, and "
-    "`instruction`: what the vectors are for."
+_DESCRIPTION = (
+    "Embeddings under any instruction from one frozen LLM. `/v1/embeddings` accepts OpenAI's fields and "
+    "`instruction`, the task that the vectors are used for."
 )
 
 
@@ -37,18 +37,18 @@ def create_app(
     tracer: Tracer | None = None,
     on_failure: Callable[[Exception], None] = lambda _: None,
 ) -> FastAPI:
-    """A server's application; it answers 503 until `load` has returned.
+    """Build the server's application, which responds with 503 until `load` has returned.
 
     Args:
-        load: Called once, in a thread of its own.
-        limits: Of these the size of a body is checked here, the others by the service.
-        on_failure: Called with what `load` raised.
+        load: Loads the model. Called once, in a separate thread.
+        limits: Limits of a request. Only `max_body_bytes` is checked here, the service checks the others.
+        on_failure: Called with the exception that `load` raised.
     """
     state = state or ServerState()
 
-    async def loaded() -> None:
+    async def load_model() -> None:
         try:
-            service = await _in_a_passing_thread(lambda: load(state))
+            service = await _run_in_short_lived_thread(lambda: load(state))
         except Exception as error:
             on_failure(error)
             raise
@@ -59,8 +59,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(loaded())
-        # whoever calls is told by on_failure; without this the loop would tell once more at its end
+        loading = asyncio.create_task(load_model())
+        # on_failure has reported the exception: retrieve it, so that the event loop does not log it again
         loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         yield
         with contextlib.suppress(Exception):
@@ -68,33 +68,33 @@ def create_app(
         if state.service is not None:
             await asyncio.to_thread(state.service.close)
 
-    app = FastAPI(title="PromptEmbedder", description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="PromptEmbedder", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = state
     for router in (openai_routes.router, native_routes.router, pages.router):
         app.include_router(router)
-    add_error_answers(app)
-    app.openapi = lambda: _described(app, bool(keys))  # type: ignore[method-assign]
+    add_exception_handlers(app)
+    app.openapi = lambda: _openapi_document(app, bool(keys))  # type: ignore[method-assign]
     app.add_middleware(
-        FrontDoor,
+        RequestGate,
         state=state,
         keys=keys or ApiKeys(),
         max_body_bytes=(limits or Limits()).max_body_bytes,
-        routes=_paths(app),
+        routes=_route_paths(app),
         tracer=tracer or Tracer(),
     )
     return app
 
 
-async def _in_a_passing_thread(work: Callable[[], EmbeddingService]) -> EmbeddingService:
-    """What `work` returns, from a thread that ends with it.
+async def _run_in_short_lived_thread(work: Callable[[], EmbeddingService]) -> EmbeddingService:
+    """Run `work` in a thread that ends with it, and return its result.
 
-    OpenMP keeps a team of threads for every thread that has computed. As soon as there are more of them than cores,
-    they sleep instead of waiting awake, and each of a model's thousand small operations waits for one to wake up: with
-    a loading thread that stays, the computing one was half as fast.
+    OpenMP keeps a thread pool for every thread that has computed. When the pools have more threads than there are
+    cores, idle threads sleep instead of spinning, and each small operation of a forward pass waits for a wake-up. With
+    a loading thread that stays alive, the computing thread was half as fast.
     """
     done: asyncio.Future[EmbeddingService] = asyncio.get_running_loop().create_future()
 
-    def worked() -> None:
+    def run() -> None:
         try:
             result = work()
         except Exception as error:
@@ -102,7 +102,7 @@ async def _in_a_passing_thread(work: Callable[[], EmbeddingService]) -> Embeddin
         else:
             done.get_loop().call_soon_threadsafe(done.set_result, result)
 
-    thread = threading.Thread(target=worked, name="load", daemon=True)
+    thread = threading.Thread(target=run, name="load", daemon=True)
     thread.start()
     try:
         return await done
@@ -110,12 +110,12 @@ async def _in_a_passing_thread(work: Callable[[], EmbeddingService]) -> Embeddin
         await asyncio.to_thread(thread.join)
 
 
-def _paths(app: FastAPI) -> Sequence[str]:
+def _route_paths(app: FastAPI) -> Sequence[str]:
     return [*get_openapi(title="", version="", routes=app.routes)["paths"], "/", "/docs", "/openapi.json"]
 
 
-def _described(app: FastAPI, needs_key: bool) -> dict[str, Any]:
-    """The OpenAPI document, with the key that requests need."""
+def _openapi_document(app: FastAPI, needs_key: bool) -> dict[str, Any]:
+    """Build the OpenAPI document, with the security scheme if requests need an API key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         if needs_key:

@@ -3,22 +3,23 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Callable
 from bisect import bisect_left
-from collections.abc import Sequence
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import torch
+
+from promptembedder.backbone import TokenIds, restore_order
 from promptembedder.model import DualEncoder
-from promptembedder.backbone import TokenRow, in_order
 from promptembedder.types import Float, Tensor
 
-__all__ = ['InstructionKey', 'VectorComputer', 'give_back', 'next_batch']
+__all__ = ["BatchEmbedder", "InstructionKey", "next_batch", "trim_heap"]
 
-def give_back() -> None:
-    """Return memory that is free to the system, where the C library would keep it."""
+
+def trim_heap() -> None:
+    """Return freed heap memory to the operating system (glibc only)."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -26,7 +27,7 @@ def give_back() -> None:
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """Of glibc; None with another library."""
+    """Find glibc's `malloc_trim`. Return None if the C library is not glibc."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -36,29 +37,31 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return trim
 
 
-# Padding that a batch may hold: this share of its texts' tokens, or so many tokens, whichever is more. A pass costs as
-# much as 64 tokens beside its own (backbones/batching.py), so that much padding is cheaper than another pass.
+# Maximum padding of a batch: this share of its texts' tokens or this number of tokens, whichever is larger. A forward
+# pass has a fixed cost of about 64 tokens (backbone/batching.py), so that much padding is cheaper than another pass.
 _PADDING_SHARE = 0.15
 _PADDING_TOKENS = 64
 
 
 def next_batch(lengths: Sequence[int], *, max_tokens: int) -> list[int]:
-    """Places of the texts to read now: the first one, which waits longest, and others of like length.
+    """Select the indices of the next batch: the text that has waited longest, and texts of similar length.
 
-    Texts are taken from both sides of the first one's length, the least padding first, until padding or budget end it.
+    Texts are added from both sides of the first text's length, smallest padding first, until the padding limit or the
+    token budget is reached.
 
     Args:
-        lengths: Tokens of each distinct waiting text, in the order of their coming.
-        max_tokens: Of the batch, padding included; the first text is taken even if it is longer alone.
+        lengths: Number of tokens of each distinct waiting text, in order of arrival.
+        max_tokens: Maximum number of tokens of the batch, padding included. The first text is selected even if it
+            alone exceeds the maximum.
     """
-    by_length = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
-    sorted_lengths = [lengths[place] for place in by_length]
+    by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    sorted_lengths = [lengths[index] for index in by_length]
     first = bisect_left(sorted_lengths, lengths[0])
     first = by_length.index(0, first)
     low, high = first, first  # the batch is by_length[low..high], its width the length of the last
     total = lengths[0]
     while True:
-        # what each side would add: padding below the width, or all below a new width
+        # the padding after adding the next shorter text, or the next longer one, which widens the batch
         shorter = None if low == 0 else sorted_lengths[low - 1]
         longer = None if high + 1 == len(by_length) else sorted_lengths[high + 1]
         count, width = high - low + 2, sorted_lengths[high]
@@ -83,28 +86,33 @@ def next_batch(lengths: Sequence[int], *, max_tokens: int) -> list[int]:
             total += sorted_lengths[high]
 
 
-_CALLS_BETWEEN = 8  # before free memory goes back: a few milliseconds, and batches of all lengths leave holes
+_TRIM_INTERVAL = 8  # calls between heap trims: a trim takes milliseconds, and varying batch shapes fragment the heap
 
 
 @dataclass(frozen=True)
 class InstructionKey:
-    """An instruction and whose it is: what one tenant's instruction made is not used for another's.
+    """Cache key of an instruction's soft tokens, separate for each tenant.
 
-    Else the time of an answer would tell whether somebody else has asked the same.
+    With a shared cache, response times would reveal whether another tenant has used the same instruction.
     """
 
     tenant: str
     instruction: str
 
 
-class VectorComputer:
-    """Vectors of texts, each under the instructions that are wanted of it; for one thread alone."""
+class BatchEmbedder:
+    """Computes vectors of texts, each under its requested instructions. Not thread-safe."""
 
     def __init__(self, encoder: DualEncoder, *, max_batch_tokens: int, max_cached_instructions: int) -> None:
-        """Compute with `encoder`, which reads at most `max_batch_tokens` at once, or one text."""
+        """Wrap `encoder`.
+
+        Args:
+            max_batch_tokens: Maximum number of tokens of a forward pass, padding included. At least one text.
+            max_cached_instructions: Number of free instructions whose soft tokens are cached, over all tenants.
+        """
         self._encoder = encoder.eval()
         encoder.reading.max_batch_tokens = max(max_batch_tokens, encoder.max_seq_length)
-        # compiled ones are the model's own and nobody's secret
+        # compiled instructions are public: every tenant may use them
         self._compiled = dict(encoder.store.compiled)
         self._generated: OrderedDict[InstructionKey, Tensor] = OrderedDict()
         self._max_cached = max_cached_instructions
@@ -112,75 +120,78 @@ class VectorComputer:
 
     @property
     def device(self) -> torch.device:
-        """Where the reader is."""
+        """Device of the reader."""
         return self._encoder.device
 
     @torch.inference_mode()
-    def vectors(
-        self, wanted: Mapping[TokenRow, Sequence[InstructionKey]]
-    ) -> dict[tuple[TokenRow, InstructionKey], Float[np.ndarray, " dim"]]:
-        """The vector of each text under each instruction that is wanted of it; each text is read once.
+    def embed(
+        self, requested: Mapping[TokenIds, Sequence[InstructionKey]]
+    ) -> dict[tuple[TokenIds, InstructionKey], Float[np.ndarray, " dim"]]:
+        """Compute the vector of each text under each of its instructions, prefilling each text once.
 
         Raises:
-            ConfigError: An instruction is too long, or not compiled and there is no prompter.
-            ValueError: A vector is not finite.
+            ConfigError: If an instruction is too long, or is not compiled and there is no prompter.
+            WeightsError: If a vector is not finite.
         """
         self._calls += 1
-        if self._calls % _CALLS_BETWEEN == 0:
-            give_back()
-        soft = self._soft_tokens(list(dict.fromkeys(key for keys in wanted.values() for key in keys)))
-        alike: dict[tuple[InstructionKey, ...], list[TokenRow]] = {}
-        for row, keys in wanted.items():
-            # texts with one instruction each are read together, whichever it is
-            alike.setdefault(tuple(keys) if len(keys) > 1 else (), []).append(row)
-        found: dict[tuple[TokenRow, InstructionKey], Float[np.ndarray, " dim"]] = {}
-        for keys, rows in alike.items():
-            owns = [keys or tuple(wanted[row]) for row in rows]
-            vectors = self._shared(rows, keys, soft) if keys else self._single(rows, owns, soft)
-            for row, own, of_row in zip(rows, owns, vectors, strict=True):
-                found |= {(row, key): vector for key, vector in zip(own, of_row, strict=True)}
-        return found
+        if self._calls % _TRIM_INTERVAL == 0:
+            trim_heap()
+        soft = self._soft_tokens(list(dict.fromkeys(key for keys in requested.values() for key in keys)))
+        groups: dict[tuple[InstructionKey, ...], list[TokenIds]] = {}
+        for row, keys in requested.items():
+            # texts with a single instruction share a batch, whichever instruction it is
+            groups.setdefault(tuple(keys) if len(keys) > 1 else (), []).append(row)
+        results: dict[tuple[TokenIds, InstructionKey], Float[np.ndarray, " dim"]] = {}
+        for keys, rows in groups.items():
+            row_keys = [keys or tuple(requested[row]) for row in rows]
+            if keys:
+                vectors = self._embed_under_all(rows, keys, soft)
+            else:
+                vectors = self._embed_under_one_each(rows, row_keys, soft)
+            for row, its_keys, its_vectors in zip(rows, row_keys, vectors, strict=True):
+                results |= {(row, key): vector for key, vector in zip(its_keys, its_vectors, strict=True)}
+        return results
 
-    def _single(
+    def _embed_under_one_each(
         self,
-        rows: Sequence[TokenRow],
+        rows: Sequence[TokenIds],
         keys: Sequence[tuple[InstructionKey, ...]],
         soft: Mapping[InstructionKey, Tensor],
     ) -> Float[np.ndarray, "texts 1 dim"]:
-        def embed(places: list[int]) -> Tensor:
-            own = torch.stack([soft[keys[place][0]] for place in places])
-            return self._encoder.embed_rows([rows[place] for place in places], own)
+        def embed(indices: list[int]) -> Tensor:
+            soft_tokens = torch.stack([soft[keys[index][0]] for index in indices])
+            return self._encoder.embed_token_ids([rows[index] for index in indices], soft_tokens)
 
-        batches, parts = self._encoder.reading.in_batches(rows, embed, packs=True)
-        return in_order(batches, parts, dim=0).float().cpu().numpy()[:, None]
+        batches, parts = self._encoder.reading.map_batches(rows, embed, supports_packing=True)
+        return restore_order(batches, parts, dim=0).float().cpu().numpy()[:, None]
 
-    def _shared(
-        self, rows: Sequence[TokenRow], keys: Sequence[InstructionKey], soft: Mapping[InstructionKey, Tensor]
+    def _embed_under_all(
+        self, rows: Sequence[TokenIds], keys: Sequence[InstructionKey], soft: Mapping[InstructionKey, Tensor]
     ) -> Float[np.ndarray, "texts instructions dim"]:
-        together = torch.stack([soft[key] for key in keys])
+        soft_tokens = torch.stack([soft[key] for key in keys])
 
-        def embed(places: list[int]) -> Tensor:
-            states = self._encoder.read_rows([rows[place] for place in places])
-            return self._encoder.embed_each_after(states, together).transpose(0, 1)
+        def embed(indices: list[int]) -> Tensor:
+            states = self._encoder.read_rows([rows[index] for index in indices])
+            return self._encoder.embed_cached(states, soft_tokens).transpose(0, 1)
 
-        batches, parts = self._encoder.reading.in_batches(rows, embed)
-        return in_order(batches, parts, dim=0).float().cpu().numpy()
+        batches, parts = self._encoder.reading.map_batches(rows, embed)
+        return restore_order(batches, parts, dim=0).float().cpu().numpy()
 
     def _soft_tokens(self, keys: Sequence[InstructionKey]) -> dict[InstructionKey, Tensor]:
-        at_hand: dict[InstructionKey, Tensor] = {}
+        available: dict[InstructionKey, Tensor] = {}
         for key in keys:
             if key.instruction in self._compiled:
-                at_hand[key] = self._compiled[key.instruction].to(self.device)
+                available[key] = self._compiled[key.instruction].to(self.device)
             elif key in self._generated:
                 self._generated.move_to_end(key)
-                at_hand[key] = self._generated[key]
-        missing = [key for key in keys if key not in at_hand]
+                available[key] = self._generated[key]
+        missing = [key for key in keys if key not in available]
         if missing:
-            # past the encoder's own memory, which knows no tenants
-            made = self._encoder.generate([key.instruction for key in missing])
-            at_hand |= dict(zip(missing, made.unbind(0), strict=True))
-            # copies: a row of a batch would keep the whole batch in memory
-            self._generated |= {key: at_hand[key].clone() for key in missing}
+            # bypass the encoder's cache, which does not separate tenants
+            generated = self._encoder.generate([key.instruction for key in missing])
+            available |= dict(zip(missing, generated.unbind(0), strict=True))
+            # clone: a view would keep the memory of the complete batch alive
+            self._generated |= {key: available[key].clone() for key in missing}
         while len(self._generated) > self._max_cached:
             self._generated.popitem(last=False)
-        return at_hand
+        return available

@@ -1,24 +1,24 @@
-"""What a server allows, and how it computes."""
+"""Configuration of the server: limits, batching and the served model."""
 
 from dataclasses import dataclass, field
 
 from promptembedder.errors import ConfigError
 
-__all__ = ["ComputeSettings", "Limits", "ServerSettings"]
+__all__ = ["ComputeConfig", "Limits", "ServerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, and all that wait, may ask for.
+    """Limits on a single request and on the queue.
 
     Attributes:
-        max_waiting: Vectors that may wait or be computed at once; what comes beyond is refused at once.
-        max_body_bytes: Of a request.
-        max_inputs: Texts of a request.
-        max_input_chars: Of a text, before it is cut into tokens.
-        max_instruction_chars: Of an instruction.
-        max_instructions: Of a request.
-        deadline_s: After which a request is given up. What would wait longer by the server's own reckoning is refused.
+        max_waiting: Maximum number of vectors that are queued or being computed. Requests beyond it get status 429.
+        max_body_bytes: Maximum request body size in bytes.
+        max_inputs: Maximum number of texts of a request.
+        max_input_chars: Maximum length of a text in characters, before tokenization.
+        max_instruction_chars: Maximum length of an instruction in characters.
+        max_instructions: Maximum number of instructions of a request.
+        deadline_s: Time limit of a request in seconds. A request whose estimated wait exceeds it gets status 429.
     """
 
     max_waiting: int = 2048
@@ -36,14 +36,15 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeSettings:
-    """How texts are put together and what is kept.
+class ComputeConfig:
+    """Batching, caching and warm-up.
 
     Attributes:
-        max_batch_tokens: Tokens of texts read at once, padding included; None: 2048 on a CPU, which then runs at full
-            speed, and 16384 on a GPU.
-        max_cached_instructions: Free instructions whose soft tokens are kept, of all tenants together.
-        warmup: What is computed before the server is ready: nothing, one short text, or a batch as large as any.
+        max_batch_tokens: Maximum number of tokens of a batch, padding included. If None, 2048 on a CPU, which is enough
+            for full speed, and 16384 on a GPU.
+        max_cached_instructions: Number of free instructions whose soft tokens are cached, over all tenants.
+        warmup: Computation before the server is ready: `none`, `min` (one short text) or `full` (a batch of maximum
+            size).
     """
 
     max_batch_tokens: int | None = None
@@ -60,21 +61,22 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """Of one served model.
+class ServerConfig:
+    """Configuration of one served model.
 
     Attributes:
-        model_name: What clients call it.
-        instructions: `free`: any that a client writes, which needs the prompter; `compiled`: those of the model.
-        truncate: What happens to texts longer than the model reads: refused, or cut at the left or the right. A request
-            may say otherwise.
+        model_name: Name of the model in requests and responses.
+        instructions: `free` accepts any instruction and needs the prompter. `compiled` accepts only the instructions
+            compiled into the model.
+        truncate: Default for texts longer than the model's maximum: `error` rejects them, `left` and `right` name the
+            end that is cut off.
     """
 
     model_name: str
     instructions: str = "free"
     truncate: str = "error"
     limits: Limits = field(default_factory=Limits)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         if not self.model_name or "@" in self.model_name:

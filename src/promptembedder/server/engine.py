@@ -1,4 +1,4 @@
-"""One thread that computes, and what waits for it: texts of many requests are read together."""
+"""Request queue with dynamic batching: one thread computes batches of texts from many requests."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from promptembedder.errors import ConfigError
-from promptembedder.backbone import TokenRow
-from promptembedder.server.batch_embedder import next_batch
-from promptembedder.server.batch_embedder import InstructionKey
+from promptembedder.backbone import TokenIds
+from promptembedder.errors import ConfigError, WeightsError
+from promptembedder.server.batch_embedder import InstructionKey, next_batch
 from promptembedder.server.errors import ApiError, OverloadedError
 from promptembedder.types import Float
 
@@ -22,23 +21,24 @@ __all__ = ["BatchReport", "EmbeddingEngine"]
 logger = logging.getLogger(__name__)
 
 Compute = Callable[
-    [Mapping[TokenRow, Sequence[InstructionKey]]],
-    dict[tuple[TokenRow, InstructionKey], Float[np.ndarray, " dim"]],
+    [Mapping[TokenIds, Sequence[InstructionKey]]],
+    dict[tuple[TokenIds, InstructionKey], Float[np.ndarray, " dim"]],
 ]
 
-_RATE_MEMORY = 0.9  # share of the old estimate that a batch leaves in the new one
+_RATE_DECAY = 0.9  # weight of the previous estimate in the moving average of tokens per second
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What was computed at once.
+    """Statistics of one computed batch.
 
     Attributes:
-        texts: Distinct ones.
-        vectors: As many as texts, where each has one instruction.
-        tokens: Of the texts.
-        padding: Tokens beside them.
-        queue_seconds: How long each text waited.
+        texts: Number of distinct texts.
+        vectors: Number of vectors, equal to the number of texts if each has one instruction.
+        tokens: Number of tokens of the texts.
+        padding: Number of padding tokens.
+        compute_seconds: Duration of the computation.
+        queue_seconds: Time that each text spent in the queue.
     """
 
     texts: int
@@ -51,21 +51,21 @@ class BatchReport:
 
 @dataclass(eq=False)
 class _Job:
-    """The texts of one request, each under all of its instructions."""
+    """The texts of one request, each to be embedded under all instructions of the request."""
 
-    rows: Sequence[TokenRow]
+    rows: Sequence[TokenIds]
     keys: Sequence[InstructionKey]
     vectors: Float[np.ndarray, "instructions texts dim"]
     future: "asyncio.Future[None]"
     since: float = field(default_factory=time.monotonic)
     missing: int = 0
 
-    def answer(self, error: Exception | None = None) -> None:
-        """Wake the request, from any thread."""
-        with contextlib.suppress(RuntimeError):  # its loop has ended, so nobody waits
-            self.future.get_loop().call_soon_threadsafe(self._settle, error)
+    def complete(self, error: Exception | None = None) -> None:
+        """Resolve the future of the request, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: no request awaits the future
+            self.future.get_loop().call_soon_threadsafe(self._resolve, error)
 
-    def _settle(self, error: Exception | None) -> None:
+    def _resolve(self, error: Exception | None) -> None:
         if self.future.done():
             return
         if error is None:
@@ -76,18 +76,18 @@ class _Job:
 
 @dataclass(frozen=True, eq=False)
 class _Text:
-    """A text that waits."""
+    """A queued text."""
 
     job: _Job
-    place: int
+    index: int
 
     @property
-    def row(self) -> TokenRow:
-        return self.job.rows[self.place]
+    def row(self) -> TokenIds:
+        return self.job.rows[self.index]
 
 
 class EmbeddingEngine:
-    """Computes vectors for many requests, one batch after the other, the text that waits longest first."""
+    """Computes vectors for concurrent requests, batch by batch. The text that has waited longest goes first."""
 
     def __init__(
         self,
@@ -98,22 +98,21 @@ class EmbeddingEngine:
         max_waiting: int,
         observe: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
-        """Start the thread.
+        """Start the computing thread.
 
         Args:
-            compute: From texts and the instructions that are wanted of each to all these vectors; called by the one
-                thread alone.
-            dim: Of the vectors.
-            max_batch_tokens: Of the texts of a batch, padding included.
-            max_waiting: Vectors that may wait or be computed at once.
+            compute: Maps texts, each with its instructions, to vectors. Called by the computing thread only.
+            dim: Dimension of the vectors.
+            max_batch_tokens: Maximum number of tokens of a batch, padding included.
+            max_waiting: Maximum number of vectors that are queued or being computed.
             observe: Called after each batch, in the computing thread.
         """
-        self._vectors_of, self._dim, self._observe = compute, dim, observe
+        self._embed, self._dim, self._observe = compute, dim, observe
         self._max_batch_tokens, self._max_waiting = max_batch_tokens, max_waiting
         self._changed = threading.Condition()
-        self._waiting: list[_Text] = []
-        self._taken = 0  # vectors that wait or are computed
-        self._waiting_tokens = 0
+        self._queue: list[_Text] = []
+        self._pending = 0  # vectors that are queued or being computed
+        self._pending_tokens = 0
         self._tokens_per_second: float | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -121,26 +120,26 @@ class EmbeddingEngine:
 
     @property
     def waiting(self) -> int:
-        """Vectors that wait or are computed."""
-        return self._taken
+        """Number of vectors that are queued or being computed."""
+        return self._pending
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """True while the computing thread runs."""
         return self._thread.is_alive()
 
     def expected_wait_s(self) -> float:
-        """How long what waits now will take, by the rate of the last batches; 0 while there is none."""
-        return self._waiting_tokens / self._tokens_per_second if self._tokens_per_second else 0.0
+        """Estimate the time to compute all pending texts from the throughput of recent batches. 0 without a batch."""
+        return self._pending_tokens / self._tokens_per_second if self._tokens_per_second else 0.0
 
     async def embed(
-        self, rows: Sequence[TokenRow], keys: Sequence[InstructionKey], *, deadline_s: float
+        self, rows: Sequence[TokenIds], keys: Sequence[InstructionKey], *, deadline_s: float
     ) -> Float[np.ndarray, "instructions texts dim"]:
-        """Vectors of the texts under each instruction. A caller that is cancelled frees what still waits.
+        """Compute the vectors of the texts under each instruction. Cancellation removes the queued texts.
 
         Raises:
-            ApiError: 429: too much waits already; 504: it took longer than `deadline_s`; 422: an instruction cannot be
-                used; 500: a vector is not finite, or the computation failed.
+            ApiError: 429 if the queue is full, 504 if the request exceeds `deadline_s`, 422 if an instruction cannot be
+                used, 500 if a vector is not finite or the computation fails.
         """
         job = _Job(
             rows=rows,
@@ -154,69 +153,73 @@ class EmbeddingEngine:
                 await job.future
         except TimeoutError:
             raise ApiError(
-                504, "deadline", f"no vectors within {deadline_s:g} s. Send less at once, or later."
+                504,
+                "deadline",
+                f"the vectors were not computed within {deadline_s:g} s. Send fewer texts, or send them later.",
             ) from None
         finally:
             self._abandon(job)
         return job.vectors
 
     def stop(self) -> None:
-        """Compute what waits and end the thread."""
+        """Compute the queued texts and end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def _submit(self, job: _Job, deadline_s: float) -> None:
-        job.missing = asked = len(job.rows) * len(job.keys)
+        job.missing = requested = len(job.rows) * len(job.keys)
         with self._changed:
             wait_s = self.expected_wait_s()
-            if self._taken + asked > self._max_waiting:
+            if self._pending + requested > self._max_waiting:
                 raise OverloadedError(
-                    f"{self._taken} vectors wait already, {asked} more are above the {self._max_waiting} that may.",
+                    f"the queue is full: {self._pending} vectors are pending, {requested} more exceed the maximum of "
+                    f"{self._max_waiting}. Try again after Retry-After seconds.",
                     retry_after_s=wait_s,
                 )
             if wait_s > deadline_s:
                 raise OverloadedError(
-                    f"what waits already takes {wait_s:.0f} s, longer than the {deadline_s:g} s of a request.",
+                    f"the queue takes {wait_s:.0f} s, longer than the deadline of {deadline_s:g} s. "
+                    "Try again after Retry-After seconds.",
                     retry_after_s=wait_s - deadline_s,
                 )
-            self._taken += asked
-            self._waiting += [_Text(job, place) for place in range(len(job.rows))]
-            self._waiting_tokens += sum(map(len, job.rows))
+            self._pending += requested
+            self._queue += [_Text(job, index) for index in range(len(job.rows))]
+            self._pending_tokens += sum(map(len, job.rows))
             self._changed.notify()
 
     def _abandon(self, job: _Job) -> None:
-        """Forget what of the job still waits; nothing, if it was answered."""
+        """Remove the job's texts from the queue, if any are left."""
         with self._changed:
             if job.missing:
-                gone = [text for text in self._waiting if text.job is job]
-                self._waiting = [text for text in self._waiting if text.job is not job]
-                self._freed(gone)
+                removed = [text for text in self._queue if text.job is job]
+                self._queue = [text for text in self._queue if text.job is not job]
+                self._release(removed)
 
-    def _freed(self, texts: Sequence[_Text]) -> None:
+    def _release(self, texts: Sequence[_Text]) -> None:
         for text in texts:
-            self._taken -= len(text.job.keys)
-            self._waiting_tokens -= len(text.row)
+            self._pending -= len(text.job.keys)
+            self._pending_tokens -= len(text.row)
             text.job.missing -= len(text.job.keys)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._stopping:
+                while not self._queue and not self._stopping:
                     self._changed.wait()
-                if not self._waiting:
+                if not self._queue:
                     return
                 texts = self._next()
             self._compute(texts)
 
     def _next(self) -> list[_Text]:
-        """Take the next batch out of what waits: whoever asks for one of its texts gets it now."""
-        distinct = list(dict.fromkeys(text.row for text in self._waiting))
-        chosen = next_batch([len(row) for row in distinct], max_tokens=self._max_batch_tokens)
-        rows = {distinct[place] for place in chosen}
-        batch = [text for text in self._waiting if text.row in rows]
-        self._waiting = [text for text in self._waiting if text.row not in rows]
+        """Remove the next batch from the queue, with all queued duplicates of its texts."""
+        distinct = list(dict.fromkeys(text.row for text in self._queue))
+        indices = next_batch([len(row) for row in distinct], max_tokens=self._max_batch_tokens)
+        rows = {distinct[index] for index in indices}
+        batch = [text for text in self._queue if text.row in rows]
+        self._queue = [text for text in self._queue if text.row not in rows]
         return batch
 
     def _compute(self, texts: Sequence[_Text]) -> None:
@@ -225,24 +228,24 @@ class EmbeddingEngine:
         errors: dict[_Job, Exception] = {}
         try:
             self._fill(texts)
-        except Exception as error:  # whatever it is, the thread lives on and the requests are answered
-            # one request's text or instruction must not fail the others
+        except Exception as error:  # any exception: the thread must survive and every request needs a response
+            # retry job by job, so that one request's text or instruction does not fail the other requests
             for job in jobs:
-                errors |= self._filled_alone(job, texts) if len(jobs) > 1 else {job: error}
+                errors |= self._fill_alone(job, texts) if len(jobs) > 1 else {job: error}
         seconds = time.monotonic() - start
         with self._changed:
-            self._freed(texts)
+            self._release(texts)
             done = [job for job in jobs if job.missing == 0]
         lengths = [len(row) for row in dict.fromkeys(text.row for text in texts)]
         if not errors:
             rate = sum(lengths) / max(seconds, 1e-6)
             old = self._tokens_per_second
-            self._tokens_per_second = rate if old is None else _RATE_MEMORY * old + (1 - _RATE_MEMORY) * rate
+            self._tokens_per_second = rate if old is None else _RATE_DECAY * old + (1 - _RATE_DECAY) * rate
         for job in jobs:
             if job in errors:
-                job.answer(_told(errors[job]))
+                job.complete(_to_api_error(errors[job]))
             elif job in done:
-                job.answer()
+                job.complete()
         self._observe(
             BatchReport(
                 texts=len(lengths),
@@ -254,7 +257,7 @@ class EmbeddingEngine:
             )
         )
 
-    def _filled_alone(self, job: _Job, texts: Sequence[_Text]) -> dict[_Job, Exception]:
+    def _fill_alone(self, job: _Job, texts: Sequence[_Text]) -> dict[_Job, Exception]:
         try:
             self._fill([text for text in texts if text.job is job])
         except Exception as error:  # as above
@@ -262,22 +265,26 @@ class EmbeddingEngine:
         return {}
 
     def _fill(self, texts: Sequence[_Text]) -> None:
-        """Compute the vectors of these texts and put them into their jobs."""
-        wanted: dict[TokenRow, dict[InstructionKey, None]] = {}
+        """Compute the vectors of these texts and store them in their jobs."""
+        requested: dict[TokenIds, dict[InstructionKey, None]] = {}
         for text in texts:
-            wanted.setdefault(text.row, {}).update(dict.fromkeys(text.job.keys))
-        vectors = self._vectors_of({row: list(keys) for row, keys in wanted.items()})
+            requested.setdefault(text.row, {}).update(dict.fromkeys(text.job.keys))
+        vectors = self._embed({row: list(keys) for row, keys in requested.items()})
         for text in texts:
-            for place, key in enumerate(text.job.keys):
-                text.job.vectors[place, text.place] = vectors[text.row, key]
+            for index, key in enumerate(text.job.keys):
+                text.job.vectors[index, text.index] = vectors[text.row, key]
 
 
-def _told(error: Exception) -> ApiError:
-    """What the client is told of an error; never the text of one that we did not write."""
+def _to_api_error(error: Exception) -> ApiError:
+    """Convert an exception to an API error. Only the message of a ConfigError is safe to send to the client."""
     if isinstance(error, ConfigError):
         return ApiError(422, "instruction_not_usable", str(error), param="instruction")
-    if isinstance(error, ValueError):
+    if isinstance(error, WeightsError):
         logger.error("a vector is not finite")
-        return ApiError(500, "not_finite", "the vector is not finite: the model's weights or numbers are at fault.")
+        return ApiError(
+            500,
+            "not_finite",
+            "a vector is not finite. Load the backbones with dtype float32, or check the model's weights.",
+        )
     logger.error("the computation failed", exc_info=error)
-    return ApiError(500, "computation_failed", "the computation failed; the server's log says why.")
+    return ApiError(500, "computation_failed", "the computation failed. See the server's log for the cause.")

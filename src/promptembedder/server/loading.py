@@ -1,12 +1,12 @@
-"""From a saved model to a service that has shown that it computes."""
+"""Loading, self-test and warm-up of a saved model for serving."""
 
 import logging
 from pathlib import Path
 
 from promptembedder.model import PromptEmbedder, check_self_test
-from promptembedder.server.telemetry import ServerMetrics
+from promptembedder.server.config import ServerConfig
 from promptembedder.server.service import EmbeddingService
-from promptembedder.server.config import ServerSettings
+from promptembedder.server.telemetry import ServerMetrics
 
 __all__ = ["load_service"]
 
@@ -15,30 +15,32 @@ logger = logging.getLogger(__name__)
 
 def load_service(
     folder: Path,
-    settings: ServerSettings,
+    config: ServerConfig,
     metrics: ServerMetrics,
     *,
     reader: str | None = None,
     quantization: str | None = None,
     device: str | None = None,
 ) -> EmbeddingService:
-    """The service of the model in `folder`, tested and warmed up; the prompter is loaded only for free instructions.
+    """Load the model in `folder`, run its self-test and warm it up.
+
+    The prompter is loaded only for free instructions.
 
     Raises:
-        ModelFormatError: The model is torn, or cannot be opened on this reader.
-        BackboneError: A backbone is missing.
-        ConfigError: The model cannot be served, or not with these settings.
-        WeightsError: It does not compute what it did when it was saved.
+        ModelFormatError: If the model folder is incomplete, or has no alignment for this reader.
+        BackboneError: If a backbone is missing.
+        ConfigError: If the model cannot be served with this configuration.
+        WeightsError: If the self-test gives other vectors than when the model was saved.
     """
     model = PromptEmbedder.from_pretrained(
         folder,
         reader=reader,
         quantization=quantization,
-        with_prompter=settings.instructions == "free",
+        with_prompter=config.instructions == "free",
         device=device,
     )
     check_self_test(model, folder)
-    service = EmbeddingService(model, settings, metrics)
+    service = EmbeddingService(model, config, metrics)
     metrics.max_batch_tokens = service.max_batch_tokens
     service.warm_up()
     return service

@@ -1,4 +1,4 @@
-"""The pages for people: `/` to try instructions out, `/docs` to read what can be asked."""
+"""HTML pages: a demo at `/` and the API documentation at `/docs`."""
 
 import secrets
 from importlib import resources
@@ -13,18 +13,18 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def home() -> HTMLResponse:
-    """Texts and instructions to try."""
+    """Return the demo page."""
     return _page("home.html")
 
 
 @router.get("/docs")
 async def docs() -> HTMLResponse:
-    """The OpenAPI document, readable; nothing of it comes from other servers."""
+    """Return the page that renders the OpenAPI document. It loads nothing from other servers."""
     return _page("docs.html")
 
 
 def _page(name: str) -> HTMLResponse:
-    """A page whose scripts run by a nonce: a text that somebody pastes into it can never become one."""
+    """Build a page with a Content-Security-Policy: only scripts with the nonce run, so pasted text never executes."""
     nonce = secrets.token_urlsafe(16)
     content = resources.files("promptembedder.server").joinpath(name).read_text(encoding="utf-8")
     policy = (

@@ -1,4 +1,4 @@
-"""What all routes do: wait for vectors as long as the client does, write answers and errors."""
+"""Response handling shared by all routes: cancellation on disconnect, JSON encoding and error handlers."""
 
 import asyncio
 import base64
@@ -12,51 +12,59 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from promptembedder.server.schemas import ErrorResponse
 from promptembedder.server.errors import ApiError, error_body
-from promptembedder.server.service import Embedded, EmbeddingService, Wanted
+from promptembedder.server.schemas import ErrorResponse
+from promptembedder.server.service import EmbeddingService, EmbedRequest, EmbedResult
 from promptembedder.server.state import ServerState
 from promptembedder.types import Float
 
-__all__ = ["ERRORS", "add_error_answers", "as_base64", "as_list", "embedded", "json_answer", "service_of"]
+__all__ = [
+    "ERRORS",
+    "add_exception_handlers",
+    "as_base64",
+    "as_list",
+    "compute_embeddings",
+    "get_service",
+    "json_response",
+]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": words}
-    for status, words in (
-        (400, "The request cannot be understood, or names what is not there."),
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in (
+        (400, "The request is malformed or has an invalid value."),
         (401, "No valid API key."),
         (404, "No such model or instruction."),
-        (408, "The body came too slowly."),
+        (408, "The body arrived too slowly."),
         (413, "The body, or the number of inputs, is too large."),
         (422, "An input or instruction is too long."),
-        (429, "Too much waits already; `Retry-After` says when to come again."),
+        (429, "The queue is full. Retry after the number of seconds in `Retry-After`."),
         (500, "The vectors could not be computed."),
-        (503, "The server is loading or about to stop."),
-        (504, "The vectors took too long."),
+        (503, "The server is loading or shutting down."),
+        (504, "The vectors were not computed before the deadline."),
     )
 }
 
 
-def state_of(request: Request) -> ServerState:
-    """Where the server stands."""
+def get_state(request: Request) -> ServerState:
+    """Return the state of the server."""
     state: ServerState = request.app.state.server
     return state
 
 
-def service_of(request: Request) -> EmbeddingService:
-    """The loaded model.
+def get_service(request: Request) -> EmbeddingService:
+    """Return the service of the loaded model.
 
     Raises:
-        ApiError: 503 while there is none.
+        ApiError: 503 if no model is ready.
     """
-    return state_of(request).ready()
+    return get_state(request).ready()
 
 
-async def embedded(request: Request, service: EmbeddingService, wanted: Wanted) -> Embedded:
-    """Vectors, unless the client goes away first: then what waits for it is dropped."""
-    result = await _unless_gone(request, service.embed(wanted))
+async def compute_embeddings(request: Request, service: EmbeddingService, embed_request: EmbedRequest) -> EmbedResult:
+    """Compute the vectors of a request. If the client disconnects first, remove its texts from the queue."""
+    result = await _cancel_on_disconnect(request, service.embed(embed_request))
     request.state.log = {
-        "inputs": len(wanted.inputs),
+        "inputs": len(embed_request.inputs),
         "instructions": len(result.vectors),
         "tokens": result.tokens,
         "truncated": result.truncated,
@@ -64,89 +72,88 @@ async def embedded(request: Request, service: EmbeddingService, wanted: Wanted) 
     return result
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Embedded]) -> Embedded:
-    working = asyncio.ensure_future(work)
-    # the body has been read: the next message is that the client went away
-    leaving = asyncio.ensure_future(request.receive())
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, EmbedResult]) -> EmbedResult:
+    computation = asyncio.ensure_future(work)
+    # the body has been read: the next message is the disconnect
+    disconnect = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ApiError(499, "client_gone", "the client went away.")
-        return working.result()
+        await asyncio.wait({computation, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not computation.done():
+            raise ApiError(499, "client_gone", "the client disconnected.")
+        return computation.result()
     finally:
-        for task in (working, leaving):
+        for task in (computation, disconnect):
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError, ApiError):
-            await working
+            await computation
 
 
-def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response; numpy arrays become lists."""
+def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Build a JSON response. NumPy arrays become lists."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list of texts, or of lists of token ids, from any of a request's forms."""
+    """Convert any of the input forms of a request to a list of texts or of lists of token ids."""
     single = isinstance(value, str) or isinstance(value[0], int)
     return [value] if single else value
 
 
 def as_base64(vector: Float[np.ndarray, " dim"]) -> str:
-    """The vector's little-endian float32 numbers in base64."""
+    """Encode the vector as base64 of little-endian float32."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
-def add_error_answers(app: FastAPI) -> None:
-    """Give every error OpenAI's shape; none repeats what a client sent."""
+def add_exception_handlers(app: FastAPI) -> None:
+    """Return every error in OpenAI's format, without repeating what the client sent."""
 
-    def answer(request: Request, error: ApiError) -> Response:
-        state_of(request).metrics.errors.labels(error.kind).inc()
-        return json_answer(error.body, status=error.status, headers=error.headers)
+    def respond(request: Request, error: ApiError) -> Response:
+        get_state(request).metrics.errors.labels(error.kind).inc()
+        return json_response(error.body, status=error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
-    async def known(request: Request, error: ApiError) -> Response:
-        return answer(request, error)
+    async def handle_api_error(request: Request, error: ApiError) -> Response:
+        return respond(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, _malformed(error))
+    async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return respond(request, _to_api_error(error))
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        kinds = {404: ("not_found", "there is no such page."), 405: ("method_not_allowed", "use another method here.")}
-        kind, message = kinds.get(error.status_code, ("bad_request", "the request cannot be understood."))
-        state_of(request).metrics.errors.labels(kind).inc()
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
+        kinds = {
+            404: ("not_found", "there is no such page. See /docs."),
+            405: ("method_not_allowed", "this path has another method. See /docs."),
+        }
+        kind, message = kinds.get(error.status_code, ("bad_request", "the request is malformed. See /docs."))
+        get_state(request).metrics.errors.labels(kind).inc()
         body = error_body(error.status_code, kind, message)
-        return json_answer(body, status=error.status_code, headers=dict(error.headers or {}))
+        return json_response(body, status=error.status_code, headers=dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        return answer(request, ApiError(500, "internal", "an error of the server; its log says which."))
+    async def handle_unexpected_error(request: Request, error: Exception) -> Response:
+        return respond(request, ApiError(500, "internal", "internal error. See the server's log for the cause."))
 
 
-def _malformed(error: RequestValidationError) -> ApiError:
-    """The first of what is wrong with a body: where and what, never the value."""
-    first = min(error.errors(), key=lambda one: _effort(one["loc"]))
+def _to_api_error(error: RequestValidationError) -> ApiError:
+    """Describe the most relevant validation error of a body by its location and type, without the value."""
+    # of the several forms that an input may have, the client meant the one that matched deepest
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", "the body is not valid JSON.")
-    place = [str(part) for part in first["loc"][1:] if not _is_form(part)]
-    param = place[0] if place else None
+    path = [str(part) for part in first["loc"][1:] if not _is_union_member(part)]
+    param, location = path[0] if path else None, ".".join(path)
     if first["type"] == "extra_forbidden":
-        return ApiError(400, "unknown_field", f"{'.'.join(place)[:100]!r} is not known here.", param=None)
+        return ApiError(400, "unknown_field", f"unknown field {location[:100]!r}. See /docs.", param=None)
     if first["type"] == "missing":
-        return ApiError(400, "missing_field", f"{'.'.join(place) or 'the body'} is missing.", param=param)
+        return ApiError(400, "missing_field", f"{location or 'the body'} is missing. Add it.", param=param)
     if param in ("input", "inputs"):
-        message = f"{param} must be a text, texts, token ids, or lists of them; nothing empty, no lone surrogates."
-        return ApiError(400, "invalid_input", f"{message} See {'.'.join(place)}.", param=param)
-    return ApiError(400, "invalid_value", f"{'.'.join(place) or 'the body'}: {first['msg']}", param=param)
+        message = f"{param} must be a text, token ids, or a list of either, none empty, without lone surrogates."
+        return ApiError(400, "invalid_input", f"{message} See {location}.", param=param)
+    return ApiError(400, "invalid_value", f"{location or 'the body'}: {first['msg']}", param=param)
 
 
-def _effort(place: tuple[Any, ...]) -> int:
-    """Of several forms that an input may have, the one that went deepest is what the client meant: it comes first."""
-    return -len(place)
-
-
-def _is_form(part: Any) -> bool:
-    """Whether this part of an error's place names a form of the union and nothing of the body."""
+def _is_union_member(part: Any) -> bool:
+    """Return True if this part of an error's location names a member of the union type, not a field of the body."""
     return isinstance(part, str) and ("[" in part or part in ("str", "constrained-str"))

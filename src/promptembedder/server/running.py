@@ -1,4 +1,4 @@
-"""The process: listening, draining on SIGTERM, and its end."""
+"""Server process: listening socket, and draining on SIGTERM or SIGINT."""
 
 import asyncio
 import logging
@@ -12,15 +12,15 @@ from fastapi import FastAPI
 from promptembedder.errors import ConfigError
 from promptembedder.server.state import Phase, ServerState
 
-__all__ = ["listening_socket", "run_server"]
+__all__ = ["bind_socket", "run_server"]
 
 logger = logging.getLogger(__name__)
 
 
 class _DrainingServer(uvicorn.Server):
-    """Goes on listening while requests under way finish; new ones are told so by the application.
+    """Uvicorn server that keeps listening while active requests finish. The application rejects new ones with 503.
 
-    Uvicorn closes its sockets at the first signal, and a client would see a refused connection instead of a 503.
+    Uvicorn itself closes its sockets at the first signal: clients would get a refused connection instead of a 503.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServerState, drain_s: float) -> None:
@@ -34,19 +34,19 @@ class _DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once."""
+        """Start draining at the first signal, exit immediately at the second."""
         if self._state.phase is Phase.DRAINING or self._loop is None:
             self.force_exit = self.should_exit = True
             return
         self._state.phase = Phase.DRAINING
         self._loop.call_soon_threadsafe(self._start_draining, signal.Signals(sig).name)
 
-    def give_up(self) -> None:
-        """End without draining: there is no model."""
+    def abort(self) -> None:
+        """Exit without draining, because there is no model."""
         self.should_exit = True
 
     def _start_draining(self, name: str) -> None:
-        logger.info("%s: draining, %d requests under way", name, self._state.in_flight)
+        logger.info("%s: draining, %d active requests", name, self._state.in_flight)
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -58,11 +58,11 @@ class _DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket bound to the address; port 0 takes any that is free.
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Bind a listening socket to the address. Port 0 selects a free port.
 
     Raises:
-        ConfigError: The address is taken, or is none of this machine's.
+        ConfigError: If the address is in use or does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -81,15 +81,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: FastAPI, *, bound: socket.socket, state: ServerState, drain_s: float) -> None:
-    """Answer requests at a bound socket until SIGTERM or SIGINT; those under way then get `drain_s` seconds."""
+    """Serve requests on a bound socket until SIGTERM or SIGINT, then give active requests `drain_s` seconds."""
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=1,  # what is left after draining is given up
+        timeout_graceful_shutdown=1,  # requests left after draining are aborted
         timeout_keep_alive=30,
     )
     server = _DrainingServer(config, state, drain_s)
-    state.stop = server.give_up
+    state.stop = server.abort
     server.run(sockets=[bound])

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: OpenAI's embeddings, and the native form of text-embeddings-inference."""
+"""Request and response bodies of OpenAI's embeddings API and of text-embeddings-inference."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,26 +11,27 @@ TokenIds = Annotated[list[StrictInt], _NOT_EMPTY]
 Text = Annotated[StrictStr, _NOT_EMPTY]
 Inputs = Annotated[
     Text | Annotated[list[Text], _NOT_EMPTY] | TokenIds | Annotated[list[TokenIds], _NOT_EMPTY],
-    Field(description="A text, texts, the token ids of a text, or of several; no special tokens among them."),
+    Field(description="A text, a list of texts, the token ids of a text, or a list of them. No special tokens."),
 ]
 Instruction = Annotated[
     StrictStr | Annotated[list[StrictStr], _NOT_EMPTY] | None,
     Field(
         description=(
-            "What the vectors are for. Of several, each input gets a vector under each, for little more than the cost "
-            "of one: `data` then holds all inputs under the first, then all under the second, and so on."
+            "Task that the vectors are used for. With several instructions, each input gets one vector per instruction "
+            "at little more than the cost of one: `data` contains all inputs under the first instruction, then all "
+            "inputs under the second, and so on."
         )
     ),
 ]
 
 
 class _Strict(BaseModel):
-    # a field that is misspelt would silently give other vectors
+    # a misspelt field that is ignored would silently change the vectors
     model_config = ConfigDict(extra="forbid")
 
 
 class EmbeddingsBody(_Strict):
-    """OpenAI's embeddings request, with `instruction` and `truncate` beside it."""
+    """OpenAI's embeddings request, extended by `instruction` and `truncate`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -40,21 +41,23 @@ class EmbeddingsBody(_Strict):
     )
 
     input: Inputs
-    model: StrictStr | None = Field(None, description="NAME, or NAME@INSTRUCTION_ID for a compiled instruction.")
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
-    dimensions: StrictInt | None = Field(None, description="The first so many numbers, at length 1 again.")
+    model: StrictStr | None = Field(None, description="Model name, or NAME@INSTRUCTION_ID for a compiled instruction.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="`base64` encodes little-endian float32.")
+    dimensions: StrictInt | None = Field(
+        None, description="Truncate vectors to this many dimensions and normalize them again."
+    )
     user: StrictStr | None = Field(None, description="Ignored.")
     instruction: Instruction = None
     truncate: Literal["error", "left", "right"] | None = Field(
-        None, description="What happens to a text that is too long; left and right name the end that is cut off."
+        None, description="Handling of a text that is too long: reject it, or cut off its left or right end."
     )
 
 
 class EmbedBody(_Strict):
-    """The native request of text-embeddings-inference, with `instruction` beside it."""
+    """Request of text-embeddings-inference, extended by `instruction`."""
 
     inputs: Inputs
-    normalize: Literal[True] = Field(True, description="Vectors always have length 1.")
+    normalize: Literal[True] = Field(True, description="Must be true: vectors always have length 1.")
     truncate: StrictBool | None = None
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
     prompt_name: StrictStr | None = Field(None, description="Id of a compiled instruction.")
@@ -74,7 +77,7 @@ class _Usage(BaseModel):
 
 
 class EmbeddingsResponse(BaseModel):
-    """OpenAI's answer; `truncated_inputs` counts texts that lost an end."""
+    """OpenAI's embeddings response, extended by `truncated_inputs`, the number of truncated texts."""
 
     object: Literal["list"]
     data: list[_Embedding]
@@ -92,14 +95,14 @@ class _Model(BaseModel):
 
 
 class ModelsResponse(BaseModel):
-    """OpenAI's list of models: the model itself, and once for each compiled instruction."""
+    """OpenAI's list of models: the model itself and one entry for each compiled instruction."""
 
     object: Literal["list"]
     data: list[_Model]
 
 
 class InfoResponse(BaseModel):
-    """What is served, in the words of text-embeddings-inference."""
+    """Served model and its limits, in the format of text-embeddings-inference."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -127,6 +130,6 @@ class _Error(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is no success."""
+    """Error response of every route."""
 
     error: _Error

@@ -1,4 +1,4 @@
-"""What a served model does for a request: names to instructions, texts to tokens, vectors of the width asked for."""
+"""Processing of one embedding request: validation, instruction lookup, tokenization, truncation and embedding."""
 
 import asyncio
 import hashlib
@@ -8,48 +8,51 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from promptembedder.backbone import TokenIds
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.model import PromptEmbedder
-from promptembedder.backbone import TokenRow
-from promptembedder.server.batch_embedder import InstructionKey, VectorComputer
+from promptembedder.server.batch_embedder import BatchEmbedder, InstructionKey
+from promptembedder.server.config import ServerConfig
 from promptembedder.server.engine import EmbeddingEngine
 from promptembedder.server.errors import ApiError
 from promptembedder.server.telemetry import ServerMetrics
-from promptembedder.server.config import ServerSettings
 from promptembedder.types import Float
 
-__all__ = ["Embedded", "EmbeddingService", "Wanted"]
+__all__ = ["EmbedRequest", "EmbedResult", "EmbeddingService"]
 
 Inputs = Sequence[str | Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What a request asks for.
+class EmbedRequest:
+    """One embedding request, independent of the API format it arrived in.
 
     Attributes:
-        inputs: Texts, or their token ids without what the model puts around them.
-        instructions: As the client wrote them; none: the model's own.
-        named: Of one that the model brings along, instead of `instructions`.
-        tenant: Whose request it is.
+        inputs: Texts, or their token ids without the model's prefix.
+        instructions: Instructions as the client sent them. If empty, the model's default instruction.
+        instruction_id: Id of a compiled instruction, as an alternative to `instructions`.
+        dimensions: Number of dimensions to truncate the vectors to. If None, all dimensions.
+        truncate: Handling of long texts: `error`, `left` or `right`. If None, the server's default.
+        tenant: Name of the API key's owner.
     """
 
     inputs: Inputs
     instructions: Sequence[str] = ()
-    named: str | None = None
+    instruction_id: str | None = None
     dimensions: int | None = None
     truncate: str | None = None
     tenant: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """Vectors, and what they took.
+class EmbedResult:
+    """Vectors of a request, and its usage.
 
     Attributes:
-        tokens: Those that were read, without what was cut off.
-        truncated: Texts that lost an end.
+        vectors: Vectors of length 1.
+        tokens: Number of tokens that were processed, after truncation.
+        truncated: Number of truncated texts.
     """
 
     vectors: Float[np.ndarray, "instructions texts dim"]
@@ -58,188 +61,201 @@ class Embedded:
 
 
 class EmbeddingService:
-    """One loaded model that answers requests."""
+    """Embeds the texts of requests with one loaded model."""
 
-    def __init__(self, model: PromptEmbedder, settings: ServerSettings, metrics: ServerMetrics) -> None:
-        """Take over `model`, which nobody else should use from now on.
+    def __init__(self, model: PromptEmbedder, config: ServerConfig, metrics: ServerMetrics) -> None:
+        """Start serving `model`, which must not be used outside the service from now on.
 
         Raises:
-            ConfigError: Its texts are not read independently of the instruction, or only compiled instructions are to
-                be answered and it has none.
+            ConfigError: If the KV cache of a text depends on the instruction, if free instructions are configured
+                without a prompter, or compiled ones without any compiled instruction.
         """
         encoder = model.encoder.eval()
         if not encoder.reads_text_once:
-            raise ConfigError("serving needs placement 'suffix' and conditioning 'instruction'. Train such a model.")
-        if settings.instructions == "free" and encoder.prompter is None:
-            raise ConfigError("free instructions need the prompter, and the model was loaded without it.")
-        self.model, self.settings, self.metrics = model, settings, metrics
+            raise ConfigError(
+                "serving needs a model with placement 'suffix' and conditioning 'instruction'. Train such a model."
+            )
+        if config.instructions == "free" and encoder.prompter is None:
+            raise ConfigError(
+                "free instructions need the prompter. Load the model with it, or serve compiled instructions."
+            )
+        self.model, self.config, self.metrics = model, config, metrics
         self._encoder, self.dim = encoder, encoder.reader.dim
-        self.names = named_instructions(encoder.store.compiled, model.prompts)
-        if settings.instructions == "compiled" and not self.names:
+        self.instructions = instruction_ids(encoder.store.compiled, model.prompts)
+        if config.instructions == "compiled" and not self.instructions:
             raise ConfigError(
                 "the model has no compiled instruction to serve. "
                 "Compile some: promptembedder compile MODEL --instruction TEXT; or serve --instructions free."
             )
         on_gpu = encoder.device.type != "cpu"
-        self.max_batch_tokens = settings.compute.max_batch_tokens or (16384 if on_gpu else 2048)
-        computer = VectorComputer(
+        self.max_batch_tokens = config.compute.max_batch_tokens or (16384 if on_gpu else 2048)
+        batch_embedder = BatchEmbedder(
             encoder,
             max_batch_tokens=self.max_batch_tokens,
-            max_cached_instructions=settings.compute.max_cached_instructions,
+            max_cached_instructions=config.compute.max_cached_instructions,
         )
         self.engine = EmbeddingEngine(
-            computer.vectors,
+            batch_embedder.embed,
             dim=self.dim,
             max_batch_tokens=self.max_batch_tokens,
-            max_waiting=settings.limits.max_waiting,
-            observe=metrics.batch_done,
+            max_waiting=config.limits.max_waiting,
+            observe=metrics.record_batch,
         )
         metrics.watch_waiting(lambda: self.engine.waiting)
 
     @property
     def max_input_tokens(self) -> int:
-        """Tokens of a text that are read at most, what the model puts before it included."""
+        """Maximum number of tokens of a text, the model's prefix included."""
         return self._encoder.max_seq_length
 
-    async def embed(self, wanted: Wanted) -> Embedded:
-        """Vectors of all inputs under each instruction.
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Compute the vectors of all inputs under each instruction.
 
         Raises:
-            ApiError: The request cannot be answered; its message says what to change.
+            ApiError: If the request is invalid or cannot be processed. The message says how to fix it.
         """
-        self._check(wanted)
-        keys = [InstructionKey(wanted.tenant, asked) for asked in self._instructions(wanted)]
-        if len(keys) * len(wanted.inputs) > self.settings.limits.max_waiting:
+        self._check(request)
+        keys = [InstructionKey(request.tenant, text) for text in self._instructions_of(request)]
+        if len(keys) * len(request.inputs) > self.config.limits.max_waiting:
             raise ApiError(
                 413,
                 "too_many_vectors",
-                f"{len(wanted.inputs)} inputs under {len(keys)} instructions are more than the "
-                f"{self.settings.limits.max_waiting} vectors that are computed at once. Send fewer at a time.",
+                f"{len(request.inputs)} inputs under {len(keys)} instructions exceed the maximum of "
+                f"{self.config.limits.max_waiting} vectors per request. Send fewer inputs per request.",
                 param="input",
             )
         start = time.monotonic()
-        # in another thread: a long text takes milliseconds, in which nobody else would be heard
-        tokenised = await asyncio.to_thread(self._token_ids, wanted.inputs)
+        # in another thread: tokenizing a long text takes milliseconds and would block the event loop
+        tokenized = await asyncio.to_thread(self._token_ids, request.inputs)
         self.metrics.tokenise_seconds.observe(time.monotonic() - start)
-        rows, truncated = self._rows(tokenised, wanted.truncate or self.settings.truncate)
-        vectors = await self.engine.embed(rows, keys, deadline_s=self.settings.limits.deadline_s)
+        rows, truncated = self._truncate(tokenized, request.truncate or self.config.truncate)
+        vectors = await self.engine.embed(rows, keys, deadline_s=self.config.limits.deadline_s)
         tokens = sum(map(len, rows))
         self.metrics.inputs.inc(len(rows))
         self.metrics.tokens.inc(tokens)
         self.metrics.truncated.inc(truncated)
-        return Embedded(vectors=_shortened(vectors, wanted.dimensions), tokens=tokens, truncated=truncated)
+        return EmbedResult(
+            vectors=_truncate_dimensions(vectors, request.dimensions), tokens=tokens, truncated=truncated
+        )
 
     def warm_up(self) -> None:
-        """Compute what the settings say before anybody waits for it; not to be called where an event loop runs."""
-        settings = self.settings.compute
-        if settings.warmup == "none":
+        """Run the configured warm-up. Must not be called from a running event loop."""
+        config = self.config.compute
+        if config.warmup == "none":
             return
         tokenizer = self._encoder.reader.tokenizer
         ids, length = tokenizer.text_ids(["warm "])[0], self.max_input_tokens
-        # texts that differ in one place each: alike ones would be read once
-        whole = (*tokenizer.prefix, *(ids * length))[:length]
-        count = max(self.max_batch_tokens // length, 1) if settings.warmup == "full" else 1
-        rows = [whole[: length - place] if count > 1 else whole[:16] for place in range(min(count, length))]
-        instruction = next(iter(self.names.values()), self._encoder.instruction_of(None))
+        # texts of different lengths: identical texts would be deduplicated
+        longest = (*tokenizer.prefix, *(ids * length))[:length]
+        count = max(self.max_batch_tokens // length, 1) if config.warmup == "full" else 1
+        rows = [longest[: length - cut] if count > 1 else longest[:16] for cut in range(min(count, length))]
+        instruction = next(iter(self.instructions.values()), self._encoder.instruction_of(None))
         asyncio.run(self.engine.embed(rows, [InstructionKey("", instruction)], deadline_s=3600))
 
     def close(self) -> None:
-        """Compute what waits and end."""
+        """Compute the queued texts and stop the computing thread."""
         self.engine.stop()
 
-    def _check(self, wanted: Wanted) -> None:
-        limits = self.settings.limits
-        count = len(wanted.inputs)
+    def _check(self, request: EmbedRequest) -> None:
+        limits = self.config.limits
+        count = len(request.inputs)
         if not count:
             raise ApiError(400, "empty_input", "input is an empty list. Send at least one text.", param="input")
         if count > limits.max_inputs:
-            message = f"{count} inputs are more than the {limits.max_inputs} of a request. Send fewer at a time."
+            message = f"{count} inputs exceed the maximum of {limits.max_inputs}. Send fewer inputs per request."
             raise ApiError(413, "too_many_inputs", message, param="input")
-        for place, own in enumerate(wanted.inputs):
-            if not len(own):
-                raise ApiError(400, "empty_input", f"input {place} is empty. Leave it out.", param="input")
-            if isinstance(own, str) and len(own) > limits.max_input_chars:
-                message = f"input {place} has {len(own)} characters, more than {limits.max_input_chars}. Shorten it."
+        for index, content in enumerate(request.inputs):
+            if not len(content):
+                raise ApiError(400, "empty_input", f"input {index} is empty. Leave it out.", param="input")
+            if isinstance(content, str) and len(content) > limits.max_input_chars:
+                message = f"input {index} has {len(content)} characters, maximum {limits.max_input_chars}. Shorten it."
                 raise ApiError(422, "input_too_long", message, param="input")
-        if len(wanted.instructions) > limits.max_instructions:
-            message = f"{len(wanted.instructions)} instructions are more than {limits.max_instructions}. Send fewer."
+        if len(request.instructions) > limits.max_instructions:
+            message = (
+                f"{len(request.instructions)} instructions exceed the maximum of {limits.max_instructions}. Send fewer."
+            )
             raise ApiError(422, "too_many_instructions", message, param="instruction")
-        longest = max(map(len, wanted.instructions), default=0)
+        longest = max(map(len, request.instructions), default=0)
         if longest > limits.max_instruction_chars:
-            message = f"an instruction has {longest} characters, more than {limits.max_instruction_chars}. Shorten it."
+            message = f"an instruction has {longest} characters, maximum {limits.max_instruction_chars}. Shorten it."
             raise ApiError(422, "instruction_too_long", message, param="instruction")
-        if wanted.dimensions is not None and not 1 <= wanted.dimensions <= self.dim:
-            message = f"dimensions must be between 1 and {self.dim}, got {wanted.dimensions}."
+        if request.dimensions is not None and not 1 <= request.dimensions <= self.dim:
+            message = f"dimensions must be between 1 and {self.dim}, got {request.dimensions}."
             raise ApiError(400, "bad_dimensions", message, param="dimensions")
 
-    def _instructions(self, wanted: Wanted) -> list[str]:
-        if wanted.named is not None:
-            if wanted.instructions:
-                message = "the model's name brings an instruction already. Leave instruction out, or the part after @."
+    def _instructions_of(self, request: EmbedRequest) -> list[str]:
+        if request.instruction_id is not None:
+            if request.instructions:
+                message = (
+                    "the model name has an instruction id already. Leave out either instruction or the part after @."
+                )
                 raise ApiError(400, "two_instructions", message, param="instruction")
-            if wanted.named not in self.names:
+            if request.instruction_id not in self.instructions:
                 raise ApiError(
                     404,
                     "instruction_not_found",
-                    "no compiled instruction has this id; /v1/models lists them.",
+                    "no compiled instruction has this id. GET /v1/models lists the ids.",
                     param="model",
                 )
-            return [self.names[wanted.named]]
-        asked = [self._encoder.instruction_of(text) for text in wanted.instructions or [""]]
-        if self.settings.instructions == "compiled" and not set(asked) <= set(self.names.values()):
-            what = "this instruction is" if wanted.instructions else "no instruction was given, and the model's own is"
+            return [self.instructions[request.instruction_id]]
+        instructions = [self._encoder.instruction_of(text) for text in request.instructions or [""]]
+        if self.config.instructions == "compiled" and not set(instructions) <= set(self.instructions.values()):
+            reason = (
+                "this instruction is" if request.instructions else "no instruction was given, and the default one is"
+            )
             raise ApiError(
                 400,
                 "instruction_not_compiled",
-                f"{what} not among those that this server answers. /v1/models lists them.",
+                f"{reason} not compiled into the model. GET /v1/models lists the compiled instructions.",
                 param="instruction",
             )
-        return asked
+        return instructions
 
     def _token_ids(self, inputs: Inputs) -> list[list[int]]:
-        texts = [own for own in inputs if isinstance(own, str)]
-        tokenised = iter(self._encoder.reader.tokenizer.text_ids([clean_text(text) for text in texts]))
+        texts = [content for content in inputs if isinstance(content, str)]
+        tokenized = iter(self._encoder.reader.tokenizer.text_ids([clean_text(text) for text in texts]))
         return [
-            next(tokenised) if isinstance(own, str) else self._checked(place, own) for place, own in enumerate(inputs)
+            next(tokenized) if isinstance(content, str) else self._check_token_ids(index, content)
+            for index, content in enumerate(inputs)
         ]
 
-    def _checked(self, place: int, ids: Sequence[int]) -> list[int]:
-        """Token ids as a client sent them."""
-        vocab = len(self._encoder.reader.input_table)
+    def _check_token_ids(self, index: int, ids: Sequence[int]) -> list[int]:
+        """Validate token ids that a client sent."""
+        vocab = len(self._encoder.reader.input_embeddings)
         special = set(self._encoder.tokenizer.all_special_ids)
         for one in ids:
             if not 0 <= one < vocab:
-                message = f"input {place} has the token id {one}; this model's are 0 to {vocab - 1}."
+                message = f"input {index} has the token id {one}. Token ids must be between 0 and {vocab - 1}."
                 raise ApiError(400, "bad_token_id", message, param="input")
             if one in special:
-                message = f"input {place} has the special token id {one}. Send the text's own tokens alone."
+                message = f"input {index} has the special token id {one}. Send only the tokens of the text."
                 raise ApiError(400, "bad_token_id", message, param="input")
         return list(ids)
 
-    def _rows(self, tokenised: Sequence[list[int]], truncate: str) -> tuple[list[TokenRow], int]:
+    def _truncate(self, tokenized: Sequence[list[int]], truncate: str) -> tuple[list[TokenIds], int]:
         prefix = self._encoder.reader.tokenizer.prefix
         room = self.max_input_tokens - len(prefix)
-        long = [place for place, ids in enumerate(tokenised) if len(ids) > room]
+        long = [index for index, ids in enumerate(tokenized) if len(ids) > room]
         if long and truncate == "error":
             message = (
-                f"input {long[0]} has {len(tokenised[long[0]])} tokens, the model reads {room}. "
-                "Shorten it, or ask with truncate left or right."
+                f"input {long[0]} has {len(tokenized[long[0]])} tokens, maximum {room}. "
+                "Shorten it, or set truncate to left or right."
             )
             raise ApiError(422, "input_too_long", message, param="input")
-        cut = [ids[-room:] if truncate == "left" else ids[:room] for ids in tokenised]
+        cut = [ids[-room:] if truncate == "left" else ids[:room] for ids in tokenized]
         return [(*prefix, *ids) for ids in cut], len(long)
 
 
-def named_instructions(compiled: Mapping[str, object], prompts: Mapping[str, str | None]) -> dict[str, str]:
-    """Compiled instructions by id: the name of the model's prompt that says the same, or 8 digits of its hash."""
+def instruction_ids(compiled: Mapping[str, object], prompts: Mapping[str, str | None]) -> dict[str, str]:
+    """Map ids to compiled instructions. An id is the name of the model's prompt with this text, or 8 hash digits."""
     names = {text.strip(): name for name, text in prompts.items() if text}
     return {names.get(text) or hashlib.sha256(text.encode()).hexdigest()[:8]: text for text in compiled}
 
 
-def _shortened(
+def _truncate_dimensions(
     vectors: Float[np.ndarray, "instructions texts dim"], dimensions: int | None
 ) -> Float[np.ndarray, "instructions texts shorter"]:
-    """The first `dimensions` numbers of each vector, at length 1 again."""
+    """Keep the first `dimensions` values of each vector and normalize it again."""
     if dimensions is None or dimensions == vectors.shape[-1]:
         return vectors
     short = vectors[..., :dimensions]

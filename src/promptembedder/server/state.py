@@ -1,18 +1,18 @@
-"""Where a server stands: loading, ready, draining or failed."""
+"""State shared by the parts of a server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from promptembedder.server.errors import ApiError
-from promptembedder.server.telemetry import ServerMetrics
 from promptembedder.server.service import EmbeddingService
+from promptembedder.server.telemetry import ServerMetrics
 
 __all__ = ["Phase", "ServerState"]
 
 
 class Phase(StrEnum):
-    """Of a server's life."""
+    """Phase of a server's life."""
 
     LOADING = "loading"
     READY = "ready"
@@ -21,11 +21,14 @@ class Phase(StrEnum):
 
 @dataclass
 class ServerState:
-    """What the parts of one server share.
+    """State shared by the parts of one server.
 
     Attributes:
-        in_flight: Requests whose answer is under way.
-        stop: Ends the server; set by whoever runs it.
+        metrics: Metrics of the server.
+        phase: Current phase.
+        service: Service of the loaded model. None while the model loads.
+        in_flight: Number of active requests.
+        stop: Stops the server. Set by `run_server`.
     """
 
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
@@ -35,15 +38,15 @@ class ServerState:
     stop: Callable[[], None] = lambda: None
 
     def ready(self) -> EmbeddingService:
-        """The service.
+        """Return the service.
 
         Raises:
-            ApiError: 503 while there is none, or it takes nothing new.
+            ApiError: 503 if the model is loading, the server is draining, or the computing thread has died.
         """
         if self.phase is Phase.LOADING or self.service is None:
-            raise ApiError(503, "loading", "the model is being loaded. Try again soon.", retry_after_s=5)
+            raise ApiError(503, "loading", "the model is loading. Try again soon.", retry_after_s=5)
         if self.phase is Phase.DRAINING:
-            raise ApiError(503, "draining", "the server is about to stop. Try another one.", retry_after_s=5)
+            raise ApiError(503, "draining", "the server is shutting down. Try another one.", retry_after_s=5)
         if not self.service.engine.alive:
             raise ApiError(503, "failed", "the computing thread has ended. Restart the server.")
         return self.service

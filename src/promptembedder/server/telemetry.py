@@ -3,19 +3,20 @@
 import json
 import logging
 import sys
-from typing import Literal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-from promptembedder.extras import require
-from collections.abc import Callable
+from typing import Any, Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from promptembedder.extras import require
 from promptembedder.server.engine import BatchReport
 
-__all__ = ['ServerMetrics', 'Tracer', 'log_to_stderr', 'otlp_tracer']
+__all__ = ["ServerMetrics", "Tracer", "log_to_stderr", "otlp_tracer"]
+
 
 class _JsonLines(logging.Formatter):
-    """Each record as one JSON object."""
+    """Formats each record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         content = {
@@ -29,43 +30,47 @@ class _JsonLines(logging.Formatter):
         return json.dumps(content, ensure_ascii=False)
 
 
-class _Words(logging.Formatter):
-    """Each record as a line to read."""
+class _TextLines(logging.Formatter):
+    """Formats each record as one line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        said = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.getMessage()} {said}".rstrip()
+        pairs = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
+        line = (
+            f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.getMessage()} {pairs}".rstrip()
+        )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def log_to_stderr(form: Literal["text", "json"], *, requests: bool = True) -> None:
-    """Send what the server and the library log to stderr in this form, in place of what was set up before.
+    """Send the logs of the server and the library to stderr, replacing any previous logging configuration.
 
     Args:
-        requests: With a line for each request.
+        form: `text`, or `json` for one JSON object per line.
+        requests: Log a line for each request.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if form == "json" else _Words())
+    handler.setFormatter(_JsonLines() if form == "json" else _TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("promptembedder.server").setLevel(logging.INFO)
     logging.getLogger("promptembedder.server.requests").setLevel(logging.INFO if requests else logging.WARNING)
 
 
 class Tracer:
-    """Makes a span of a request; without OpenTelemetry, nothing."""
+    """Opens a span for each request. Does nothing without an OpenTelemetry tracer."""
 
     def __init__(self, tracer: Any = None) -> None:
-        """Use OpenTelemetry's `tracer`, if there is one."""
+        """Wrap OpenTelemetry's `tracer`, if given."""
         self._tracer = tracer
 
     @contextmanager
     def request(self, name: str, headers: Mapping[bytes, bytes], fields: Mapping[str, Any]) -> Iterator[None]:
-        """Around one request.
+        """Open the span of one request for the duration of the block.
 
         Args:
-            headers: Of the request; a W3C `traceparent` among them is the parent.
-            fields: What is known of the request at its end, the span's attributes.
+            name: Name of the span.
+            headers: Headers of the request. A W3C `traceparent` header gives the parent span.
+            fields: Attributes of the span, read at the end of the block.
         """
         if self._tracer is None:
             yield
@@ -82,10 +87,10 @@ class Tracer:
 
 
 def otlp_tracer(endpoint: str) -> Tracer:
-    """A tracer that sends spans to the collector at `endpoint` by OTLP over HTTP, in the background.
+    """Build a tracer that exports spans to the collector at `endpoint` by OTLP over HTTP, in the background.
 
     Raises:
-        ImportError: OpenTelemetry is not installed; the message holds the install line.
+        ImportError: If OpenTelemetry is not installed. The message contains the install command.
     """
     for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
         require(module, extra="otel")
@@ -105,39 +110,45 @@ _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class ServerMetrics:
-    """Counters of one server, in a registry of their own; names begin with `promptembedder_`."""
+    """Prometheus metrics of one server in a separate registry. Names begin with `promptembedder_`."""
 
     def __init__(self, *, max_batch_tokens: int | None = None) -> None:
-        """Begin at zero."""
-        self.registry = own = CollectorRegistry()
+        """Create all metrics with value zero."""
+        self.registry = registry = CollectorRegistry()
         name = "promptembedder_"
-        self.requests = Counter(f"{name}requests", "Answered requests", ["route", "status"], registry=own)
-        self.errors = Counter(f"{name}errors", "Requests without vectors", ["kind"], registry=own)
-        self.inputs = Counter(f"{name}inputs", "Texts embedded", registry=own)
-        self.tokens = Counter(f"{name}tokens", "Tokens of these texts", registry=own)
-        self.truncated = Counter(f"{name}truncated_inputs", "Texts that lost an end", registry=own)
-        self.padding = Counter(f"{name}padding_tokens", "Padding computed beside the texts' tokens", registry=own)
-        self.vectors = Counter(f"{name}vectors", "Vectors computed", registry=own)
-        self.in_flight = Gauge(f"{name}requests_in_flight", "Requests that are being answered", registry=own)
-        self._waiting = Gauge(f"{name}waiting_vectors", "Vectors that wait or are computed", registry=own)
-        self.batch_texts = Histogram(f"{name}batch_texts", "Texts of a batch", registry=own, buckets=_SIZES)
+        self.requests = Counter(f"{name}requests", "Completed requests", ["route", "status"], registry=registry)
+        self.errors = Counter(f"{name}errors", "Failed requests", ["kind"], registry=registry)
+        self.inputs = Counter(f"{name}inputs", "Texts embedded", registry=registry)
+        self.tokens = Counter(f"{name}tokens", "Tokens of embedded texts", registry=registry)
+        self.truncated = Counter(f"{name}truncated_inputs", "Truncated texts", registry=registry)
+        self.padding = Counter(f"{name}padding_tokens", "Computed padding tokens", registry=registry)
+        self.vectors = Counter(f"{name}vectors", "Vectors computed", registry=registry)
+        self.in_flight = Gauge(f"{name}requests_in_flight", "Active requests", registry=registry)
+        self._waiting = Gauge(f"{name}waiting_vectors", "Vectors that are queued or being computed", registry=registry)
+        self.batch_texts = Histogram(f"{name}batch_texts", "Texts per batch", registry=registry, buckets=_SIZES)
         self.batch_fill = Histogram(
-            f"{name}batch_fill", "Tokens of a batch, of those that it may hold", registry=own, buckets=_SHARES
+            f"{name}batch_fill", "Share of the token budget that a batch uses", registry=registry, buckets=_SHARES
         )
         self.request_seconds = Histogram(
-            f"{name}request_seconds", "From a request's head to its answer", ["route"], registry=own, buckets=_SECONDS
+            f"{name}request_seconds", "Duration of a request", ["route"], registry=registry, buckets=_SECONDS
         )
-        self.tokenise_seconds = Histogram(f"{name}tokenise_seconds", "Of a request", registry=own, buckets=_SECONDS)
-        self.queue_seconds = Histogram(f"{name}queue_seconds", "Of a text", registry=own, buckets=_SECONDS)
-        self.compute_seconds = Histogram(f"{name}compute_seconds", "Of a batch", registry=own, buckets=_SECONDS)
+        self.tokenise_seconds = Histogram(
+            f"{name}tokenise_seconds", "Tokenization time of a request", registry=registry, buckets=_SECONDS
+        )
+        self.queue_seconds = Histogram(
+            f"{name}queue_seconds", "Queue time of a text", registry=registry, buckets=_SECONDS
+        )
+        self.compute_seconds = Histogram(
+            f"{name}compute_seconds", "Computation time of a batch", registry=registry, buckets=_SECONDS
+        )
         self.max_batch_tokens = max_batch_tokens
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
-        """Ask `count` for what waits whenever the metrics are read."""
+        """Call `count` for the number of pending vectors whenever the metrics are collected."""
         self._waiting.set_function(lambda: float(count()))
 
-    def batch_done(self, batch: BatchReport) -> None:
-        """Count a batch."""
+    def record_batch(self, batch: BatchReport) -> None:
+        """Record the statistics of a batch."""
         self.vectors.inc(batch.vectors)
         self.padding.inc(batch.padding)
         self.batch_texts.observe(batch.texts)
@@ -147,6 +158,6 @@ class ServerMetrics:
         for seconds in batch.queue_seconds:
             self.queue_seconds.observe(seconds)
 
-    def exposed(self) -> bytes:
-        """All of it in Prometheus' text format."""
+    def render(self) -> bytes:
+        """Render all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -1,31 +1,36 @@
-"""What lies on disk: settings, manifests, results; tensors are in `storage.tensors`, which needs torch."""
+"""Files on disk: configurations, manifests and results. Tensors are in `storage.tensors`, which imports torch."""
 
-from promptembedder.storage.atomic import whole_folder
-from promptembedder.storage.atomic import owned_folder
-from promptembedder.storage.manifest import FORMAT, MANIFEST_NAME, Manifest, checked_file, read_manifest, seal_folder, write_manifest
-from promptembedder.storage.provenance import file_sha256, machine_facts, versions
-from promptembedder.storage.provenance import write_csv, write_json, write_text
-from promptembedder.storage.settings import from_mapping, to_mapping
-from promptembedder.storage.settings import read_yaml, yaml_value
+from promptembedder.storage.atomic import atomic_directory, lock_directory
+from promptembedder.storage.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    Manifest,
+    hash_files,
+    read_manifest,
+    resolve_file,
+    write_manifest,
+)
+from promptembedder.storage.provenance import describe_machine, file_sha256, versions, write_csv, write_json, write_text
+from promptembedder.storage.settings import from_mapping, parse_yaml, read_yaml, to_mapping
 
 __all__ = [
     "FORMAT",
     "MANIFEST_NAME",
     "Manifest",
-    "checked_file",
+    "atomic_directory",
+    "describe_machine",
     "file_sha256",
     "from_mapping",
-    "machine_facts",
-    "owned_folder",
+    "hash_files",
+    "lock_directory",
+    "parse_yaml",
     "read_manifest",
     "read_yaml",
-    "seal_folder",
+    "resolve_file",
     "to_mapping",
     "versions",
-    "whole_folder",
     "write_csv",
     "write_json",
     "write_manifest",
     "write_text",
-    "yaml_value",
 ]

@@ -1,37 +1,41 @@
 """Atomic directories: lock, write to a scratch directory, swap."""
 
+import ctypes
 import os
+import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from filelock import FileLock, Timeout
-from promptembedder.errors import ConfigError
-import ctypes
-import sys
-import shutil
-import tempfile
-from promptembedder.errors import SaveError
-from promptembedder.storage.manifest import MANIFEST_NAME, named_files
 
-__all__ = ['exchange', 'owned_folder', 'sync_tree', 'whole_folder']
+from filelock import FileLock, Timeout
+
+from promptembedder.errors import ConfigError, SaveError
+from promptembedder.storage.manifest import MANIFEST_NAME, list_named_files
+
+__all__ = ["atomic_directory", "atomic_swap", "lock_directory", "sync_tree"]
+
 
 @contextmanager
-def owned_folder(folder: Path) -> Iterator[None]:
-    """While this lasts, no other process gets `folder`; the lock lies beside it and ends with the process.
+def lock_directory(folder: Path) -> Iterator[None]:
+    """Lock `folder` against other processes for the duration of the block.
+
+    The lock file is next to the folder, and the lock ends with the process.
 
     Raises:
-        ConfigError: Another process has it; the message names it.
+        ConfigError: If another process has locked the folder. The message names that process.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.resolve().name}.lock"
-    owner = beside.with_suffix(".owner")
-    lock = FileLock(beside, blocking=False)
+    lock_path = folder.parent / f".{folder.resolve().name}.lock"
+    owner = lock_path.with_suffix(".owner")
+    lock = FileLock(lock_path, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:
         raise ConfigError(
-            f"{folder} is in use by {_read(owner)}. Wait for it, stop it, or choose another output."
+            f"{folder} is in use by {_read_owner(owner)}. Wait for it, stop it, or choose another output."
         ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
@@ -41,7 +45,7 @@ def owned_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read(owner: Path) -> str:
+def _read_owner(owner: Path) -> str:
     try:
         return owner.read_text(encoding="utf-8") or "another process"
     except OSError:
@@ -52,8 +56,8 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def exchange(left: Path, right: Path) -> bool:
-    """Let two folders of one disk change places in one step; False where system or file system cannot."""
+def atomic_swap(left: Path, right: Path) -> bool:
+    """Swap two folders of one file system atomically. Return False if the system or file system does not support it."""
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28, musl 1.2.5
@@ -63,25 +67,25 @@ def exchange(left: Path, right: Path) -> bool:
 
 
 def sync_tree(folder: Path, *, below: bool = True) -> None:
-    """Wait until a folder is on the disk, so that losing power loses nothing of it.
+    """Sync a folder to disk, so that it survives a power cut.
 
     Args:
-        below: With all files and folders in it; False: its own entries alone.
+        below: Sync all files and folders in it, too. If False, only the folder's entries.
 
     Raises:
-        OSError: The disk cannot take it.
+        OSError: If the disk is full or fails.
     """
     if below:
-        for place, _, files in os.walk(folder):
+        for root, _, files in os.walk(folder):
             for name in files:
-                _sync(Path(place) / name)
-            _sync(Path(place))
+                _sync(Path(root) / name)
+            _sync(Path(root))
     else:
         _sync(folder)
 
 
 def _sync(path: Path) -> None:
-    if path.is_symlink() or (os.name == "nt" and path.is_dir()):  # Windows opens no folder
+    if path.is_symlink() or (os.name == "nt" and path.is_dir()):  # Windows cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -91,18 +95,18 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder whose files are in `target`, on the disk, when the block ends well; else nothing changes.
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder whose files move to `target` when the block succeeds. If it fails, nothing changes.
 
-    Where `target` does not exist yet, it appears in one step. Where it holds a saved model, that one is there, whole,
-    until the new one is: both change places in one step, as far as the system can do that (Linux can), and the files
-    of the old model go. Other files (logs, checkpoints) stay.
+    If `target` does not exist, it appears atomically. If it contains a saved model, old and new model are swapped
+    atomically where the system supports it (Linux does), and the files of the old model are deleted. Other files (logs,
+    checkpoints) are kept.
 
     Raises:
-        SaveError: The block or this cannot write; what was there before is as it was.
+        SaveError: If a file cannot be written. The previous content is unchanged.
     """
     if target.is_symlink():
-        target = target.resolve()  # the link stays, and what it leads to changes
+        target = target.resolve()  # replace the folder that the link points to, not the link
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,41 +115,44 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield scratch
         scratch.chmod(0o755)  # mkdtemp makes it private
         sync_tree(scratch)
-        _put_in_place(scratch, target)
+        _move_into_place(scratch, target)
         sync_tree(target.parent, below=False)
     except SaveError:
         raise
     except OSError as error:
         raise SaveError(
-            f"cannot save {target} ({error.strerror or error}). What was there before is as it was. Free space on the "
-            "disk, or name another folder."
+            f"cannot save {target} ({error.strerror or error}). The previous content is unchanged. Free space on the "
+            "disk, or choose another folder."
         ) from error
     finally:
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)  # after an exchange, that is the old content
+            shutil.rmtree(scratch, ignore_errors=True)  # after a swap, this is the old content
 
 
-def _put_in_place(scratch: Path, target: Path) -> None:
+def _move_into_place(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
         return
-    made = list(scratch.iterdir())
-    if (target / MANIFEST_NAME).is_file() and _exchanged(scratch, target):
+    new_files = list(scratch.iterdir())
+    if (target / MANIFEST_NAME).is_file() and _swap_with_extras(scratch, target):
         return
-    # the manifest last: without one there was no model before it; with one, the hashes tell that the folder is torn
-    for path in sorted(made, key=lambda path: path.name == MANIFEST_NAME):
+    # the manifest last: until it is there, the folder is not a model or its hashes show that it is incomplete
+    for path in sorted(new_files, key=lambda path: path.name == MANIFEST_NAME):
         if path.is_dir():
             shutil.rmtree(target / path.name, ignore_errors=True)
         path.replace(target / path.name)
     sync_tree(target, below=False)
 
 
-def _exchanged(scratch: Path, target: Path) -> bool:
-    """Whether both have changed places, what is not of the old model's linked into the new one."""
-    if Path.cwd().is_relative_to(target.resolve()):  # a process must not lose the folder it stands in
+def _swap_with_extras(scratch: Path, target: Path) -> bool:
+    """Swap both folders after linking the files that are not part of the old model into the new folder.
+
+    Return False, and undo the links, if the swap is not possible.
+    """
+    if Path.cwd().is_relative_to(target.resolve()):  # the process must keep its working directory
         return False
-    own = {MANIFEST_NAME, *named_files(target)}
-    others = [path for path in target.iterdir() if path.name not in own and not (scratch / path.name).exists()]
+    model_files = {MANIFEST_NAME, *list_named_files(target)}
+    others = [path for path in target.iterdir() if path.name not in model_files and not (scratch / path.name).exists()]
     linked: list[Path] = []
     try:
         for path in others:
@@ -154,7 +161,7 @@ def _exchanged(scratch: Path, target: Path) -> bool:
                 shutil.copytree(path, linked[-1], symlinks=True, copy_function=os.link)
             else:
                 os.link(path, linked[-1], follow_symlinks=False)
-        done = exchange(scratch, target)
+        done = atomic_swap(scratch, target)
     except (OSError, shutil.Error):  # a file system without links, a mount
         done = False
     if not done:
@@ -171,7 +178,7 @@ def _scratch_prefix(target: Path, process: int) -> str:
 
 
 def _clear_strays(target: Path) -> None:
-    """Remove scratch folders of `target` whose process on this machine is gone: killed while it saved."""
+    """Remove scratch folders of `target` that killed processes of this machine left."""
     begin = f".{target.name}-{socket.gethostname()}-"
     for path in target.parent.glob(f"{begin.replace('[', '[[]')}*"):
         process = path.name.removeprefix(begin).partition("-")[0]
@@ -184,6 +191,6 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's
+    except (OSError, OverflowError):  # process of another user
         return True
     return True

@@ -1,21 +1,22 @@
 """Versions, machine facts and result files."""
 
 import csv
+import hashlib
 import io
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-import hashlib
-import platform
-from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ['file_sha256', 'machine_facts', 'versions', 'write_csv', 'write_json', 'write_text']
+__all__ = ["describe_machine", "file_sha256", "versions", "write_csv", "write_json", "write_text"]
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, to the disk; a reader sees the old file or the new one. A missing folder is made."""
+    """Write `text` as UTF-8 atomically, sync it to disk, and create missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -30,12 +31,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON, keys in their order; NaN and infinities are refused with ValueError."""
+    """Write `content` as JSON in the order of its keys. Raise ValueError for NaN and infinities."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write those columns of the rows, with a header; None and what a row lacks become empty."""
+    """Write columns of the rows as CSV with a header. None and missing values become empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
@@ -46,13 +47,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 _PACKAGES = ("promptembedder", "torch", "transformers", "sentence-transformers", "peft", "accelerate", "numpy", "mteb")
 
 
-def machine_facts() -> dict[str, str | int | None]:
-    """The machine that this process runs on; stable from run to run.
+def describe_machine() -> dict[str, str | int | None]:
+    """Describe the machine that this process runs on. The values are stable from run to run.
 
-    `cores` are those this process may use, `threads` those torch uses, `memory_bytes` is all the machine has (None
-    where the system does not tell), and `gpu` and `gpu_memory_bytes` are None without one.
+    `cores` is the number of CPU cores available to this process, `threads` the number of torch threads, `memory_bytes`
+    the total memory of the machine (None where the system does not report it). `gpu` and `gpu_memory_bytes` are None
+    without a GPU.
     """
-    import torch  # half a second: `--help` and `info` do without
+    import torch  # takes half a second, and `--help` and `info` do not need it
 
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
@@ -68,7 +70,7 @@ def machine_facts() -> dict[str, str | int | None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, CUDA and the packages that results depend on, as far as they are installed."""
+    """Return the versions of Python, CUDA and the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -83,10 +85,10 @@ def versions() -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal.
+    """Return the SHA-256 of a file's content, in hexadecimal.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -95,7 +97,7 @@ def file_sha256(path: Path) -> str:
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems not these names
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems lack these names
         return None
 
 
@@ -109,6 +111,6 @@ def _cpu_model() -> str:
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux; taskset and containers give a process less than there is
+    if hasattr(os, "sched_getaffinity"):  # Linux: taskset and containers may restrict a process
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

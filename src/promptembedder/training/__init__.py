@@ -1,26 +1,41 @@
-"""Training through sentence-transformers' trainer and losses."""
+"""Training with sentence-transformers' trainer and losses, and transfer to another reader."""
 
-from promptembedder.training.data import InstructionCollator, Wordings
-from promptembedder.training.monitor import HealthConfig
-from promptembedder.training.losses import OwnNegativesLoss, StepwiseLoss, contrastive_loss
-from promptembedder.training.monitor import JsonlMetrics
-from promptembedder.training.transfer import chosen_exit_depth, move_embedder, moved_model
-from promptembedder.training.distributed import Ranks, joined_ranks, leave_ranks
-from promptembedder.training.recipe import ANY_COLUMNS, DataConfig, EvaluationConfig, LossConfig, OptimConfig, Recipe, RunConfig
+import promptembedder.backbone  # noqa: F401  # first: it imports transformers without torchao's warnings
+from promptembedder.training.data import (
+    InstructionCollator,
+    InstructionVariants,
+    TaskData,
+    TrainingData,
+    build_task_data,
+    load_training_data,
+)
+from promptembedder.training.distributed import Ranks, destroy_distributed, init_distributed
+from promptembedder.training.losses import ExplicitNegativesLoss, StepwiseLoss, build_contrastive_loss
+from promptembedder.training.monitor import JsonlMetrics, MonitorConfig
+from promptembedder.training.recipe import (
+    ANY_COLUMNS,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+)
 from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
-from promptembedder.training.data import TaskData, TrainingData, load_training_data, task_data
 from promptembedder.training.trainer import PromptEmbedderTrainer
+from promptembedder.training.transfer import build_transferred_model, choose_early_exit_fraction, transfer_to
 
 __all__ = [
     "ANY_COLUMNS",
     "DataConfig",
     "EvaluationConfig",
-    "HealthConfig",
+    "ExplicitNegativesLoss",
     "InstructionCollator",
+    "InstructionVariants",
     "JsonlMetrics",
     "LossConfig",
+    "MonitorConfig",
     "OptimConfig",
-    "OwnNegativesLoss",
     "PromptEmbedderTrainer",
     "Ranks",
     "Recipe",
@@ -29,16 +44,15 @@ __all__ = [
     "TaskData",
     "TrainingData",
     "TrainingResult",
-    "Wordings",
-    "chosen_exit_depth",
-    "contrastive_loss",
-    "joined_ranks",
-    "leave_ranks",
+    "build_contrastive_loss",
+    "build_task_data",
+    "build_transferred_model",
+    "choose_early_exit_fraction",
+    "destroy_distributed",
+    "init_distributed",
     "load_training_data",
-    "move_embedder",
-    "moved_model",
     "new_model",
     "prepare_output",
-    "task_data",
     "train_model",
+    "transfer_to",
 ]

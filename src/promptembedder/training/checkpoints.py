@@ -1,24 +1,38 @@
 """Training checkpoints and the random number generator state they contain."""
 
-import random
-from typing import Any
-import numpy as np
-import torch
 import json
 import logging
+import random
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
 from promptembedder.errors import ModelFormatError
-from promptembedder.storage import checked_file, file_sha256, whole_folder, write_json
+from promptembedder.storage import atomic_directory, file_sha256, resolve_file, write_json
 from promptembedder.storage.tensors import load_state, save_state
 
-__all__ = ['checkpoint_step', 'checkpoints_in', 'clear_after', 'generator_states', 'keep_newest', 'last_whole_checkpoint', 'new_checkpoint', 'read_training_state', 'restore_generators', 'write_training_state']
+__all__ = [
+    "checkpoint_step",
+    "delete_checkpoints_after",
+    "find_last_checkpoint",
+    "get_rng_states",
+    "keep_newest",
+    "list_checkpoints",
+    "read_training_state",
+    "set_rng_states",
+    "write_checkpoint",
+    "write_training_state",
+]
 
-def generator_states() -> dict[str, Any]:
-    """The states of this process's generators, as plain values and tensors."""
+
+def get_rng_states() -> dict[str, Any]:
+    """Return the states of this process's random number generators, as plain values and tensors."""
     kind, keys, position, has_normal, normal = np.random.get_state()
     numpy_state = (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_normal, normal)
     states = {"python": random.getstate(), "numpy": numpy_state, "cpu": torch.get_rng_state()}
@@ -27,8 +41,8 @@ def generator_states() -> dict[str, Any]:
     return states
 
 
-def restore_generators(states: dict[str, Any]) -> None:
-    """Go on from the states of a checkpoint, whichever number of processes wrote it."""
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Restore the random number generators from a checkpoint, whichever number of processes wrote it."""
     random.setstate(states["python"])
     kind, keys, position, has_normal, normal = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_normal, normal))
@@ -40,98 +54,103 @@ def restore_generators(states: dict[str, Any]) -> None:
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-_SEAL = "checkpoint.json"
+_CHECKPOINT_MANIFEST = "checkpoint.json"
 _STATE = "training_state"
 _NAME = re.compile(r"checkpoint-(\d{1,15})")
 
 
 @contextmanager
-def new_checkpoint(output: Path, step: int) -> Iterator[Path]:
-    """A scratch folder that becomes the checkpoint of `step`, with the hash of each of its files.
+def write_checkpoint(output: Path, step: int) -> Iterator[Path]:
+    """Yield a scratch folder that becomes the checkpoint of `step`, with the hash of each file.
 
     Raises:
-        SaveError: It cannot be written; the earlier checkpoints are as they were.
+        SaveError: If the checkpoint cannot be written. Earlier checkpoints are unchanged.
     """
     target = output / f"checkpoint-{step}"
     if target.exists():
-        _removed(target)  # torn, or the run would have gone on from it
-    with whole_folder(target) as scratch:
+        _delete(target)  # incomplete, or the run would have resumed from it
+    with atomic_directory(target) as scratch:
         yield scratch
         files = sorted(path.name for path in scratch.iterdir() if path.is_file())
-        seal = {"format": _FORMAT, "step": step, "files": {name: file_sha256(scratch / name) for name in files}}
-        write_json(scratch / _SEAL, seal)
+        content = {"format": _FORMAT, "step": step, "files": {name: file_sha256(scratch / name) for name in files}}
+        write_json(scratch / _CHECKPOINT_MANIFEST, content)
 
 
 def write_training_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write optimiser, schedule, generators and the like beside a checkpoint's model."""
+    """Write optimizer, schedule, random number generators and running losses into a checkpoint folder."""
     save_state(folder, _STATE, state)
 
 
 def read_training_state(folder: Path) -> dict[str, Any]:
-    """What `write_training_state` wrote.
+    """Read the state that `write_training_state` wrote.
 
     Raises:
-        ModelFormatError: It is missing or damaged.
+        ModelFormatError: If the state is missing or damaged.
     """
     state = load_state(folder, _STATE)
     if not isinstance(state, dict):
-        raise ModelFormatError(f"{folder / _STATE}.json is damaged: it holds no state. Use an earlier checkpoint.")
+        raise ModelFormatError(
+            f"{folder / _STATE}.json is damaged: it contains no training state. Use an earlier checkpoint."
+        )
     return state
 
 
 def checkpoint_step(folder: Path) -> int:
-    """After how many steps a checkpoint was written, as its name says."""
+    """Return the step of a checkpoint, from its folder name."""
     return int(folder.name.rpartition("-")[2])
 
 
-def checkpoints_in(output: Path) -> list[Path]:
-    """All checkpoints of a run, whole or not, the oldest first."""
-    found = [path for path in output.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step)
+def list_checkpoints(output: Path) -> list[Path]:
+    """List all checkpoints of a run, complete or not, oldest first."""
+    folders = [path for path in output.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(folders, key=checkpoint_step)
 
 
-def last_whole_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint all of whose files are as they were written; a warning tells of newer ones."""
-    for path in reversed(checkpoints_in(output)):
-        wrong = _wrong_with(path)
-        if wrong is None:
+def find_last_checkpoint(output: Path) -> Path | None:
+    """Return the newest complete checkpoint, and log a warning for each newer one that is incomplete."""
+    for path in reversed(list_checkpoints(output)):
+        defect = _find_defect(path)
+        if defect is None:
             return path
-        logger.warning("%s is not whole (%s) and is left out", path, wrong)
+        logger.warning("skipping the incomplete checkpoint %s: %s", path, defect)
     return None
 
 
 def keep_newest(output: Path, count: int) -> None:
-    """Delete all checkpoints but the newest."""
-    for path in checkpoints_in(output)[:-count]:
-        _removed(path)
+    """Delete all but the `count` newest checkpoints."""
+    for path in list_checkpoints(output)[:-count]:
+        _delete(path)
 
 
-def clear_after(output: Path, checkpoint: Path | None) -> None:
-    """Delete what must not be mistaken for the run's own: newer checkpoints, all of them for None, and half ones."""
+def delete_checkpoints_after(output: Path, checkpoint: Path | None) -> None:
+    """Delete checkpoints newer than `checkpoint` (all if None) and scratch folders, before a run writes its own."""
     last = -1 if checkpoint is None else checkpoint_step(checkpoint)
-    for path in checkpoints_in(output):
+    for path in list_checkpoints(output):
         if checkpoint_step(path) > last:
-            _removed(path)
-    for stray in output.glob(".checkpoint-*"):  # the run owns its folder: nobody else is writing them
+            _delete(path)
+    for stray in output.glob(".checkpoint-*"):  # the run has locked its folder: no other process writes them
         shutil.rmtree(stray, ignore_errors=True)
 
 
-def _removed(path: Path) -> None:
-    """Delete in one step what a kill would otherwise leave half there."""
-    aside = path.with_name(f".{path.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    shutil.rmtree(aside)
+def _delete(path: Path) -> None:
+    """Delete a folder by renaming it first, so that a kill does not leave it half deleted under its name."""
+    renamed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(renamed, ignore_errors=True)
+    path.rename(renamed)
+    shutil.rmtree(renamed)
 
 
-def _wrong_with(folder: Path) -> str | None:
+def _find_defect(folder: Path) -> str | None:
+    """Return why a checkpoint cannot be used. If None, it is complete."""
     try:
-        seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        if seal["format"] != _FORMAT:
-            return f"format {seal['format']!r}, this version reads {_FORMAT}"
-        if seal["step"] != checkpoint_step(folder):
-            return f"it is of step {seal['step']!r}"
-        changed = [name for name, digest in seal["files"].items() if file_sha256(checked_file(folder, name)) != digest]
+        content = json.loads((folder / _CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            return f"format {content['format']!r}, this version reads format {_FORMAT}"
+        if content["step"] != checkpoint_step(folder):
+            return f"it belongs to step {content['step']!r}"
+        changed = [
+            name for name, digest in content["files"].items() if file_sha256(resolve_file(folder, name)) != digest
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelFormatError) as error:
         return str(error) or type(error).__name__
     return f"{changed[0]} has changed" if changed else None

@@ -2,28 +2,38 @@
 
 import dataclasses
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from datasets import Dataset, DatasetDict, load_dataset
-from promptembedder.backbone import hub_refusal
-from promptembedder.data import Pair, datasets_of, read_mixture, read_pairs
-from promptembedder.errors import ConfigError, DataError
-from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from promptembedder.training.distributed import Ranks
 
-__all__ = ['InstructionCollator', 'TaskData', 'TrainingData', 'Wordings', 'load_training_data', 'task_data']
+from datasets import Dataset, DatasetDict, load_dataset
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
+from promptembedder.backbone import hub_refusal
+from promptembedder.data import Pair, build_datasets, read_mixture, read_pairs
+from promptembedder.errors import ConfigError, DataError
+from promptembedder.training.distributed import Ranks
+from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
+
+__all__ = [
+    "InstructionCollator",
+    "InstructionVariants",
+    "TaskData",
+    "TrainingData",
+    "build_task_data",
+    "load_training_data",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """One data set of the mixture: rows of one shape, wordings, and whether other rows are negatives.
+    """Data set of one task, whose rows have the same columns, with its instruction variants.
 
     Attributes:
-        unseen_instructions: Wordings that are kept from training.
+        in_batch_negatives: True if the positives of other rows are negatives.
+        unseen_instructions: Instruction variants that are not used in training.
     """
 
     train: Dataset
@@ -36,36 +46,36 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All tasks by name."""
+    """Training data of all tasks, by the task's name."""
 
     tasks: dict[str, TaskData]
 
     @property
     def train(self) -> DatasetDict:
-        """Training rows by task."""
+        """Training rows of each task."""
         return DatasetDict({name: task.train for name, task in self.tasks.items()})
 
     @property
     def held_out(self) -> DatasetDict | None:
-        """Held-out rows by task; None if nothing was held out."""
-        kept = {name: task.held_out for name, task in self.tasks.items() if task.held_out is not None}
-        return DatasetDict(kept) if kept else None
+        """Held-out rows of each task. None if no task has any."""
+        parts = {name: task.held_out for name, task in self.tasks.items() if task.held_out is not None}
+        return DatasetDict(parts) if parts else None
 
     @property
     def pair_count(self) -> int:
-        """Training rows of all tasks."""
+        """Number of training rows of all tasks."""
         return sum(len(task.train) for task in self.tasks.values())
 
     @property
     def instructions(self) -> list[str]:
-        """All wordings of all tasks, of queries and documents, kept from training or not."""
+        """All instruction variants of all tasks, of queries and documents, seen in training or not."""
         tasks = self.tasks.values()
         sides = [side for task in tasks for side in (task.instructions, task.document_instructions)]
         unseen = [task.unseen_instructions for task in tasks]
         return list(dict.fromkeys(wording for side in [*sides, *unseen] for wording in side))
 
-    def sampled_texts(self, count: int, *, seed: int) -> list[str]:
-        """About `count` training texts, anchors and positives, as many of each task as it has and as there is room."""
+    def sample_texts(self, count: int, *, seed: int) -> list[str]:
+        """Sample about `count` training texts, anchors and positives, in equal shares from all tasks."""
         share = max(count // (2 * len(self.tasks)), 1)
         texts: list[str] = []
         for task in self.tasks.values():
@@ -76,23 +86,27 @@ class TrainingData:
 
 
 def load_training_data(config: DataConfig, *, seed: int) -> TrainingData:
-    """The tasks that `config` names.
+    """Load the tasks that `config` names.
 
     Raises:
-        ConfigError: No source is named, or a task is unknown.
-        DataError: A file is missing, empty or malformed.
+        ConfigError: If no source is named, or a task is unknown.
+        DataError: If a file is missing, empty or malformed.
     """
     if config.mixture is not None:
-        return TrainingData(_mixture_tasks(config, seed))
+        return TrainingData(_load_mixture(config, seed))
     if config.pairs is not None:
         path = Path(config.pairs)
-        return TrainingData(_own_task(_file_pairs(path, config, seed), path.name.split(".")[0], config, seed))
+        return TrainingData(
+            _build_single_task(_load_file_pairs(path, config, seed), path.name.split(".")[0] or "pairs", config, seed)
+        )
     if config.hub is not None:
-        return TrainingData(_own_task(_hub_pairs(config, seed), Path(config.hub).name, config, seed))
+        return TrainingData(
+            _build_single_task(_load_hub_pairs(config, seed), Path(config.hub).name or "pairs", config, seed)
+        )
     raise ConfigError("data names no source. Set data.mixture, data.pairs or data.hub.")
 
 
-def task_data(
+def build_task_data(
     pairs: Sequence[Pair],
     name: str,
     *,
@@ -102,32 +116,32 @@ def task_data(
     held_out: int = 0,
     seed: int = 0,
 ) -> dict[str, TaskData]:
-    """One task as one data set, or two where only some rows have a negative.
+    """Build the data set of a task, or two data sets if only some rows have a negative.
 
     Raises:
-        DataError: Rows of label data lack the negatives that they need, or none is left to train on.
+        DataError: If rows without in-batch negatives lack an explicit negative, or no row is left to train on.
     """
     order = list(pairs)
     random.Random(seed).shuffle(order)
-    kept, train = order[:held_out], order[held_out:]
+    held_out_pairs, train = order[:held_out], order[held_out:]
     if not train:
         raise DataError(f"task {name!r} has {len(order)} rows and holds out {held_out}: none is left to train on.")
     if not in_batch_negatives and not all(pair.negative for pair in order):
         raise DataError(f"task {name!r} has rows without `negative` and no in-batch negatives. Add negatives.")
-    kept_parts = datasets_of(kept, name) if kept else {}
+    held_out_parts = build_datasets(held_out_pairs, name) if held_out_pairs else {}
     return {
         part: TaskData(
             train=rows,
-            held_out=kept_parts.get(part),
+            held_out=held_out_parts.get(part),
             instructions=tuple(instructions),
             document_instructions=tuple(document_instructions),
             in_batch_negatives=in_batch_negatives,
         )
-        for part, rows in datasets_of(train, name).items()
+        for part, rows in build_datasets(train, name).items()
     }
 
 
-def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
+def _load_mixture(config: DataConfig, seed: int) -> dict[str, TaskData]:
     assert config.mixture is not None
     listed = read_mixture(Path(config.mixture))
     unknown = sorted(set(config.tasks) - {task.name for task in listed})
@@ -138,8 +152,8 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
     for task in listed:
         if config.tasks and task.name not in config.tasks:
             continue
-        parts = task_data(
-            _file_pairs(task.file, config, seed),
+        parts = build_task_data(
+            _load_file_pairs(task.file, config, seed),
             task.name,
             instructions=task.instructions,
             document_instructions=task.document_instructions,
@@ -147,17 +161,17 @@ def _mixture_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
             held_out=config.held_out,
             seed=seed,
         )
-        tasks |= {name: _without_last_wordings(part, config.held_out_wordings, name) for name, part in parts.items()}
+        tasks |= {name: _hold_out_variants(part, config.held_out_variants, name) for name, part in parts.items()}
     return tasks
 
 
-def _without_last_wordings(task: TaskData, count: int, name: str) -> TaskData:
-    """The task with its last wordings kept from training."""
+def _hold_out_variants(task: TaskData, count: int, name: str) -> TaskData:
+    """Return the task with its last `count` instruction variants moved to the unseen ones."""
     if count == 0:
         return task
     if count >= len(task.instructions):
         raise ConfigError(
-            f"data.held_out_wordings is {count}, task {name!r} has {len(task.instructions)}: none is left to train on."
+            f"data.held_out_variants is {count}, task {name!r} has {len(task.instructions)}: none is left to train on."
         )
     symmetric = task.document_instructions == task.instructions
     return dataclasses.replace(
@@ -168,8 +182,8 @@ def _without_last_wordings(task: TaskData, count: int, name: str) -> TaskData:
     )
 
 
-def _file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
-    """The rows of one file, subsampled after those without a negative are out."""
+def _load_file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
+    """Read the pairs of a file, dropping those without a negative before subsampling if `config` requires one."""
     columns = () if config.columns == ANY_COLUMNS or config.pairs is None else config.columns
     if not config.require_negative:
         return read_pairs(path, limit=config.limit, seed=seed, columns=columns).pairs
@@ -177,13 +191,13 @@ def _file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
     if not pairs:
         raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
     if config.limit is not None and config.limit < len(pairs):
-        kept = sorted(random.Random(seed).sample(range(len(pairs)), config.limit))
-        pairs = [pairs[row] for row in kept]
+        rows = sorted(random.Random(seed).sample(range(len(pairs)), config.limit))
+        pairs = [pairs[row] for row in rows]
     return pairs
 
 
-def _own_task(pairs: Sequence[Pair], name: str, config: DataConfig, seed: int) -> dict[str, TaskData]:
-    return task_data(
+def _build_single_task(pairs: Sequence[Pair], name: str, config: DataConfig, seed: int) -> dict[str, TaskData]:
+    return build_task_data(
         pairs,
         name,
         instructions=config.instructions,
@@ -194,7 +208,7 @@ def _own_task(pairs: Sequence[Pair], name: str, config: DataConfig, seed: int) -
     )
 
 
-def _hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
+def _load_hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
     assert config.hub is not None
     try:
         rows = load_dataset(config.hub, config.hub_subset, split=config.hub_split)
@@ -213,8 +227,8 @@ def _hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
 
 
 @dataclass(frozen=True)
-class Wordings:
-    """Ways to say a task's instruction; documents without any get the model's default."""
+class InstructionVariants:
+    """Instruction variants of a task's anchors and documents. If empty, the model's default instruction is used."""
 
     anchor: tuple[str, ...]
     document: tuple[str, ...]
@@ -222,42 +236,42 @@ class Wordings:
 
 @dataclass
 class InstructionCollator(SentenceTransformerDataCollator):
-    """Draws wordings from the batch's own rows and the seed, not from a running generator.
+    """Collator that draws instruction variants from a hash of the batch's rows and the seed.
 
-    So the draw of a batch does not depend on the batches before it: a run that resumes after a kill skips those
-    without collating them, and must still draw the same. Of several processes each is given the joint batch, draws
-    what the others draw, and keeps its share of the rows; `joint_rows` then says how many all have together.
+    The draw for a batch does not depend on earlier batches, because a resumed run skips those without collating them
+    and must draw the same variants. With several processes, each receives the joint batch, draws the same variants, and
+    keeps its share of the rows. The key `all_gather_with_grad` then contains the number of rows of the joint batch.
     """
 
-    wordings: dict[str, Wordings] = field(default_factory=dict)
+    variants: dict[str, InstructionVariants] = field(default_factory=dict)
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)
     _drawn: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch's columns as features, each with its instruction."""
+        """Tokenize the batch's columns, each with its instruction."""
         if features:
             self._drawn = self._draw(features)
-        if self.ranks.count == 1:
+        if self.ranks.world_size == 1:
             return super().__call__(features)
-        # an empty share gets a row to stand in: every process has to do the same work
-        own = features[self.ranks.shares(len(features))[self.ranks.own]] or features[:1]
-        return {**super().__call__(own), "joint_rows": len(features)}
+        # an empty share gets a placeholder row, because every process has to run the same collectives
+        local = features[self.ranks.shares(len(features))[self.ranks.rank]] or features[:1]
+        return {**super().__call__(local), "all_gather_with_grad": len(features)}
 
     def _draw(self, features: list[dict[str, Any]]) -> dict[str, str]:
-        wordings = self.wordings.get(features[0].get("dataset_name", ""))
-        if wordings is None:
+        variants = self.variants.get(features[0].get("dataset_name", ""))
+        if variants is None:
             return {}
         digest = zlib.crc32("\x00".join(str(row["anchor"]) for row in features).encode("utf-8", "replace"))
         generator = random.Random(f"{self.seed}-{digest}")
-        anchor = generator.choice(wordings.anchor) if wordings.anchor else None
-        if wordings.document == wordings.anchor:  # a symmetric task: both sides are read under the same words
+        anchor = generator.choice(variants.anchor) if variants.anchor else None
+        if variants.document == variants.anchor:  # symmetric task: both sides get the same variant
             document = anchor
         else:
-            document = generator.choice(wordings.document) if wordings.document else None
+            document = generator.choice(variants.document) if variants.document else None
         columns = [column for column in features[0] if column != "dataset_name"]
         drawn = {column: anchor if column == "anchor" else document for column in columns}
-        return {column: words for column, words in drawn.items() if words is not None}
+        return {column: variant for column, variant in drawn.items() if variant is not None}
 
     def _resolve_prompts(self, batch: dict[str, Any]) -> str | dict[str, str] | None:
         return self._drawn

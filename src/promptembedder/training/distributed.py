@@ -1,141 +1,150 @@
 """Distributed training: ranks, differentiable all_gather, consistency checks and communication volume."""
 
-from collections.abc import Sequence
-from typing import Any
-import torch
-import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
-from promptembedder.types import Tensor
-from dataclasses import dataclass
-from itertools import pairwise
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
-from promptembedder.types import Float, Tensor
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
 from promptembedder.errors import RanksDifferError
+from promptembedder.types import Float, Tensor
 
-__all__ = ['Ranks', 'Traffic', 'check_alike', 'joined_ranks', 'joint_rows', 'leave_ranks']
+__all__ = [
+    "CommBytes",
+    "Ranks",
+    "all_gather_with_grad",
+    "assert_ranks_equal",
+    "destroy_distributed",
+    "init_distributed",
+]
 
-class Traffic:
-    """Counts what is exchanged: gradients as they are handed to the all-reduce, and gathered rows of all processes.
+
+class CommBytes:
+    """Counter of communicated bytes: gradients passed to the all-reduce, and gathered rows of all processes.
 
     Attributes:
-        step_bytes: Since the step began.
+        step_bytes: Bytes since the beginning of the step.
     """
 
     def __init__(self) -> None:
-        """Nothing was exchanged yet."""
+        """Start at 0."""
         self.step_bytes = 0
-        self._watched: DistributedDataParallel | None = None
+        self._hooked: DistributedDataParallel | None = None
 
     def begin_step(self, model: Any) -> None:
-        """Count from 0; `model` is watched from its first step on, if it is wrapped by DDP."""
+        """Reset the counter, and count the gradients of `model` from now on if it is wrapped by DDP."""
         self.step_bytes = 0
-        if isinstance(model, DistributedDataParallel) and model is not self._watched:
-            model.register_comm_hook(self, _counted)
-            self._watched = model
+        if isinstance(model, DistributedDataParallel) and model is not self._hooked:
+            model.register_comm_hook(self, _count_and_reduce)
+            self._hooked = model
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Count tensors that were exchanged."""
+        """Add the bytes of communicated tensors."""
         self.step_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _counted(traffic: Traffic, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def _count_and_reduce(traffic: CommBytes, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     traffic.add([bucket.buffer()])
-    everybody = dist.group.WORLD
-    assert everybody is not None  # or there would be no DDP
-    return allreduce_hook(everybody, bucket)
+    world = dist.group.WORLD
+    assert world is not None  # or there would be no DDP
+    return allreduce_hook(world, bucket)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one model together; by default alone.
+    """Rank of this process and number of processes that train one model together.
 
     Attributes:
-        own: Its number, from 0.
-        count: Of all of them.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes.
     """
 
-    own: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.own == 0
+        """True for the process that writes files and logs."""
+        return self.rank == 0
 
     def shares(self, rows: int) -> list[slice]:
-        """Which of so many rows each process takes: adjacent ones, as many as the others but for one."""
-        ends = [rows * rank // self.count for rank in range(self.count + 1)]
+        """Split `rows` rows into one contiguous slice per process, of equal size up to one row."""
+        ends = [rows * rank // self.world_size for rank in range(self.world_size + 1)]
         return [slice(*pair) for pair in pairwise(ends)]
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
+        """Block until all processes have reached this call."""
+        if self.world_size > 1:
             dist.barrier()
 
 
-def joined_ranks() -> Ranks:
-    """This process's place; one that `torchrun` or `accelerate launch` has started joins the others first."""
-    # on a CPU accelerate has to be told, or it sees one process
+def init_distributed() -> Ranks:
+    """Return this process's rank, after joining the process group that `torchrun` or `accelerate launch` defines."""
+    # without cpu=True, accelerate finds a single process on a machine without an accelerator
     state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     return Ranks(state.process_index, state.num_processes)
 
 
-def leave_ranks() -> None:
-    """Part from the other processes; without it they would be told that this one was lost."""
+def destroy_distributed() -> None:
+    """Leave the process group, so that the other processes do not report a lost connection."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def joint_rows(own: Float[Tensor, "own ..."], rows: int, ranks: Ranks) -> Float[Tensor, "rows ..."]:
-    """The rows of all processes, in the order of the joint batch, with gradient to those of this one.
+def all_gather_with_grad(local: Float[Tensor, "local ..."], rows: int, ranks: Ranks) -> Float[Tensor, "rows ..."]:
+    """Gather the rows of all processes in the order of the joint batch, with gradient to the local rows.
 
-    Every process then computes the same joint loss, so it knows the gradient of its own rows without a second
-    exchange. It is multiplied by the number of processes, of whose gradients DDP takes the mean.
+    Every process then computes the same joint loss, so the gradient of its local rows needs no second communication.
+    The gradient is multiplied by the number of processes, because DDP averages gradients.
 
     Args:
-        own: This process's share of the rows; further rows at its end stand in for an empty share and are left out.
-        rows: Of the joint batch.
+        local: This process's share of the rows. Surplus rows at the end are placeholders of an empty share, and are
+            dropped.
+        rows: Number of rows of the joint batch.
     """
-    return _JointRows.apply(own, rows, ranks)
+    return _JointRows.apply(local, rows, ranks)
 
 
 class _JointRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, rows: int, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, local: Tensor, rows: int, ranks: Ranks) -> Tensor:
         shares = ranks.shares(rows)
         sizes = [share.stop - share.start for share in shares]
-        sent = own.new_zeros(max(sizes), *own.shape[1:])  # gathered parts have to be of one size
-        sent[: sizes[ranks.own]] = own[: sizes[ranks.own]]
+        sent = local.new_zeros(max(sizes), *local.shape[1:])  # all_gather needs parts of equal size
+        sent[: sizes[ranks.rank]] = local[: sizes[ranks.rank]]
         parts = [torch.empty_like(sent) for _ in sizes]
         dist.all_gather(parts, sent)
-        ctx.share, ctx.count, ctx.shape = shares[ranks.own], ranks.count, own.shape
+        ctx.share, ctx.world_size, ctx.shape = shares[ranks.rank], ranks.world_size, local.shape
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        share = grads[0][ctx.share] * ctx.count
-        own = share.new_zeros(ctx.shape)
-        own[: len(share)] = share
-        return own, None, None
+        share = grads[0][ctx.share] * ctx.world_size
+        grad = share.new_zeros(ctx.shape)
+        grad[: len(share)] = share
+        return grad, None, None
 
 
-def check_alike(named: Mapping[str, Sequence[Tensor]], ranks: Ranks, *, step: int) -> None:
-    """Compare the numbers of some tensors, bit by bit, with those of the other processes.
+def assert_ranks_equal(named: Mapping[str, Sequence[Tensor]], ranks: Ranks, *, step: int) -> None:
+    """Check that tensors are equal, bit by bit, on all processes.
 
     Args:
-        named: What the error calls them, and the tensors.
+        named: Tensors by their description in the error message.
 
     Raises:
-        RanksDifferError: They differ; raised on every process.
+        RanksDifferError: If tensors differ. Raised on every process.
     """
-    own = {name: _digest(tensors) for name, tensors in named.items()}
-    gathered: list[dict[str, str]] = [own] * ranks.count
-    dist.all_gather_object(gathered, own)
-    for name in own:
+    local = {name: _digest(tensors) for name, tensors in named.items()}
+    gathered: list[dict[str, str]] = [local] * ranks.world_size
+    dist.all_gather_object(gathered, local)
+    for name in local:
         for rank, digests in enumerate(gathered):
             if digests[name] != gathered[0][name]:
                 raise RanksDifferError(

@@ -1,4 +1,4 @@
-"""Losses: sentence-transformers' own, and one for label data."""
+"""Contrastive losses: with in-batch negatives, with explicit negatives only, and stepwise over soft tokens."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,31 +10,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from promptembedder.errors import ConfigError
-from promptembedder.model import InstructedTransformer
 from promptembedder.method import SoftTokenEncoder
-from promptembedder.types import Float, Tensor
+from promptembedder.model import PromptedSentenceTransformer
 from promptembedder.training.recipe import LossConfig
+from promptembedder.types import Float, Tensor
 
-__all__ = ["OwnNegativesLoss", "StepwiseLoss", "contrastive_loss"]
+__all__ = ["ExplicitNegativesLoss", "StepwiseLoss", "build_contrastive_loss"]
+
+_MIN_LOSS = 1e-6  # keeps the logarithm finite
 
 
-_LEAST_LOSS = 1e-6  # the logarithm of a loss of zero would be a reward without end
+class ExplicitNegativesLoss(nn.Module):
+    """InfoNCE over the explicit positive and negatives of each row, without in-batch negatives.
 
-
-class OwnNegativesLoss(nn.Module):
-    """InfoNCE over a row's own positive and own negatives only.
-
-    For label data: another row of the batch may carry the same label, so it is no negative.
+    For label data, where another row of the batch may have the same label and so is not a negative.
     """
 
     def __init__(self, model: SentenceTransformer, *, temperature: float) -> None:
-        """Compare embeddings of `model` by cosine over `temperature`."""
+        """Store the model and the temperature that divides the cosines."""
         super().__init__()
         self.model = model
         self.temperature = temperature
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Float[Tensor, ""]:
-        """Mean loss of the columns anchor, positive, negative_1..n."""
+        """Compute the mean loss over the columns anchor, positive, negative_1..n."""
         anchor, *documents = [self.model(features)["sentence_embedding"] for features in sentence_features]
         candidates = torch.stack(documents, dim=1)  # [batch 1+negatives dim]
         cosines = F.cosine_similarity(anchor.unsqueeze(1), candidates, dim=-1)
@@ -42,32 +41,33 @@ class OwnNegativesLoss(nn.Module):
         return F.cross_entropy(cosines / self.temperature, target)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """For the model card."""
+        """Return the loss settings that the model card lists."""
         return {"temperature": self.temperature}
 
 
 class StepwiseLoss(nn.Module):
-    """mean over k of L_k, plus mean over k < K of relu(log L_k+1 - log L_k); L_k: the loss after k soft tokens.
+    """Stepwise loss: mean over k of L_k, plus mean over k < K of relu(log L_k+1 - log L_k).
 
-    Each soft token has to be of use already, and one more must not make it worse: GIRCSE (Tsai et al. 2025,
-    arXiv:2509.24291). In evaluation, which has no steps, the loss alone.
+    L_k is the loss after k soft tokens: every prefix of the soft tokens has to be useful, and a further soft token is
+    penalised if it increases the loss. From GIRCSE (Tsai et al. 2025, arXiv:2509.24291). In evaluation, which has no
+    steps, the loss of the final embedding.
     """
 
-    def __init__(self, model: InstructedTransformer, loss: nn.Module) -> None:
-        """Have the steps of `model` told, and compare them by `loss`.
+    def __init__(self, model: PromptedSentenceTransformer, loss: nn.Module) -> None:
+        """Let `model` return the embeddings of all prefixes, and apply `loss` to each of them.
 
         Raises:
-            ConfigError: The model has no soft tokens after the text.
+            ConfigError: If the model has no soft tokens after the text.
         """
         super().__init__()
         encoder = model.text_encoder
-        if not isinstance(encoder, SoftTokenEncoder) or encoder.settings.placement != "suffix":
+        if not isinstance(encoder, SoftTokenEncoder) or encoder.config.placement != "suffix":
             raise ConfigError("loss.stepwise needs soft tokens after the text. Set it to false.")
-        encoder.gives_steps = True
+        encoder.return_prefix_embeddings = True
         self.model, self.loss = model, loss
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Float[Tensor, ""]:
-        """Loss of the columns anchor, positive, negative_1..n."""
+        """Compute the loss over the columns anchor, positive, negative_1..n."""
         columns = [self.model(features) for features in sentence_features]
         if "step_embeddings" not in columns[0]:
             return self.loss(columns, labels)
@@ -75,27 +75,29 @@ class StepwiseLoss(nn.Module):
         losses = torch.stack([self.loss([{"sentence_embedding": one} for one in step], labels) for step in by_step])
         if len(losses) == 1:
             return losses[0]
-        return losses.mean() + losses.clamp_min(_LEAST_LOSS).log().diff().relu().mean()
+        return losses.mean() + losses.clamp_min(_MIN_LOSS).log().diff().relu().mean()
 
     def get_config_dict(self) -> dict[str, Any]:
-        """For the model card."""
-        own = self.loss.get_config_dict()  # type: ignore[operator]  # which all losses that come here have
-        return {"loss": type(self.loss).__name__, **own}
+        """Return the loss settings that the model card lists."""
+        config = self.loss.get_config_dict()  # type: ignore[operator]  # nn.Module has no such method, its losses do
+        return {"loss": type(self.loss).__name__, **config}
 
 
-def contrastive_loss(model: InstructedTransformer, config: LossConfig, *, in_batch_negatives: bool) -> nn.Module:
-    """The loss of a task.
+def build_contrastive_loss(
+    model: PromptedSentenceTransformer, config: LossConfig, *, in_batch_negatives: bool
+) -> nn.Module:
+    """Build the loss of a task.
 
     Raises:
-        ConfigError: It is stepwise, and the model has no steps.
+        ConfigError: If `config.stepwise` is set and the model has no soft tokens after the text.
     """
-    loss = _loss_of_one_embedding(model, config, in_batch_negatives)
+    loss = _build_final_loss(model, config, in_batch_negatives)
     return StepwiseLoss(model, loss) if config.stepwise else loss
 
 
-def _loss_of_one_embedding(model: SentenceTransformer, config: LossConfig, in_batch_negatives: bool) -> nn.Module:
+def _build_final_loss(model: SentenceTransformer, config: LossConfig, in_batch_negatives: bool) -> nn.Module:
     if not in_batch_negatives:
-        return OwnNegativesLoss(model, temperature=config.temperature)
+        return ExplicitNegativesLoss(model, temperature=config.temperature)
     if config.symmetric:
         return MultipleNegativesRankingLoss(
             model,

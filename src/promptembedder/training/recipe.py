@@ -1,11 +1,11 @@
-"""A training recipe: one YAML file, or the same dataclasses from Python."""
+"""Training recipe: dataclasses that are filled by one YAML file or from Python."""
 
 from dataclasses import dataclass, field
 
-from promptembedder.errors import ConfigError, shown
+from promptembedder.backbone import TextCacheConfig
+from promptembedder.errors import ConfigError, short_repr
 from promptembedder.method import BaselineConfig, ModelConfig
-from promptembedder.backbone import TextStatesConfig
-from promptembedder.training.monitor import HealthConfig
+from promptembedder.training.monitor import MonitorConfig
 
 ANY_COLUMNS = ("anchor", "positive")
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -14,8 +14,8 @@ __all__ = [
     "ANY_COLUMNS",
     "DataConfig",
     "EvaluationConfig",
-    "HealthConfig",
     "LossConfig",
+    "MonitorConfig",
     "OptimConfig",
     "Recipe",
     "RunConfig",
@@ -24,24 +24,26 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What to train on: exactly one of `mixture`, `pairs` and `hub`.
+    """Source of the training data: exactly one of `mixture`, `pairs` and `hub`.
 
     Attributes:
-        mixture: JSON file that lists tasks with their files and instructions.
-        tasks: Names of the mixture's tasks to use; empty uses all.
-        pairs: File of rows with `anchor`, `positive` and sometimes `negative`, or with other columns that hold pairs.
-        hub: Data set of the hub, or a local folder in its shape.
+        mixture: Path of a JSON file that lists tasks with their files and instructions.
+        tasks: Names of the mixture's tasks to use; if empty, all are used.
+        pairs: File of rows with `anchor`, `positive` and optionally `negative`, or other columns that contain pairs.
+        hub: Data set id of the hub, or a local folder of the same layout.
         hub_subset: Configuration name of the hub's data set.
         hub_split: Split of the hub's data set.
-        columns: Columns that serve as anchor, positive and, if there is a third, negative. For `pairs` the default
-            finds them: these, or other usual names, or the only two columns.
-        instructions: Wordings for `pairs` and `hub`; one is drawn for each batch.
-        document_instructions: Wordings for the documents; empty gives them the default instruction.
-        in_batch_negatives: False for label data of `pairs` and `hub`, where another row may be as right.
-        require_negative: Leave out the rows that have no negative of their own.
-        limit: Rows of each task, drawn with the seed; None takes all.
-        held_out: Rows of each task kept from training for the evaluation loss.
-        held_out_wordings: Last wordings of each task of a mixture kept from training.
+        columns: Names of the anchor column, the positive column and optionally the negative column. For `pairs` the
+            default detects them: these names, other usual names, or the only two columns.
+        instructions: Instruction variants for `pairs` and `hub`. One is drawn for each batch.
+        document_instructions: Instruction variants for the documents. If empty, the default instruction is used.
+        in_batch_negatives: Use the positives of other rows as negatives. Set it to false for label data of `pairs` and
+            `hub`, where the positive of another row may be correct, too.
+        require_negative: Drop rows without a negative.
+        limit: Number of rows of each task, drawn with the seed. If None, all rows are used.
+        held_out: Number of rows of each task that are held out for the evaluation loss.
+        held_out_variants: Number of instruction variants of each task of a mixture, the last ones, that are not used in
+            training.
     """
 
     mixture: str | None = None
@@ -57,7 +59,7 @@ class DataConfig:
     require_negative: bool = False
     limit: int | None = None
     held_out: int = 0
-    held_out_wordings: int = 0
+    held_out_variants: int = 0
 
     def __post_init__(self) -> None:
         given = [name for name in ("mixture", "pairs", "hub") if getattr(self, name) is not None]
@@ -65,11 +67,11 @@ class DataConfig:
             raise ConfigError(f"data names several sources: {', '.join(given)}. Give exactly one.")
         if len(self.columns) not in (2, 3):
             raise ConfigError(
-                f"data.columns must name anchor, positive and maybe negative, got {shown(list(self.columns))}."
+                f"data.columns must name anchor, positive and maybe negative, got {short_repr(list(self.columns))}."
             )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")
-        for name in ("held_out", "held_out_wordings"):
+        for name in ("held_out", "held_out_variants"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}.")
 
@@ -79,9 +81,9 @@ class LossConfig:
     """InfoNCE (sentence-transformers' MultipleNegativesRankingLoss).
 
     Attributes:
-        temperature: Divides the cosines; unitless, > 0. Not the temperature of the relaxation.
-        symmetric: Ask also for the anchor among the batch's anchors, given its positive.
-        stepwise: Mean over the embeddings after one soft token, two, and so on; see `StepwiseLoss`.
+        temperature: Divides the cosines. Unitless, > 0. Independent of the temperature of the relaxation.
+        symmetric: Add the loss of finding the anchor among the batch's anchors, given its positive.
+        stepwise: Average the loss over the embeddings after one soft token, two, and so on. See `StepwiseLoss`.
     """
 
     temperature: float = 0.05
@@ -95,22 +97,22 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a warm-up, then a linear decay or none.
+    """AdamW with a warm-up, then a linear decay or a constant rate.
 
     Attributes:
-        batch_size: Rows of a step, of all processes together.
-        learning_rate: Of the prompter.
-        alignment_learning_rate: Of the alignment, deeper alignments and head.
-        anchor_learning_rate: Of the prompter's anchor, which is trained like a static soft prompt, and of static ones.
-        schedule: `linear` or `constant` after the warm-up.
-        max_grad_norm: Gradients are clipped to this norm.
+        batch_size: Number of rows of a step, summed over all processes.
+        learning_rate: Learning rate of the prompter.
+        alignment_learning_rate: Learning rate of the alignment, the deeper alignments and the output projection.
+        soft_prompt_learning_rate: Learning rate of the prompter's soft prompt and of static soft tokens.
+        schedule: Learning-rate schedule after the warm-up, `linear` or `constant`.
+        max_grad_norm: Norm to which gradients are clipped.
     """
 
     steps: int = 100
     batch_size: int = 24
     learning_rate: float = 3e-4
     alignment_learning_rate: float = 2e-3
-    anchor_learning_rate: float = 1e-2
+    soft_prompt_learning_rate: float = 1e-2
     weight_decay: float = 0.01
     warmup_steps: int = 10
     schedule: str = "linear"
@@ -122,27 +124,27 @@ class OptimConfig:
             "batch_size",
             "learning_rate",
             "alignment_learning_rate",
-            "anchor_learning_rate",
+            "soft_prompt_learning_rate",
             "max_grad_norm",
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optim.{name} must be > 0, got {getattr(self, name)}.")
         if self.batch_size < 2:
-            raise ConfigError("optim.batch_size must be at least 2: the other rows are the negatives.")
+            raise ConfigError("optim.batch_size must be at least 2, because the other rows are the negatives.")
         if self.schedule not in ("linear", "constant"):
-            raise ConfigError(f"unknown optim.schedule {shown(self.schedule)}. Use linear or constant.")
+            raise ConfigError(f"unknown optim.schedule {short_repr(self.schedule)}. Use linear or constant.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """A similarity test while training.
+    """Similarity benchmark during training.
 
     Attributes:
-        sts: File of rows with `sentence1`, `sentence2` and `score`; None evaluates nothing but the loss.
-        split: Only rows whose `split` says this; None takes all.
-        instruction: Both sentences are read under it.
-        limit: First rows of the file; None takes all.
-        every: Steps between evaluations; 0 evaluates at the end only.
+        sts: File of rows with `sentence1`, `sentence2` and `score`. If None, only the loss is evaluated.
+        split: Value of the column `split` of the rows to use. If None, all rows are used.
+        instruction: Instruction of both sentences.
+        limit: Number of rows to use, the first ones. If None, all rows are used.
+        every: Number of steps between evaluations. 0 evaluates at the end only.
     """
 
     sts: str | None = None
@@ -154,18 +156,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how the run goes.
+    """Output, checkpoints and logging of a run.
 
     Attributes:
         output: Folder of the trained model, its checkpoints and `metrics.jsonl`.
-        save_every: Steps between checkpoints.
-        keep_checkpoints: Older ones are deleted.
-        log_every: Steps between lines of `metrics.jsonl`.
-        check_ranks: Of several processes: compare soft tokens and trained weights in every step, and stop where they
-            differ.
-        shard_reader: Of several processes: each keeps a part of every layer of the reader, which then need not fit one
-            device.
-        report_to: Trackers that get what `metrics.jsonl` gets: tensorboard, trackio, wandb.
+        save_every: Number of steps between checkpoints.
+        keep_checkpoints: Number of newest checkpoints to keep. Older ones are deleted.
+        log_every: Number of steps between lines of `metrics.jsonl`.
+        check_ranks: With several processes, compare soft tokens and trained weights between them in every step, and
+            stop if they differ.
+        shard_reader: With several processes, store a part of every layer of the reader on each of them, so that the
+            reader need not fit on one device.
+        report_to: Trackers that receive the lines of `metrics.jsonl`: tensorboard, trackio, wandb.
     """
 
     output: str = "runs/model"
@@ -188,11 +190,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run is.
+    """Complete description of a training run.
 
     Attributes:
-        baseline: Train this instead of the method, on the same reader; its own learning rate is `optim.learning_rate`,
-            and that of static soft tokens `optim.anchor_learning_rate`.
+        baseline: Baseline to train on the same reader instead of the method. Its learning rate is
+            `optim.learning_rate`, and the learning rate of static soft tokens `optim.soft_prompt_learning_rate`.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -202,28 +204,28 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    text_states: TextStatesConfig = field(default_factory=TextStatesConfig)
-    health: HealthConfig = field(default_factory=HealthConfig)
+    text_cache: TextCacheConfig = field(default_factory=TextCacheConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        reads_before = self.baseline is None or self.baseline.kind == "static"
-        if self.model.reader.quantization is not None and not reads_before:
-            raise ConfigError("model.reader.quantization is for readers that nothing trains. Leave it out.")
+        frozen_reader = self.baseline is None or self.baseline.kind == "static"
+        if self.model.reader.quantization is not None and not frozen_reader:
+            raise ConfigError("model.reader.quantization needs a frozen reader. Leave it out.")
         if self.run.shard_reader:
-            self._check_sharding(reads_before)
-        if self.text_states.keeps_any and not (reads_before and self.model.placement == "suffix"):
+            self._check_sharding(frozen=frozen_reader)
+        if self.text_cache.keeps_any and not (frozen_reader and self.model.placement == "suffix"):
             raise ConfigError(
-                "text_states needs texts that are read before anything trained: placement 'suffix', and no baseline "
-                "that trains the reader. Leave text_states out."
+                "text_cache needs text states that training does not change: placement 'suffix', and no baseline "
+                "that trains the reader. Leave text_cache out."
             )
 
-    def _check_sharding(self, frozen: bool) -> None:
+    def _check_sharding(self, *, frozen: bool) -> None:
         if not frozen:
-            raise ConfigError("run.shard_reader is for readers that nothing trains. Set it to false.")
+            raise ConfigError("run.shard_reader needs a frozen reader. Set it to false.")
         if self.model.reader.quantization is not None:
-            raise ConfigError("run.shard_reader does not go with model.reader.quantization. Leave one of them out.")
+            raise ConfigError("run.shard_reader cannot be combined with model.reader.quantization. Remove one of them.")
         if self.evaluation.sts is not None:
             raise ConfigError(
-                "run.shard_reader does not go with evaluation.sts: one process would call the reader more often than "
-                "the others. Hold out rows instead (data.held_out)."
+                "run.shard_reader cannot be combined with evaluation.sts: one process would call the reader more often "
+                "than the others. Hold out rows instead (data.held_out)."
             )

@@ -1,63 +1,65 @@
-"""Moving a trained model to another reader: the alignment alone is trained, the prompter is not even in memory."""
+"""Transfer of a trained model to another reader: only the alignment is trained, and the prompter is offloaded."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from promptembedder.backbone import BackboneConfig
 from promptembedder.data import Pair
 from promptembedder.errors import ConfigError
-from promptembedder.model import Move, PromptEmbedder, moved_encoder
 from promptembedder.method import AlignmentFit
+from promptembedder.model import PromptEmbedder, TransferConfig, transfer_encoder
+from promptembedder.training.data import TaskData, TrainingData, build_task_data
 from promptembedder.training.recipe import OptimConfig, Recipe, RunConfig
-from promptembedder.training.run import fit_to_texts, held_out_loss, train_model
-from promptembedder.training.data import TaskData, TrainingData, task_data
+from promptembedder.training.run import compute_held_out_loss, fit_whitening_from_data, train_model
 
-__all__ = ["chosen_exit_depth", "move_embedder", "moved_model"]
+__all__ = ["build_transferred_model", "choose_early_exit_fraction", "transfer_to"]
 
-_TEXTS_TO_CARRY = 200  # some thousand places where both readers end a token
-_DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # tried as exits
-_MOST_LOSS = 1.02  # of an exit, times that of all layers
-_ROWS = 96  # of each task, for the loss that chooses among them
+_NUM_FIT_TEXTS = 200  # enough for some thousand positions where the tokens of both readers end
+_CANDIDATE_FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+_MAX_LOSS_RATIO = 1.02  # loss with early exit over loss with all layers
+_MAX_ROWS = 96  # rows of each task on which candidate fractions are compared
 
 
-def moved_model(
+def build_transferred_model(
     model: PromptEmbedder,
-    move: Move,
+    target: TransferConfig,
     data: TrainingData | None = None,
     *,
     also: Sequence[str] = (),
     cache_folder: Path | None = None,
     seed: int = 0,
 ) -> tuple[PromptEmbedder, AlignmentFit]:
-    """`model` on another reader before any training, and how well the spaces fit.
+    """Build `model` on another reader before any training, and measure how well the embedding spaces fit.
 
-    Its prompter is put away: only its trained weights are kept, and what it says to the instructions of `data`.
+    The prompter of the result is offloaded: only its trained weights and its outputs for the instructions of `data`
+    are kept.
 
     Args:
-        data: What it will be trained on; its texts tell what all texts share, and how states of the one reader become
-            states of the other. None for a model that stays as it is.
-        also: Further instructions that it will be asked for while its prompter is away.
+        data: Training data. Its texts fit the whitening and the map from hidden states of the old reader to hidden
+            states of the new reader. If None, both are left as they are.
+        also: Further instructions whose prompter outputs are cached.
 
     Raises:
-        ConfigError: The model has no prompter in memory, or its soft tokens depend on the texts.
-        BackboneError: The reader cannot be loaded, or shares too few strings.
+        ConfigError: If the model has no prompter in memory, or its soft tokens depend on the texts.
+        BackboneError: If the reader cannot be loaded, or its vocabulary shares too few strings with the old one.
     """
     instructions = [*also, *(() if data is None else data.instructions)]
-    texts = [] if data is None else data.sampled_texts(_TEXTS_TO_CARRY, seed=seed)
-    moved = moved_encoder(
-        model.encoder, move, instructions=instructions, texts=texts, cache_folder=cache_folder, seed=seed
+    texts = [] if data is None else data.sample_texts(_NUM_FIT_TEXTS, seed=seed)
+    transferred = transfer_encoder(
+        model.encoder, target, instructions=instructions, texts=texts, cache_folder=cache_folder, seed=seed
     )
-    embedder = PromptEmbedder(modules=[moved.encoder], device=str(model.device))
+    embedder = PromptEmbedder(modules=[transferred.encoder], device=str(model.device))
     embedder.prompts, embedder.default_prompt_name = dict(model.prompts), model.default_prompt_name
     if data is not None:
-        fit_to_texts(moved.encoder, data, seed=seed)
-    return embedder.eval(), moved.fit
+        fit_whitening_from_data(transferred.encoder, data, seed=seed)
+    return embedder.eval(), transferred.fit
 
 
-def move_embedder(
+def transfer_to(
     model: PromptEmbedder,
-    move: Move,
+    reader: str | BackboneConfig,
     data: TrainingData | Sequence[Pair] | None = None,
     *,
     steps: int = 200,
@@ -65,63 +67,72 @@ def move_embedder(
     optim: OptimConfig | None = None,
     seed: int = 0,
 ) -> PromptEmbedder:
-    """`model` on another reader, its alignment trained; both models share the prompter, which does not change.
+    """Transfer `model` to another reader and train its alignment there.
+
+    Both models share the prompter, which does not change. The saved result opens on either reader.
 
     Args:
-        data: Tasks, or pairs of one task that are read under `instructions`.
-        steps: 0 leaves it at its closed form, for which no data is needed.
-        optim: Rates, batch size and the like; its own `steps` are not used.
+        reader: Backbone string or configuration of the new reader.
+        data: Tasks, or pairs of one task.
+        steps: Training steps. 0 keeps the closed-form alignment, which needs no data.
+        instructions: Instructions of the task if `data` is pairs. If empty, the default instruction is used.
+        optim: Learning rates, batch size and schedule. Its field `steps` is ignored.
 
     Raises:
-        ConfigError: Steps without data, or a model that cannot be moved.
-        BackboneError: The reader cannot be loaded, or shares too few strings.
+        ConfigError: If steps are given without data, or the model cannot be transferred.
+        BackboneError: If the reader cannot be loaded, or its vocabulary shares too few strings with the old one.
     """
     if steps and data is None:
         raise ConfigError(f"{steps} steps need data. Give pairs, or steps=0 for the closed form alone.")
     if data is not None and not isinstance(data, TrainingData):
-        wordings = list(instructions) or [model.encoder.settings.default_instruction]
-        data = TrainingData(task_data(data, "pairs", instructions=wordings, seed=seed))
-    moved, _ = moved_model(model, move, data, seed=seed)
+        variants = list(instructions) or [model.encoder.config.default_instruction]
+        data = TrainingData(build_task_data(data, "pairs", instructions=variants, seed=seed))
+    target = TransferConfig(reader=BackboneConfig(source=reader) if isinstance(reader, str) else reader)
+    transferred, _ = build_transferred_model(model, target, data, seed=seed)
     if steps and data is not None:
         with TemporaryDirectory() as scratch:
             recipe = Recipe(
-                model=moved.encoder.settings,
+                model=transferred.encoder.config,
                 optim=dataclasses.replace(optim or OptimConfig(), steps=steps),
                 run=RunConfig(output=scratch, seed=seed, save_every=steps),
             )
-            train_model(moved, data, recipe)
-        moved.encoder.settle()
-    moved.encoder.take_back(model.encoder.prompter)
-    return moved.eval()
+            train_model(transferred, data, recipe)
+        transferred.encoder.compact_alignments_()
+    transferred.encoder.attach_prompter(model.encoder.prompter)
+    return transferred.eval()
 
 
-def chosen_exit_depth(model: PromptEmbedder, data: TrainingData, *, seed: int = 0) -> tuple[float, dict[float, float]]:
-    """At which depth texts can leave the reader: the least whose loss is no more than 2 % above that of all layers.
+def choose_early_exit_fraction(
+    model: PromptEmbedder, data: TrainingData, *, seed: int = 0
+) -> tuple[float, dict[float, float]]:
+    """Set the smallest early-exit fraction whose loss is at most 2 % above the loss with all layers.
 
-    The model has that depth from then on. Depths that it cannot have are not tried. The loss is that of some held-out
-    rows of each task, or of training rows where none are held out.
+    Fractions that the configuration does not allow are skipped. The loss is computed on some held-out rows of each
+    task, or on training rows where none are held out.
 
     Returns:
-        The depth, and the losses of all depths tried.
+        The chosen fraction, and the loss by fraction.
     """
     losses = {}
-    for depth in _DEPTHS:
+    for fraction in _CANDIDATE_FRACTIONS:
         try:
-            model.exit_depth = depth
-        except ConfigError:  # the text's own states are taken deeper
+            model.early_exit_fraction = fraction
+        except ConfigError:  # text pooling takes hidden states of a deeper layer
             continue
-        losses[depth] = _loss(model, data, seed)
-    model.exit_depth = min(depth for depth, loss in losses.items() if loss <= _MOST_LOSS * losses[1.0])
-    return model.exit_depth, losses
+        losses[fraction] = _compute_loss(model, data, seed)
+    allowed = [fraction for fraction, loss in losses.items() if loss <= _MAX_LOSS_RATIO * losses[1.0]]
+    model.early_exit_fraction = min(allowed)
+    return model.early_exit_fraction, losses
 
 
-def _loss(model: PromptEmbedder, data: TrainingData, seed: int) -> float:
-    """Mean contrastive loss over some rows of each task."""
+def _compute_loss(model: PromptEmbedder, data: TrainingData, seed: int) -> float:
+    """Compute the mean contrastive loss over some rows of each task."""
 
-    def some(task: TaskData) -> TaskData:
+    def truncate(task: TaskData) -> TaskData:
         rows = task.train if task.held_out is None else task.held_out
-        return dataclasses.replace(task, held_out=rows.select(range(min(len(rows), _ROWS))))
+        return dataclasses.replace(task, held_out=rows.select(range(min(len(rows), _MAX_ROWS))))
 
     with TemporaryDirectory() as scratch:
-        recipe = Recipe(model=model.encoder.settings, run=RunConfig(output=scratch, seed=seed))
-        return held_out_loss(model, TrainingData({name: some(task) for name, task in data.tasks.items()}), recipe)
+        recipe = Recipe(model=model.encoder.config, run=RunConfig(output=scratch, seed=seed))
+        rows = TrainingData({name: truncate(task) for name, task in data.tasks.items()})
+        return compute_held_out_loss(model, rows, recipe)

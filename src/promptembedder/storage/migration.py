@@ -1,0 +1,35 @@
+"""Names of format 3 and their names in format 4: settings of models and recipes, and tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["RENAMED_SETTINGS", "migrate_settings", "migrate_tensor_name"]
+
+RENAMED_SETTINGS = {
+    "anchor": "init_text",
+    "anchor_learning_rate": "soft_prompt_learning_rate",
+    "deep_every": "deep_prompt_interval",
+    "deep_rank": "deep_prompt_rank",
+    "exit_depth": "early_exit_fraction",
+    "health": "monitor",
+    "held_out_wordings": "held_out_variants",
+    "text_layers": "text_pooling_layer",
+    "text_rank": "whitening_rank",
+    "text_states": "text_cache",
+    "text_weight": "text_pooling_weight",
+    "wordings": "instruction_variants",
+}
+
+_RENAMED_TENSOR_PARTS = {"readout": "text_pooling", "anchor_delta": "soft_prompt_delta", "log_gate": "log_scale"}
+
+
+def migrate_settings(settings: Any) -> Any:
+    """Return nested settings of format 3 under their names of format 4; other values are returned as they are."""
+    if isinstance(settings, Mapping):
+        return {RENAMED_SETTINGS.get(key, key): migrate_settings(value) for key, value in settings.items()}
+    return settings
+
+
+def migrate_tensor_name(name: str) -> str:
+    """Return the name of a tensor in format 4."""
+    return ".".join(_RENAMED_TENSOR_PARTS.get(part, part) for part in name.split("."))

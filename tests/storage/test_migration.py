@@ -1,0 +1,118 @@
+"""Laws of the migration: what format 3 saved opens unchanged, and is saved as format 4."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from promptembedder import PromptEmbedder
+from promptembedder.backbone import RANDOM_MODELS
+from promptembedder.errors import ConfigError
+from promptembedder.model import SELF_TEST_TEXT, load_encoder, read_self_test
+from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest
+from promptembedder.storage.migration import RENAMED_SETTINGS, migrate_settings, migrate_tensor_name
+from promptembedder.training import Recipe
+
+# saved by the last version that wrote format 3, on random:tiny-llama: every renamed setting and tensor is in use
+FORMAT3 = Path(__file__).parent / "format3"
+COMPILED = "Find the same thing"
+USUAL_MODELS = dict(RANDOM_MODELS)  # as they are when this file is imported, before any fixture has run
+
+
+@pytest.fixture(autouse=True)
+def usual_backbones() -> Iterator[None]:
+    """Random weights as other processes have them: `lively_backbones` may have changed those of this process."""
+    changed = dict(RANDOM_MODELS)
+    RANDOM_MODELS.update(USUAL_MODELS)
+    yield
+    RANDOM_MODELS.update(changed)
+
+
+def self_test_vector(model: PromptEmbedder, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The self-test's vector as `model` computes it, and as it was saved in `folder`."""
+    saved = read_self_test(folder)
+    assert saved is not None
+    return model.encode(SELF_TEST_TEXT, prompt=saved.instruction), np.array(saved.vector, dtype=np.float32)
+
+
+def test_model_of_format_3_computes_its_saved_self_test_vector() -> None:
+    computed, saved = self_test_vector(PromptEmbedder.from_pretrained(FORMAT3, device="cpu"), FORMAT3)
+    np.testing.assert_allclose(computed, saved, atol=1e-5)
+
+
+def test_model_of_format_3_serves_its_compiled_instruction_without_a_prompter() -> None:
+    light = PromptEmbedder.from_pretrained(FORMAT3, with_prompter=False, device="cpu")
+    full = PromptEmbedder.from_pretrained(FORMAT3, device="cpu")
+    np.testing.assert_allclose(
+        light.encode(SELF_TEST_TEXT, prompt=COMPILED), full.encode(SELF_TEST_TEXT, prompt=COMPILED), atol=1e-5
+    )
+
+
+def test_model_of_format_3_loads_through_load_encoder() -> None:
+    computed, saved = self_test_vector(load_encoder(str(FORMAT3), device="cpu").model, FORMAT3)
+    np.testing.assert_allclose(computed, saved, atol=1e-5)
+
+
+def test_settings_of_format_3_keep_their_values_under_their_new_names() -> None:
+    saved = json.loads((FORMAT3 / MANIFEST_NAME).read_text(encoding="utf-8"))["config"]
+    config = read_manifest(FORMAT3).config
+    assert config["prompter"]["init_text"] == saved["prompter"]["anchor"] == "Embed the text"
+    assert {new: config[new] for old, new in RENAMED_SETTINGS.items() if old in saved} == {
+        "deep_prompt_interval": 1,
+        "deep_prompt_rank": 2,
+        "early_exit_fraction": 0.7,
+        "text_pooling_weight": 0.5,
+        "text_pooling_layer": 1,
+        "whitening_rank": 2,
+    }
+
+
+def test_model_of_format_3_saved_again_is_of_format_4_and_equal(tmp_path: Path) -> None:
+    model = PromptEmbedder.from_pretrained(FORMAT3, device="cpu")
+    model.save(str(tmp_path / "again"), create_model_card=False)
+    text = (tmp_path / "again" / MANIFEST_NAME).read_text(encoding="utf-8")
+    assert json.loads(text)["format"] == 4
+    for old in RENAMED_SETTINGS:
+        assert f'"{old}":' not in text
+    for file in ("alignment.safetensors", "prompter.safetensors"):
+        with safe_open(tmp_path / "again" / file, framework="pt") as tensors:
+            for name in list(tensors.keys()):
+                assert name == migrate_tensor_name(name)
+    again = PromptEmbedder.from_pretrained(tmp_path / "again", device="cpu")
+    for instruction in (COMPILED, "Say what it is about"):
+        np.testing.assert_array_equal(
+            again.encode(SELF_TEST_TEXT, prompt=instruction), model.encode(SELF_TEST_TEXT, prompt=instruction)
+        )
+
+
+def test_migration_is_idempotent_and_leaves_other_values_alone() -> None:
+    old = {"prompter": {"anchor": "a"}, "exit_depth": 0.5, "pooling": "last", "reader": None}
+    new = {"prompter": {"init_text": "a"}, "early_exit_fraction": 0.5, "pooling": "last", "reader": None}
+    assert migrate_settings(old) == new == migrate_settings(new)
+    assert migrate_tensor_name("readout.centre") == "text_pooling.centre"
+    assert migrate_tensor_name("head.weight") == "head.weight"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"model": {"exit_depth": 0.7}}, "setting 'model.exit_depth' has been renamed. Use 'early_exit_fraction'"),
+        (
+            {"model": {"prompter": {"anchor": "a"}}},
+            "'model.prompter.anchor' has been renamed. Use 'init_text' instead.",
+        ),
+        ({"optim": {"anchor_learning_rate": 1e-3}}, "Use 'soft_prompt_learning_rate' instead."),
+        ({"health": {}}, "setting 'health' has been renamed. Use 'monitor' instead."),
+        ({"text_states": {}}, "setting 'text_states' has been renamed. Use 'text_cache' instead."),
+        ({"data": {"held_out_wordings": 1}}, "Use 'held_out_variants' instead."),
+        ({"baseline": {"wordings": []}}, "Use 'instruction_variants' instead."),
+    ],
+)
+def test_renamed_recipe_key_gives_one_line_with_the_new_name(recipe: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Recipe, recipe)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
