@@ -14,9 +14,8 @@ __all__ = ["commands", "on_files", "page"]
 _INTRODUCTION = """# Commands
 
 `promptembedder COMMAND --help` prints the same. Every option with a value can also be set in the environment, as
-`PROMPTEMBEDDER_COMMAND_OPTION`, or in a YAML file (`--config`). A flag overrides the
-environment, which overrides the file.
-A usage error is one line on stderr and exit code 2.
+`PROMPTEMBEDDER_COMMAND_OPTION`, or in a YAML file (`--config`). A flag overrides the environment, and the
+environment overrides the file. A usage error is one line on stderr and exit code 2.
 
 Every command has `--json` (one JSON object as the last line of stdout; messages go to stderr), `--config` and `--help`.
 """
@@ -43,6 +42,8 @@ def _leaves(words: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield words, command
         return
     for name, child in command.commands.items():
+        if child.hidden:  # a deprecated alias
+            continue
         yield from _leaves(f"{words} {name}", child)
 
 

@@ -19,7 +19,7 @@ INSTRUCTIONS = ["Group reviews by the product", "Group reviews by whether the wr
 
 
 def main(name: str) -> None:
-    """Print the clusters; one pass over the texts serves both instructions."""
+    """Print the clusters under both instructions, from one prefill of the texts."""
     known = Path(name).is_dir()
     model = PromptEmbedder.from_pretrained(name) if known else PromptEmbedder.create(prompter=name)
     for instruction, vectors in zip(INSTRUCTIONS, model.encode_instructions(TEXTS, INSTRUCTIONS), strict=True):

@@ -1,4 +1,4 @@
-"""Texts that say the same, as pairs and as groups: python examples/duplicates.py MODEL_FOLDER_OR_BACKBONE."""
+"""Duplicate texts as pairs and as groups: python examples/duplicates.py MODEL_FOLDER_OR_BACKBONE."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ TEXTS = [
 
 
 def main(name: str) -> None:
-    """Print the three likeliest pairs, then the groups."""
+    """Print the three most similar pairs, then the groups."""
     known = Path(name).is_dir()
     model = PromptEmbedder.from_pretrained(name) if known else PromptEmbedder.create(prompter=name)
     vectors = torch.tensor(model.encode(TEXTS, prompt="Retrieve questions that ask the same"))

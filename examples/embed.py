@@ -1,4 +1,4 @@
-"""Vectors of three texts under an instruction: python examples/embed.py MODEL_FOLDER_OR_BACKBONE."""
+"""Embed three texts under an instruction: python examples/embed.py MODEL_FOLDER_OR_BACKBONE."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ TEXTS = ["The river burst its banks.", "Flooding closed the road.", "The recipe 
 
 
 def main(name: str) -> None:
-    """Print how alike the texts are."""
+    """Print the similarities of the texts."""
     known = Path(name).is_dir()
     model = PromptEmbedder.from_pretrained(name) if known else PromptEmbedder.create(prompter=name)
     vectors = model.encode(TEXTS, prompt="Represent the topic of the text")

@@ -1,4 +1,4 @@
-"""The texts that the examples search in."""
+"""Texts for the search examples."""
 
 __all__ = ["NOTES"]
 

@@ -1,4 +1,4 @@
-"""Questions answered from a LanceDB table, with LangChain; offline.
+"""Answer questions from a LanceDB table with LangChain, offline.
 
 Run: python examples/rag_langchain_lancedb.py [MODEL].
 
@@ -26,7 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
     table = lancedb.connect(folder).create_table("notes", rows)
 
     def found(question: str) -> list[str]:
-        """The two nearest notes."""
+        """Return the two nearest notes."""
         query = embeddings.embed_query(question)
         return [row["text"] for row in table.search(query).distance_type("cosine").limit(2).to_list()]
 

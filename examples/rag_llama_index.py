@@ -1,4 +1,4 @@
-"""Questions answered from an index of LlamaIndex; offline.
+"""Answer questions from a LlamaIndex index, offline.
 
 Run: python examples/rag_llama_index.py [MODEL].
 

@@ -1,4 +1,4 @@
-"""Semantic search, queries and documents under words of their own: python examples/search.py MODEL_OR_BACKBONE."""
+"""Semantic search with one instruction for queries, one for documents: python examples/search.py MODEL_OR_BACKBONE."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ DOCUMENTS = [
 
 
 def main(name: str) -> None:
-    """Print the two best documents of each question."""
+    """Print the two best documents for each question."""
     known = Path(name).is_dir()
     model = PromptEmbedder.from_pretrained(name) if known else PromptEmbedder.create(prompter=name)
     model.prompts = {"query": "Find the text that answers the question", "document": "Represent the text for retrieval"}

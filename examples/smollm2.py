@@ -1,4 +1,4 @@
-"""SmolLM2 as it is, to answer from what was found: the same frozen LLM that reads the texts, with its output layer."""
+"""Answer generation with SmolLM2, the LLM that is also the reader, with its LM head."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +14,7 @@ def _smollm2() -> Backbone:
 
 
 def answer(question: str, found: Sequence[str], *, max_new_tokens: int = 40) -> str:
-    """What SmolLM2 says to the question when it is shown the texts. 135M parameters: it is often wrong."""
+    """Generate an answer to the question from the texts. The model has 135M parameters and is often wrong."""
     backbone = _smollm2()
     tokenizer = backbone.tokenizer.hf
     notes = "\n".join(found)

@@ -1,4 +1,4 @@
-"""Hard negatives, then vectors that can be cut short: python examples/train_matryoshka.py MODEL_OR_BACKBONE [OUTPUT].
+"""Train with mined hard negatives and Matryoshka loss: python examples/train_matryoshka.py MODEL_OR_BACKBONE [OUTPUT].
 
 All of it sentence-transformers' own: mining, loss, trainer, evaluator. `PromptEmbedderTrainer` takes the same arguments
 and embeds all columns of a step in one pass, logs the soft tokens' health, and goes on after a kill.
@@ -24,7 +24,7 @@ PAIRS = {
 
 
 def main(name: str, output: str = "runs/matryoshka") -> None:
-    """Train two steps and print what vectors of half the width are worth."""
+    """Train two steps and print the score of embeddings with half the dimension."""
     known = Path(name).is_dir()
     model = PromptEmbedder.from_pretrained(name) if known else PromptEmbedder.create(prompter=name)
     mined = mine_hard_negatives(

@@ -59,7 +59,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return _built(folder, umask=0o077)
 
 
-def test_other_dates_modes_and_places_give_the_same_bytes(archives: dict[str, Path], tmp_path: Path) -> None:
+def test_archives_do_not_depend_on_dates_modes_or_location(archives: dict[str, Path], tmp_path: Path) -> None:
     others = _built(_copied(tmp_path / "somewhere-else", mode=0o664, seconds=1_500_000_000), umask=0o002)
     assert archives.keys() == others.keys() == {".whl", ".gz"}
     assert {suffix: _sha256(path) for suffix, path in archives.items()} == {
@@ -67,13 +67,13 @@ def test_other_dates_modes_and_places_give_the_same_bytes(archives: dict[str, Pa
     }
 
 
-def test_the_sdist_builds_the_wheel_of_the_tree(archives: dict[str, Path], tmp_path: Path) -> None:
+def test_sdist_builds_the_same_wheel_as_the_tree(archives: dict[str, Path], tmp_path: Path) -> None:
     with tarfile.open(archives[".gz"]) as archive:
         archive.extractall(tmp_path, filter="data")
     assert _sha256(_built(tmp_path / NAME, umask=0o022, target="wheel")[".whl"]) == _sha256(archives[".whl"])
 
 
-def test_the_wheel_holds_the_package_its_licence_and_its_metadata(archives: dict[str, Path]) -> None:
+def test_wheel_contains_package_licence_and_metadata(archives: dict[str, Path]) -> None:
     with zipfile.ZipFile(archives[".whl"]) as wheel:
         names = {name for name in wheel.namelist() if not name.endswith("/")}
     source = ROOT / "src"
@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_its_licence_and_its_metadata(archives: dict
     assert {f"promptembedder/{name}" for name in ("py.typed", "models/model_card.md.jinja", "server/home.html")} < names
 
 
-def test_the_wheel_asks_for_what_the_project_declares(archives: dict[str, Path]) -> None:
+def test_wheel_requires_the_declared_dependencies(archives: dict[str, Path]) -> None:
     with zipfile.ZipFile(archives[".whl"]) as wheel:
         metadata = email.message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     needed = {Requirement(line) for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
@@ -95,7 +95,7 @@ def test_the_wheel_asks_for_what_the_project_declares(archives: dict[str, Path])
     assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["project"]["optional-dependencies"])
 
 
-def test_the_sdist_holds_what_the_tests_need_and_no_leftovers(archives: dict[str, Path]) -> None:
+def test_sdist_contains_the_files_of_the_tests_and_no_caches(archives: dict[str, Path]) -> None:
     with tarfile.open(archives[".gz"]) as archive:
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
     assert {"pyproject.toml", "constraints.txt", "tests/conftest.py", "LICENSE", "SECURITY.md"} < names

@@ -1,4 +1,4 @@
-"""The examples run, and find what must be found."""
+"""Examples run and print the expected results."""
 
 import runpy
 import sys
@@ -27,12 +27,12 @@ EXPECTED = {
 }
 
 
-def test_each_example_is_tested() -> None:
+def test_every_example_has_expected_output() -> None:
     assert EXPECTED.keys() == {path.name for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_on_a_backbone(
+def test_example_runs_on_a_backbone(
     path: Path,
     new_model: "Callable[..., PromptEmbedder]",
     tmp_path: Path,
@@ -46,12 +46,12 @@ def test_an_example_runs_on_a_backbone(
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.syspath_prepend(path.parent)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # foreign ones about tiny data; an example is not run as strictly as a test
+        warnings.simplefilter("ignore")  # of third-party libraries, about tiny data
         runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
-    for said in EXPECTED[path.name]:
-        assert said in printed
-    if path.stem.startswith("rag"):  # SmolLM2 once said nothing, asked without its chat template
+    for text in EXPECTED[path.name]:
+        assert text in printed
+    if path.stem.startswith("rag"):  # without its chat template SmolLM2 returned an empty answer
         assert len(printed.split("answer:   ")[1].split()) > 3
     if "train" in path.stem:
         assert (tmp_path / "final" / "promptembedder.json").is_file()

@@ -26,14 +26,14 @@ def _declared() -> dict[str, Requirement]:
     return {line: Requirement(line) for line in lines}
 
 
-def test_whatever_the_project_names_has_a_pin_that_fits() -> None:
+def test_declared_dependencies_have_matching_pins() -> None:
     unpinned = [line for line, need in _declared().items() if canonicalize_name(need.name) not in PINS]
     assert unpinned == []
     wrong = [line for line, need in _declared().items() if PINS[canonicalize_name(need.name)] not in need.specifier]
     assert wrong == []
 
 
-def test_installed_distributions_have_the_pinned_versions() -> None:
+def test_installed_versions_equal_the_pins() -> None:
     """A local part, as in 2.13.0+cpu, says which build of that version it is."""
     installed = {
         canonicalize_name(found.metadata["Name"]): Version(found.version).public

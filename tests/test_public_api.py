@@ -17,7 +17,7 @@ PACKAGES = [
 ]
 
 
-def test_the_top_level_names_are_these() -> None:
+def test_top_level_names() -> None:
     assert promptembedder.__all__ == [
         "BackboneConfig",
         "ModelConfig",
@@ -28,7 +28,7 @@ def test_the_top_level_names_are_these() -> None:
     assert dir(promptembedder) == promptembedder.__all__
 
 
-def test_a_top_level_name_is_the_one_of_its_package() -> None:
+def test_top_level_names_are_those_of_their_packages() -> None:
     from promptembedder.backbone import BackboneConfig
     from promptembedder.method import ModelConfig, PrompterConfig
     from promptembedder.model import PromptEmbedder
@@ -38,13 +38,13 @@ def test_a_top_level_name_is_the_one_of_its_package() -> None:
     assert [getattr(promptembedder, name) for name in promptembedder.__all__] == named
 
 
-def test_another_top_level_name_does_not_exist() -> None:
+def test_unknown_top_level_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'promptembedder' has no attribute 'Nothing'"):
         _ = promptembedder.Nothing
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_listed_name_exists_once(package: str) -> None:
+def test_names_in_all_exist_and_are_unique(package: str) -> None:
     module = importlib.import_module(package)
     names = getattr(module, "__all__", [])
     assert len(set(names)) == len(names)
@@ -52,21 +52,21 @@ def test_every_listed_name_exists_once(package: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["promptembedder", "promptembedder.cli.app"])
-def test_importing_the_package_or_its_commands_costs_nothing(module: str) -> None:
+def test_importing_package_or_commands_does_not_import_torch(module: str) -> None:
     program = f"import sys, {module}; print({{'torch', 'transformers', 'numpy'}} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert (answer.stdout.strip(), answer.stderr) == ("set()", "")
 
 
 @pytest.mark.parametrize("module", ["promptembedder.backbone.load", "promptembedder.training"])
-def test_importing_transformers_and_torchao_prints_nothing(module: str) -> None:
+def test_import_with_torchao_installed_prints_nothing(module: str) -> None:
     """The import used to log "Failed to load ..." for its GPU kernels, and torch a note on pytrees."""
     program = f"import {module}, logging; print(logging.getLogger('torchao').level)"
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     assert (result.stdout.strip(), result.stderr) == ("0", "")
 
 
-def test_errors_are_one_small_tree() -> None:
+def test_errors_form_one_tree() -> None:
     kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert len(kinds) == len([name for name in errors.__all__ if name[0].isupper()]) >= 8
     assert all(issubclass(kind, errors.PromptEmbedderError) for kind in kinds)

@@ -28,7 +28,7 @@ def bill(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "sbom.json").read_text(encoding="utf-8"))
 
 
-def test_every_dependency_is_listed_as_it_is_installed(bill: dict[str, Any]) -> None:
+def test_bill_lists_every_installed_dependency(bill: dict[str, Any]) -> None:
     listed = {component["name"]: component["version"] for component in bill["components"]}
     needed = [Requirement(line) for line in importlib.metadata.requires("promptembedder") or []]
     names = {canonicalize_name(need.name) for need in needed if need.marker is None}
@@ -37,17 +37,17 @@ def test_every_dependency_is_listed_as_it_is_installed(bill: dict[str, Any]) -> 
     assert all(component["licenses"] for component in bill["components"])
 
 
-def test_what_only_developers_need_is_not_listed(bill: dict[str, Any]) -> None:
+def test_bill_omits_development_dependencies(bill: dict[str, Any]) -> None:
     listed = {component["name"] for component in bill["components"]}
     assert not listed & {"pytest", "mypy", "ruff", "hatchling", "promptembedder"}
     assert bill["metadata"]["component"]["name"] == "promptembedder"
 
 
-def test_each_distribution_listed_is_needed_by_another(bill: dict[str, Any]) -> None:
+def test_every_listed_distribution_is_required_by_another(bill: dict[str, Any]) -> None:
     needed = {ref for entry in bill["dependencies"] for ref in entry.get("dependsOn", [])}
     assert {component["bom-ref"] for component in bill["components"]} == needed
 
 
-def test_the_pins_beside_it_are_of_the_same_distributions(folder: Path, bill: dict[str, Any]) -> None:
+def test_bill_and_pins_list_the_same_distributions(folder: Path, bill: dict[str, Any]) -> None:
     pins = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     assert pins == [f"{component['name']}=={component['version']}" for component in bill["components"]]

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.offline.measure import MeasureConfig, StageError
 from benchmarks.offline.packages import ROOT
 from promptembedder.errors import PromptEmbedderError
-from promptembedder.storage import machine_facts, versions, write_text
+from promptembedder.storage import describe_machine, versions, write_text
 
 __all__ = ["StageResult", "main", "require_memory", "run_stage"]
 
@@ -36,7 +36,7 @@ class StageResult:
             "command": _command(stage, config),
             "device": config.device,
             "driver": _driver(),
-            "machine": machine_facts(),
+            "machine": describe_machine(),
             "versions": versions(),
             "parts": {},
         }
@@ -297,7 +297,7 @@ def main(arguments: list[str]) -> int:
     started = time.perf_counter()
     try:
         if stage == "machine":
-            report = {"machine": machine_facts(), "versions": versions()}
+            report = {"machine": describe_machine(), "versions": versions()}
             write_text(Path(config.output) / "machine.json", json.dumps(report, indent=1) + "\n")
         else:
             run_stage(stage, config, overwrite="--overwrite" in arguments)

@@ -109,7 +109,7 @@ def names_of(corpus: DocstringCorpus) -> list[str]:
     return sorted(name_of(pair) for pair in corpus.train + corpus.test)
 
 
-def test_packages_are_walked_and_tests_and_foreign_code_are_not(
+def test_corpus_includes_packages_and_excludes_tests_and_third_party_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skipped = ["test", "site-packages", "idlelib", "encodings"]
@@ -292,7 +292,7 @@ def test_a_search_task_holds_the_answer_of_every_query_among_test_documents(corp
 
 def test_more_than_there_is_cannot_be_asked_for(corpus: DocstringCorpus) -> None:
     available = corpus.counts
-    with pytest.raises(ConfigError, match=f"there are {available['train']}. Ask for 1 to {available['train']}"):
+    with pytest.raises(ConfigError, match=f"there are {available['train']}. Choose 1 to {available['train']}"):
         sample_training_pairs(corpus, available["train"] + 1, seed=0)
     with pytest.raises(ConfigError, match="cannot take 0 training pairs"):
         sample_training_pairs(corpus, 0, seed=0)

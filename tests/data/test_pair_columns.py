@@ -45,7 +45,7 @@ def test_columns_that_could_be_anything_are_asked_for(header: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("header", ["a,b," + "x" * 5000, ",".join(f"c{n}" for n in range(9000))], ids=["long", "many"])
-def test_columns_of_a_stranger_do_not_fill_the_message(header: str, tmp_path: Path) -> None:
+def test_error_lists_a_limited_number_of_printable_columns(header: str, tmp_path: Path) -> None:
     """A name of five thousand letters was repeated whole."""
     path = written(tmp_path, header, header)
     with pytest.raises(DataError) as refused:

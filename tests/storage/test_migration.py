@@ -102,7 +102,7 @@ def test_migration_is_idempotent_and_leaves_other_values_alone() -> None:
         ({"model": {"exit_depth": 0.7}}, "setting 'model.exit_depth' has been renamed. Use 'early_exit_fraction'"),
         (
             {"model": {"prompter": {"anchor": "a"}}},
-            "'model.prompter.anchor' has been renamed. Use 'init_text' instead.",
+            "'model.prompter.anchor' has been renamed. Use 'init_text'",
         ),
         ({"optim": {"anchor_learning_rate": 1e-3}}, "Use 'soft_prompt_learning_rate' instead."),
         ({"health": {}}, "setting 'health' has been renamed. Use 'monitor' instead."),

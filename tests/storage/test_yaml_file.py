@@ -1,4 +1,4 @@
-"""YAML that a stranger wrote: plain values, or one clear error, soon."""
+"""Laws of untrusted YAML: plain values or one clear error, in bounded time."""
 
 import time
 from pathlib import Path

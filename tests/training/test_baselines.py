@@ -187,7 +187,7 @@ def test_a_run_moves_what_trains_and_saves_it(kind: str, baseline_recipe: Callab
     assert [step for step, _ in losses_of(recipe)] == [1, 2, 3]
     texts = ["a red house", "the river is cold"]
     opened = load_encoder(str(result.output), device="cpu")
-    for words in ("Find it", "what nobody asked", None):
+    for words in ("Find it", "an unseen instruction", None):
         np.testing.assert_array_equal(opened.model.encode(texts, prompt=words), model.encode(texts, prompt=words))
 
 

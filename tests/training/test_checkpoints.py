@@ -105,19 +105,19 @@ def test_weights_that_are_not_finite_are_not_saved(recipe_of: Callable[..., Reci
 
 
 def test_soft_tokens_out_of_bounds_stop_a_run(recipe_of: Callable[..., Recipe]) -> None:
-    health = MonitorConfig(patience=2, max_norm_ratio=1e-9, min_norm_ratio=0.0)
+    monitor = MonitorConfig(patience=2, max_norm_ratio=1e-9, min_norm_ratio=0.0)
     with pytest.raises(
         TrainingStoppedError, match=r"step 2: soft_token_norm_ratio is .*, out of 0 to 1e-09 for 2 steps"
     ):
-        _run(dataclasses.replace(recipe_of(steps=4, save_every=10), health=health))
+        _run(dataclasses.replace(recipe_of(steps=4, save_every=10), monitor=monitor))
 
 
 def test_a_gradient_out_of_bounds_stops_after_the_patience_and_not_before() -> None:
-    health = DivergenceMonitor(MonitorConfig(patience=3), check_entropy=True, last_good=lambda: Path("checkpoint-7"))
+    monitor = DivergenceMonitor(MonitorConfig(patience=3), check_entropy=True, last_good=lambda: Path("checkpoint-7"))
     for step, norm in enumerate([1e9, 1e9, 1.0, 1e9, 1e9], start=1):
-        health.check_gradient(norm, step=step)
+        monitor.check_gradient(norm, step=step)
     with pytest.raises(TrainingStoppedError, match=re.escape("step 6: the gradient's norm is 1e+09")) as stopped:
-        health.check_gradient(1e9, step=6)
+        monitor.check_gradient(1e9, step=6)
     assert "The last good checkpoint is checkpoint-7." in str(stopped.value)
     DivergenceMonitor(
         MonitorConfig(bounds=False, patience=1), check_entropy=True, last_good=lambda: None
@@ -126,14 +126,14 @@ def test_a_gradient_out_of_bounds_stops_after_the_patience_and_not_before() -> N
 
 def test_collapsed_soft_tokens_stop_a_run_and_chosen_tokens_need_no_entropy() -> None:
     config = MonitorConfig(patience=1)
-    health = DivergenceMonitor(config, check_entropy=True, last_good=lambda: None)
+    monitor = DivergenceMonitor(config, check_entropy=True, last_good=lambda: None)
     for name, value in (
         ("soft_token_cosine", 1.0),
         ("soft_token_entropy", 0.0),
         ("soft_token_norm_ratio", float("nan")),
     ):
         with pytest.raises(TrainingStoppedError, match=f"step 5: {name} is"):
-            health.check_soft_tokens({name: value}, step=5)
+            monitor.check_soft_tokens({name: value}, step=5)
     DivergenceMonitor(config, check_entropy=False, last_good=lambda: None).check_soft_tokens(
         {"soft_token_entropy": 0.0}, step=5
     )

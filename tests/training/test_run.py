@@ -147,7 +147,7 @@ def test_each_learning_rate_reaches_its_parameters(recipe_of: Callable[..., Reci
     for name, rates in seen.items():
         if any(part in name for part in (".alignment.", ".deep.")):
             assert rates == {optim.alignment_learning_rate}, name
-        elif "anchor" in name or "log_scale" in name:
+        elif "soft_prompt" in name or "log_scale" in name:
             assert rates == {optim.soft_prompt_learning_rate}, name
         else:
             assert rates == {optim.learning_rate}, name

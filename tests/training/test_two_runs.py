@@ -1,4 +1,4 @@
-"""Two processes that train into one folder: the second is refused, and told by whom."""
+"""Laws of the folder lock: a second process that trains into the folder is refused with the name of the first."""
 
 import os
 import signal
