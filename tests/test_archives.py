@@ -84,7 +84,7 @@ def test_wheel_contains_package_licence_and_metadata(archives: dict[str, Path]) 
     }
     described = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")}
     assert names == package | described | {f"{NAME}.dist-info/licenses/LICENSE"}
-    assert {f"promptembedder/{name}" for name in ("py.typed", "models/model_card.md.jinja", "server/home.html")} < names
+    assert {f"promptembedder/{name}" for name in ("py.typed", "model/model_card.md.jinja", "server/home.html")} < names
 
 
 def test_wheel_requires_the_declared_dependencies(archives: dict[str, Path]) -> None:

@@ -55,7 +55,7 @@ READERS = {
 def made_reader(name: str, folder: Path, resources: ExitStack) -> FuzzedReader:
     """The reader of this name, with its files in `folder`; what it starts ends with `resources`."""
     module, function = READERS[name]
-    make = getattr(importlib.import_module(f"promptembedder.benchmarks.reliability_fuzz_{module}"), function)
+    make = getattr(importlib.import_module(f"benchmarks.faults.fuzz_{module}"), function)
     needs = inspect.signature(make).parameters
     made: FuzzedReader = make(folder, resources) if "resources" in needs else make(folder)
     return made

@@ -69,7 +69,7 @@ def test_a_saved_model_opens_either_way_and_is_saved_with_what_it_was_trained_on
 def test_what_cannot_be_quantised_is_refused(new_backbone: NewBackbone) -> None:
     with pytest.raises(ConfigError, match="unknown quantization 'int3'. Use int8, or leave it out"):
         BackboneConfig(quantization="int3")
-    with pytest.raises(ConfigError, match="prompter.backbone.quantization is for weights that nothing trains"):
+    with pytest.raises(ConfigError, match="prompter.backbone.quantization is for frozen weights only"):
         PrompterConfig(backbone=BackboneConfig(quantization="int8"))
     with pytest.raises(BackboneError, match=r"gpt2 has no torch.nn.Linear layers, so int8 does nothing"):
         load_backbone(BackboneConfig(source="random:tiny-gpt2", dtype="float32", quantization="int8"), head=False)

@@ -159,7 +159,7 @@ def test_invalid_corpus_options_are_one_line_errors(
     out = tmp_path / "out"
     assert "is one file. Give a folder" in refused("embed", saved_model, corpus, "-o", "v.parquet", "--engine", "ray")
     assert "engine must be local or ray" in refused("embed", saved_model, corpus, "-o", out, "--engine", "spark")
-    assert "has the type 'date'" in refused("embed", saved_model, corpus, "-o", out, "--keep", "day:date")
+    assert "has the unknown type 'date'" in refused("embed", saved_model, corpus, "-o", out, "--keep", "day:date")
     assert "stands for no file" in refused("embed", saved_model, tmp_path / "*.csv", "-o", out)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)

@@ -178,7 +178,7 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
         ((vectors, "--table", table, "--add", "--overwrite"), "Give one of the two"),
         ((vectors, "--table", table, "--add", "--exact-below", "5"), "applies only to a new table"),
         ((dated, "--table", table, *texts), "is a table already"),
-        ((dated, "--table", tmp_path, *texts, "--overwrite"), "holds other things"),
+        ((dated, "--table", tmp_path, *texts, "--overwrite"), "contains files that are not a table"),
         ((dated, *new), "no Parquet file that can be read"),
         ((vectors, *new), "several columns of vectors"),
         ((vectors, *new, *texts), "already contains vectors. Omit --model"),

@@ -75,8 +75,8 @@ def test_bad_input_is_one_line_with_the_mend(
 ) -> None:
     assert "contains no readable metrics.jsonl" in refused("plot", "training", tmp_path)
     other = write(tmp_path / "other.json", {"runs": [{"reader": "a"}]})
-    assert "python -m benchmarks quality wrote" in refused("plot", "quality", other)
-    assert "python -m benchmarks transfer wrote" in refused("plot", "moves", tmp_path / "nowhere.json")
+    assert "written by python -m benchmarks quality" in refused("plot", "quality", other)
+    assert "written by python -m benchmarks transfer" in refused("plot", "moves", tmp_path / "nowhere.json")
     strange = tmp_path / "texts.xyz"
     strange.write_text("?", encoding="utf-8")
     assert "texts.xyz" in refused("plot", "similarity", saved_model, strange)

@@ -152,7 +152,7 @@ def test_an_exit_is_chosen_by_loss_or_named(saved_model: Path, pairs: Path, tmp_
         (("--steps", 0, "--early-exit-fraction", "last"), "must be a number in (0, 1] or auto, got 'last'"),
         (("--steps", 0, "--early-exit-fraction", "0"), "early_exit_fraction must be above 0 and at most 1, got 0.0"),
         (("--steps", 0, "--start", "magic"), "unknown alignment start 'magic'"),
-        (("--steps", 5, "--data", "m.json", "--instruction", "x"), "a mixture brings its own instructions"),
+        (("--steps", 5, "--data", "m.json", "--instruction", "x"), "a mixture contains its instructions"),
         (("--steps", 5, "--data", "nowhere.jsonl", "--instruction", "x"), "nowhere.jsonl"),
     ],
 )

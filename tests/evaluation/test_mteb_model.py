@@ -134,7 +134,7 @@ def test_mtebs_own_checks_pass(new_model: Callable[..., PromptEmbedder], monkeyp
 def test_what_is_no_saved_model_is_refused(tmp_path: Path, new_model: Callable[..., PromptEmbedder]) -> None:
     with pytest.raises(ModelFormatError, match="is not a saved model"):
         model_meta(tmp_path)
-    with pytest.raises(ConfigError, match="mteb wants names of the form owner/name, got 'mine'"):
+    with pytest.raises(ConfigError, match="mteb needs a name of the form owner/name, got 'mine'"):
         model_meta(new_model(), name="mine")
 
 

@@ -31,9 +31,9 @@ def test_one_subset_can_be_asked_for() -> None:
     ("name", "message"),
     [
         ("Banking77Clasification", "mteb has no task 'Banking77Clasification'. Did you mean Banking77Classification"),
-        ("qqqqqqqqqq", "mteb has no task 'qqqqqqqqqq'. Give a name of mteb's"),
+        ("qqqqqqqqqq", "mteb has no task 'qqqqqqqqqq'. Give the name of an mteb task"),
         ("AmazonCounterfactualClassification (xx)", "has no subset 'xx'. It has: en-ext, en, de, ja"),
-        ("CIFAR10ZeroShot", "is about text, image; only texts"),
+        ("CIFAR10ZeroShot", "has the modalities text, image; only text is supported"),
     ],
 )
 def test_an_unknown_name_is_refused_in_one_line(name: str, message: str) -> None:

@@ -223,7 +223,7 @@ def test_an_undefined_score_is_refused(tasks: dict[str, EvaluationTask]) -> None
         def encode(self, inputs: list[str], *, prompt: str | None = None, batch_size: int = 32, **_: Any) -> np.ndarray:
             return np.ones((len(inputs), 3), dtype=np.float32)
 
-    with pytest.raises(DataError, match="Alike: cosine_spearman is undefined. Are all vectors alike"):
+    with pytest.raises(DataError, match="Alike: cosine_spearman is undefined. Check that the vectors differ"):
         score_of(Constant(), tasks["Alike"])
 
 

@@ -46,5 +46,5 @@ def test_pairs_ask_different_things_of_the_same_texts_the_one_of_fewer_labels_fi
 
 
 def test_one_instruction_cannot_be_told_from_itself(encoder: Any, tasks: dict[str, EvaluationTask]) -> None:
-    with pytest.raises(ConfigError, match="have one instruction, 'attend to the first word'"):
+    with pytest.raises(ConfigError, match="have the same instruction, 'attend to the first word'"):
         instruction_steering(encoder, tasks["First"], tasks["First"])

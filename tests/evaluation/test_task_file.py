@@ -74,7 +74,7 @@ def test_a_subset_and_a_label_field_choose_rows_and_labels(change_task: ChangeTa
         ("Alike", {"split": "dev"}, "every 'score' is"),
         ("Alike", {"subset": "en"}, "has no row of subset 'en'"),
         ("Alike", {"label_field": "split"}, "'split' contains 'test', not a number"),
-        ("Same", {"label_field": "score"}, "must be 1 or 0, and both occur"),
+        ("Same", {"label_field": "score"}, "must be 1 or 0, and both must occur"),
         ("First", {"train_split": None}, "lacks train_split"),
         ("First", {"train_split": "learn"}, "has no row of split 'learn'"),
         ("First", {"label_field": "split"}, "every 'split' is 'test'"),

@@ -352,7 +352,7 @@ def test_a_text_that_comes_twice_in_a_step_is_read_once(new_model: NewModel, mon
         read.append(len(ids))
         return prefill(decoder, ids, mask, **options)
 
-    monkeypatch.setattr("promptembedder.method.soft_token_encoder.read_text", counted)
+    monkeypatch.setattr("promptembedder.method.soft_token_encoder.prefill", counted)
     columns = [
         model.preprocess(["red car", "blue", "red car"], prompt="find"),
         model.preprocess(["blue", "a much longer text about an old house"], prompt="tell"),

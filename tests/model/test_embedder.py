@@ -50,7 +50,7 @@ def test_each_text_is_read_once_however_many_instructions_there_are(
     model: PromptEmbedder, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    prefill = soft_token_encoder.read_text
+    prefill = soft_token_encoder.prefill
 
     def counted(decoder: object, ids: torch.Tensor, mask: torch.Tensor, **options: object) -> object:
         read.append(len(ids))

@@ -17,7 +17,7 @@ import multiprocessing
 import numpy as np
 import torch
 from promptembedder.backbone import BackboneConfig
-from promptembedder.model import ModelConfig, PromptEmbedder, PrompterConfig
+from promptembedder import ModelConfig, PromptEmbedder, PrompterConfig
 
 backbone = BackboneConfig(source="random:tiny-llama", dtype="float32", layers=2)
 config = ModelConfig(prompter=PrompterConfig(backbone=backbone, lora_rank=4), reader=backbone)

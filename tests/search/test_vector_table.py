@@ -284,7 +284,7 @@ def test_overwriting_takes_the_place_of_a_table_and_of_nothing_else(
 ) -> None:
     create_table(tmp_path / "table", rows)
     other = ListedRows(clustered(7, dim=5))
-    with pytest.raises(DataError, match="is a table already. Say --add or --overwrite"):
+    with pytest.raises(DataError, match="is a table already. Use --add or --overwrite"):
         create_table(tmp_path / "table", other)
     table = create_table(tmp_path / "table", other, overwrite=True)
     assert (table.rows, table.dim, table.metadata) == (7, 5, {})
@@ -358,8 +358,8 @@ def test_another_reader_of_the_same_model_is_refused(rows: ListedRows, tmp_path:
         ("year >=", "cannot filter by 'year >='"),
         ("year = 'x'", "cannot filter by"),
         ("year", "cannot filter by 'year': .*boolean"),
-        (" ", "is no filter"),
-        ("year > 2000; AND id = 'row 1'", "is no filter"),
+        (" ", "is not a filter"),
+        ("year > 2000; AND id = 'row 1'", "is not a filter"),
     ],
 )
 def test_a_filter_that_cannot_be_meant_is_refused_in_one_line(
@@ -390,7 +390,7 @@ def test_a_table_without_rows_finds_none(rows: ListedRows, query: np.ndarray, tm
     table = create_table(tmp_path / "table", rows)
     assert table.delete("true") == 300
     assert table.search(query, k=3) == []
-    with pytest.raises(DataError, match="0 rows has no neighbours"):
+    with pytest.raises(DataError, match="the table has 0 rows"):
         measure_search(table)
 
 
@@ -409,7 +409,7 @@ def test_a_table_of_another_maker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         VectorTable(tmp_path / "torn")
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(DataError, match="is not a table. Make one"):
+    with pytest.raises(DataError, match="is not a table. Create one"):
         VectorTable(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -464,7 +464,7 @@ def test_a_folder_of_shards_gives_what_one_file_gives(
     with pytest.raises(DataError, match="part-2.parquet is of another model"):
         open_embeddings(tmp_path / "job")
     (tmp_path / "job" / "part-2.parquet").unlink()
-    with pytest.raises(DataError, match="part-2.parquet is listed .* and is not there"):
+    with pytest.raises(DataError, match="part-2.parquet is listed .* but does not exist"):
         open_embeddings(tmp_path / "job")
     (tmp_path / "job" / "manifest.jsonl").write_text('{"shard": 0}\n')
     with pytest.raises(DataError, match="line 1: no shard and file"):
@@ -486,7 +486,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
         ({}, {"keep": ["year"]}, r"has no column 'year': found \['id', 'embedding'\]"),
         ({}, {"text_column": "body"}, "has no column 'body'"),
         ({"columns": {"text": [1, 2, 3, 4]}}, {}, "column 'text' contains int64, not strings"),
-        ({"columns": {"tags": [["a"], [], [], []]}}, {}, "column 'tags' holds list.* Name the columns to keep"),
+        ({"columns": {"tags": [["a"], [], [], []]}}, {}, "column 'tags' contains list.* Name the columns to store"),
     ]
     for written, asked, told in cases:
         write_vectors(path, vectors, **written)
