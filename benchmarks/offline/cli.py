@@ -80,9 +80,7 @@ def measure(
         "runs/offline"
     ),
     site: Annotated[Path | None, typer.Option(help="Folder that install filled.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with mixture.json, tasks.json. Default: SITE/data.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with mixture.json, tasks.json. Default: SITE/data.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run all stages at toy size on the CPU.")] = False,
     train_minutes: Annotated[float, typer.Option(help="Duration of training in the stage train.")] = 2.0,
     limit: Annotated[float | None, typer.Option(help="Time limit of each stage in seconds. Default: by stage.")] = None,

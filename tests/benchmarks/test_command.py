@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from benchmarks.efficiency import benchmark as efficiency_benchmark
 from benchmarks.efficiency import step as efficiency_step
 from benchmarks.efficiency.step import StepMeter
-from promptembedder import benchmarks
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -40,7 +40,9 @@ def meters(monkeypatch: pytest.MonkeyPatch) -> list[StepMeter]:
         return started[-1]
 
     monkeypatch.setattr(efficiency_step, "release_memory", lambda device: None)  # takes longer than a tiny step
-    monkeypatch.setattr(benchmarks, "run_efficiency", functools.partial(benchmarks.run_efficiency, start=start))
+    monkeypatch.setattr(
+        efficiency_benchmark, "run_efficiency", functools.partial(efficiency_benchmark.run_efficiency, start=start)
+    )
     return started
 
 

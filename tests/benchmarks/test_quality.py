@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from benchmarks.quality import run as quality_run_module
 from benchmarks.quality.benchmark import QualityConfig, base_recipe, bench_quality
-from benchmarks.quality.methods import QUALITY_METHODS
+from benchmarks.quality.methods import METHODS as QUALITY_METHODS
 from benchmarks.quality.report import quality_content, quality_markdown, quality_with_held, write_quality
 from benchmarks.quality.run import QualityRun, recipe_of, settings_key
 from promptembedder.errors import ConfigError

@@ -137,8 +137,8 @@ def test_wrong_types_are_one_line_and_come_before_torch(told: tuple[list[str], l
         f"TypeError instruction must be a str, got list. {looked_for}",
         "TypeError texts must be a list of str, got one str. Put it into a list.",
         f"TypeError instruction must be a str, got int. {looked_for}",
-        "TypeError document_instruction must be a str, got int. Say in words what documents are read for, or leave it "
-        "out for the model's own.",
+        "TypeError document_instruction must be a str, got int. Describe in words how documents are used, "
+        "or omit it for the model's own.",
         f"TypeError instruction must be a str, got int. {looked_for}",
         "set()",
         "DataError query 0 must be a str, got list. Convert it.",

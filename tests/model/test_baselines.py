@@ -26,7 +26,7 @@ INSTRUCTION = "find the same thing"
 WEIGHTS = "baseline.safetensors"
 
 KINDS: dict[str, dict[str, Any]] = {
-    "static": {"kind": "static", "wordings": (("find", INSTRUCTION), ("tell the mood",))},
+    "static": {"kind": "static", "instruction_variants": (("find", INSTRUCTION), ("tell the mood",))},
     "lora": {"kind": "lora", "attention": "bidirectional"},
     "full": {"kind": "full", "gradient_checkpointing": True},
     "frozen": {"kind": "frozen", "template": "prompteol", "model": {"pooling": "last"}},
@@ -260,7 +260,9 @@ def test_a_baseline_is_no_promptembedder_and_the_other_way_round(
     """The configuration of one was read as the other's, and an unknown setting 'model' was all that one was told."""
     PromptEmbedder.create(config=new_config(), device="cpu").save(str(tmp_path / "method"))
     for load in (PromptEmbedder.from_pretrained, lambda folder: DualEncoder.load(str(folder))):
-        with pytest.raises(ModelFormatError, match="holds a baseline, not a promptembedder. Open it with open_mo") as e:
+        with pytest.raises(
+            ModelFormatError, match="holds a baseline, not a promptembedder. Open it with load_encoder"
+        ) as e:
             load(saved)
         assert one_line(e)
     with pytest.raises(

@@ -128,7 +128,8 @@ def test_a_depth_that_is_no_share_is_refused(depth: float, new_model: NewModel) 
 def test_an_exit_above_the_text_s_own_states_is_refused(new_model: NewModel) -> None:
     model = new_model(text_pooling_layer=2)
     with pytest.raises(
-        ConfigError, match="early_exit_fraction 0.34 is 1 layers, but text pooling needs 2. Raise it, or lower text_pooling_layer"
+        ConfigError,
+        match="early_exit_fraction 0.34 is 1 layers, but text pooling needs 2. Raise it, or lower text_pooling_layer",
     ):
         model.early_exit_fraction = EARLY
     with pytest.raises(ConfigError, match="lower text_pooling_layer"):
