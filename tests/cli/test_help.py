@@ -33,7 +33,9 @@ def examples(command: Any) -> list[str]:
 ALL = dict(commands())
 
 
-@pytest.mark.parametrize("words", [words for words, command in ALL.items() if not hasattr(command, "commands")])
+@pytest.mark.parametrize(
+    "words", [words for words, command in ALL.items() if not (hasattr(command, "commands") or command.hidden)]
+)
 def test_a_commands_help_holds_an_example_that_can_be_called(
     words: str, run: Run, reads: Callable[[str], None]
 ) -> None:
