@@ -102,7 +102,7 @@ def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[d
     from benchmarks.result_content import provenance
     from promptembedder.cli.training_bar import TrainingBar
 
-    runs = bench_quality(settings, tell=report.say, callbacks=[TrainingBar()])
+    runs = bench_quality(settings, tell=report.print, callbacks=[TrainingBar()])
     content = quality_with_held(folder, quality_content(runs, provenance(settings)))
     return content, [*write_quality(folder, content), *_draw(content, folder)]
 

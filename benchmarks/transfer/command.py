@@ -111,7 +111,7 @@ def _measure(settings: "MoveBenchConfig", folder: Path, report: Report) -> tuple
     from promptembedder.cli.training_bar import TrainingBar
     from promptembedder.plots import plot_transfers
 
-    runs = bench_move(settings, tell=report.say, callbacks=[TrainingBar()])
+    runs = bench_move(settings, tell=report.print, callbacks=[TrainingBar()])
     content = merge_results(folder, move_content(runs, provenance(settings)))
     return content, [*write_move(folder, content), *plot_transfers(content, folder)]
 

@@ -295,7 +295,7 @@ def test_overwriting_takes_the_place_of_a_table_and_of_nothing_else(
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("x")
-    for name, told in (("file", "is a file"), ("full", "holds other things")):
+    for name, told in (("file", "is a file"), ("full", "contains files that are not a table")):
         with pytest.raises(DataError, match=told):
             create_table(tmp_path / name, other, overwrite=True)
     assert (tmp_path / "full" / "letter.txt").read_text() == "x"
@@ -470,7 +470,7 @@ def test_a_folder_of_shards_gives_what_one_file_gives(
     with pytest.raises(DataError, match="line 1: no shard and file"):
         open_embeddings(tmp_path / "job")
     (tmp_path / "job" / "manifest.jsonl").unlink()
-    with pytest.raises(DataError, match="no embedding job wrote it"):
+    with pytest.raises(DataError, match="is not the output of an embedding job"):
         open_embeddings(tmp_path / "job")
 
 
@@ -493,7 +493,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
         with pytest.raises(DataError, match=told):
             open_embeddings(path, **asked)
     write_vectors(path, {"embedding_0": vectors, "embedding_1": vectors})
-    with pytest.raises(DataError, match="several columns of vectors: .* Choose with --column or --instruction"):
+    with pytest.raises(DataError, match="several vector columns: .* Choose one with --column or --instruction"):
         open_embeddings(path)
     write_vectors(path, vectors, columns={"_seen": [1, 2, 3, 4]})
     with pytest.raises(ConfigError, match="cannot be called '_seen'"):
