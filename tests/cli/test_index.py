@@ -188,17 +188,17 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
         ((dated, *new, "--model", tmp_path / "nowhere"), "is not a saved model"),
         ((tmp_path / "missing.txt", *new, *texts), "does not exist"),
         ((dated, *new, *texts, "--metadata", "author"), "row 1 has no column 'author' for the metadata: found id"),
-        ((dated, *new, *texts, "--metadata", "year"), "holds '1990' (int), which is no str"),
-        ((dated, *new, *texts, "--metadata", "lang:int"), "holds 'en' (str), which is no int"),
-        ((dated, *new, *texts, "--metadata", "year:date"), "cannot be of the type 'date'"),
-        ((dated, *new, *texts, "--metadata", "text"), "cannot be called 'text'"),
+        ((dated, *new, *texts, "--metadata", "year"), "contains '1990' (int), which is not of type str"),
+        ((dated, *new, *texts, "--metadata", "lang:int"), "contains 'en' (str), which is not of type int"),
+        ((dated, *new, *texts, "--metadata", "year:date"), "has the unknown type 'date'"),
+        ((dated, *new, *texts, "--metadata", "text"), "'text' is not a valid name of a metadata column"),
         ((dated, *new, *texts, "--text-column", "words"), "no column 'words'"),
         ((dated, *new, *texts, "--id-column", "lang"), "the id 'en' is repeated"),
         ((dated, "--table", table, *texts, "--add"), "the id 'doc-0' is in the table already"),
-        ((dated, "--table", table, *texts, "--add", "--instruction", "Sort"), "read under 'Sort'"),
+        ((dated, "--table", table, *texts, "--add", "--instruction", "Sort"), "the rows have the instruction 'Sort'"),
         ((dated, "--table", table, *texts, "--add", "--metadata", "lang"), "metadata lang:str, the table has year:int"),
         (("--table", table, "--delete", "yeer < 2000"), "cannot filter by 'yeer < 2000'"),
-        (("--table", tmp_path / "nowhere", "--verify"), "is no table"),
+        (("--table", tmp_path / "nowhere", "--verify"), "is not a table"),
     ]
     for words, told in cases:
         assert told in refused("index", *words)
@@ -209,7 +209,7 @@ def test_options_that_cannot_be_meant_are_one_line_and_exit_code_2_before_a_mode
         (("--corpus", dated, "--where", "year > 1"), "--where needs --table"),
         (("--table", table, "--document-instruction", "x"), "a table has a fixed instruction"),
         (("--table", table, "--where", "yeer > 2000"), "Columns: id, text, year."),
-        (("--table", tmp_path / "nowhere"), "is no table"),
+        (("--table", tmp_path / "nowhere"), "is not a table"),
     ):
         assert told in refused(*asked, *words)
     assert "query is blank" in refused("search", saved_model, " ", "--table", table)

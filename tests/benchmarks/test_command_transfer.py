@@ -18,7 +18,7 @@ def tiny(benchmark_files: Path, tmp_path: Path) -> list[object]:
     files = ["--mixture", benchmark_files / "mixture.json", "--tasks", benchmark_files / "tasks.json"]
     sizes = ["--source-steps", "2", "--points", "0,1,3", "--batch-size", "4", "--max-length", "16", "--held-out", "4"]
     models = ["--routes", ROUTE, "--prompter", "random:tiny-llama", "--dtype", "float32"]
-    return ["move", *files, *sizes, *models, "--work", tmp_path / "runs", "-o", tmp_path / "out"]
+    return ["transfer", *files, *sizes, *models, "--work", tmp_path / "runs", "-o", tmp_path / "out"]
 
 
 def test_every_way_is_scored_at_every_point_and_a_second_call_reads_what_the_first_one_found(
