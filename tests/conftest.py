@@ -35,7 +35,13 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  #
 hypothesis.settings.load_profile("tests")
 
 # minutes each: begun first, so that no process is left alone with one at the end
-LONG = {"test_quickstart.py", "test_distributed.py", "test_process.py", "test_command_transfer.py", "test_reliability.py"}
+LONG = {
+    "test_quickstart.py",
+    "test_distributed.py",
+    "test_process.py",
+    "test_command_transfer.py",
+    "test_reliability.py",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

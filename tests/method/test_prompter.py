@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
 from promptembedder.method import RELAXATIONS, Prompter, RelaxationConfig, RelaxedTokens, build_parts
+from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
 
 PROMPTS = ["Task: find", "x", "Task: say in a few words what the text is about, and nothing else:"]
 COUNT = 4
@@ -202,3 +204,61 @@ def test_the_template_must_have_a_place_for_the_instruction() -> None:
     assert "{instruction}" in config.template
     with pytest.raises(ValueError, match=r"must contain \{instruction\}, got 'Task:'"):
         replace(config, template="Task:")
+
+
+INSTRUCTIONS = ["Group by topic", "Which language is this?", "Find the same opinion", "Who acts in the text?"]
+
+
+@pytest.fixture
+def state_model(new_config: Callable[..., ModelConfig]) -> Callable[[], PromptEmbedder]:
+    """Makes an untrained model whose prompter passes on standardised hidden states."""
+
+    def made() -> PromptEmbedder:
+        config = new_config("tiny-llama")
+        return PromptEmbedder.create(config=replace(config, prompter=replace(config.prompter, output="state")))
+
+    return made
+
+
+def test_standardised_states_have_mean_zero_and_the_norm_of_an_embedding(state_model: Callable) -> None:
+    encoder = state_model().encoder.eval()
+    rows = encoder.generate_relaxed(list(REFERENCE_INSTRUCTIONS))
+    states = torch.cat([row.embeddings for row in rows]) - encoder.prompter.init_embeddings
+    scale = encoder.prompter.backbone.mean_embedding_norm
+    assert float(states.mean(dim=0).abs().max()) < 1e-3 * scale
+    assert float(states.norm(dim=-1).square().mean().sqrt()) == pytest.approx(scale, rel=0.02)
+
+
+def test_instructions_differ_more_in_standardised_states_than_in_relaxed_tokens(
+    state_model: Callable, new_config: Callable[..., ModelConfig]
+) -> None:
+    def mean_cosine(model: PromptEmbedder) -> float:
+        rows = model.encoder.eval().generate_relaxed(INSTRUCTIONS)
+        vectors = torch.cat([row.embeddings.flatten(1) for row in rows])
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        others = ~torch.eye(len(vectors), dtype=torch.bool)
+        return float((vectors @ vectors.T)[others].mean())
+
+    tokens = mean_cosine(PromptEmbedder.create(config=new_config("tiny-llama")))
+    states = mean_cosine(state_model())
+    assert states < 0.7 < tokens
+
+
+def test_gradient_of_each_standardised_state_reaches_the_adapters(state_model: Callable) -> None:
+    prompter = state_model().encoder.train().prompter
+    batch = prompter.backbone.tokenizer.tokenize(PROMPTS[2:], max_length=90)
+    for step in range(prompter.num_soft_tokens):
+        prompter.zero_grad()
+        prompter(batch.ids, batch.mask).embeddings[:, step].square().sum().backward()
+        gradients = [weight.grad for name, weight in prompter.named_parameters() if "lora_B" in name]
+        assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def test_saved_statistics_make_loading_an_identity(state_model: Callable, tmp_path: Path) -> None:
+    model = state_model()
+    with torch.no_grad():
+        model.encoder.prompter.state_mean.add_(0.5)  # not what a new prompter would compute
+    expected = model.encode(["a text"], prompt=INSTRUCTIONS[0])
+    model.save(str(tmp_path / "model"))
+    loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
+    torch.testing.assert_close(torch.tensor(loaded.encode(["a text"], prompt=INSTRUCTIONS[0])), torch.tensor(expected))

@@ -273,7 +273,7 @@ def test_rows_come_in_the_order_of_the_instructions() -> None:
 
 
 def test_the_memory_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptembedder.method.soft_token_cache._MAX_REMEMBERED", 3)
+    monkeypatch.setattr("promptembedder.method.soft_token_cache._MAX_GENERATED", 3)
     store, calls = SoftTokenStore(), []
     many = ["a" * count for count in range(1, 8)]
     rows = store.get(many, counted_up(calls), [], training=False, device=CPU)

@@ -29,7 +29,7 @@ def test_the_states_are_those_after_the_layers_that_are_asked_for(
 
 
 def test_more_layers_than_there_are_is_one_line(new_model: NewModel) -> None:
-    with pytest.raises(BackboneError, match="text_pooling_layer is 99, and the reader has 3 layers"):
+    with pytest.raises(BackboneError, match="text_pooling_layer is 99, but the reader has 3 layers"):
         new_model("tiny-gemma3", text_pooling_layer=99)
 
 

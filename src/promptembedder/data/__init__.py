@@ -7,6 +7,7 @@ from promptembedder.data.docstrings import (
     load_docstring_corpus,
     sample_training_pairs,
 )
+from promptembedder.data.labelled import Attribute, LabelledCorpus, read_labelled_corpora
 from promptembedder.data.mixture import Task, read_mixture
 from promptembedder.data.pairs import Pair, PairColumns, PairTable, build_datasets, detect_pair_columns, read_pairs
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
@@ -24,8 +25,10 @@ from promptembedder.data.texts import (
 
 __all__ = [
     "COLUMN_KINDS",
+    "Attribute",
     "DocstringCorpus",
     "FoundRow",
+    "LabelledCorpus",
     "Pair",
     "PairColumns",
     "PairTable",
@@ -44,6 +47,7 @@ __all__ = [
     "detect_pair_columns",
     "find_sources",
     "load_docstring_corpus",
+    "read_labelled_corpora",
     "read_mixture",
     "read_pairs",
     "read_rows",

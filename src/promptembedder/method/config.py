@@ -11,6 +11,7 @@ from promptembedder.method.relaxation import RelaxationConfig
 
 __all__ = ["BaselineConfig", "ModelConfig", "PrompterConfig"]
 
+PROMPTER_OUTPUTS = ("token", "state")
 TUNINGS = ("lora", "full", "frozen")
 PLACEMENTS = ("suffix", "prefix")
 CONDITIONINGS = ("instruction", "instruction_and_text")
@@ -30,6 +31,8 @@ class PrompterConfig:
         lora_rank: Rank of the adapters.
         lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
         template: Prompt, in which `{instruction}` is replaced. The next tokens become the soft tokens.
+        output: Vector that the alignment maps: `token`, the relaxed token, or `state`, the standardised hidden state
+            that it was computed from.
         init_text: Phrase whose last tokens initialise the soft prompt. If empty, the soft prompt starts at zero.
     """
 
@@ -39,10 +42,12 @@ class PrompterConfig:
     lora_rank: int = 16
     lora_alpha: int = 32
     template: str = "Task: {instruction}\nThe text in a few words:"
+    output: str = "token"
     init_text: str = " This text in one word:"
 
     def __post_init__(self) -> None:
         _choose("prompter.tuning", self.tuning, TUNINGS)
+        _choose("prompter.output", self.output, PROMPTER_OUTPUTS)
         if self.lora_rank < 1:
             raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
         if "{instruction}" not in self.template:

@@ -22,6 +22,7 @@ from promptembedder.method.alignment import (
 from promptembedder.method.config import ModelConfig
 from promptembedder.method.pooling import WhitenedTextPooling
 from promptembedder.method.prompter import Prompter
+from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
 from promptembedder.method.relaxation import RelaxedTokens
 from promptembedder.method.text_pooling import build_text_pooling
 from promptembedder.types import Bool, Float, Int, Tensor
@@ -114,6 +115,8 @@ def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: 
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
     alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
     prompter = build_prompter(backbone, config, seed=seed)
+    if config.prompter.output == "state":
+        prompter.fit_state_statistics(REFERENCE_INSTRUCTIONS, template=config.prompter.template)
     return EncoderParts(
         config=config,
         reader=reader,

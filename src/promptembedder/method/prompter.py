@@ -1,5 +1,7 @@
 """The trainable Prompting LLM: generates K relaxed soft tokens from an instruction."""
 
+from collections.abc import Sequence
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn.utils import skip_init
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from promptembedder.backbone import Backbone, text_positions
+from promptembedder.backbone import Backbone, left_pad, text_positions
 from promptembedder.method.alignment import rescale_norm
 from promptembedder.method.config import PrompterConfig
 from promptembedder.method.relaxation import RelaxationConfig, RelaxedTokens, relax, relaxation_weights
@@ -15,11 +17,14 @@ from promptembedder.types import Float, Int, Tensor
 
 __all__ = ["Prompter", "add_lora"]
 
+_MAX_REFERENCE = 512  # tokens of a reference instruction with its template
+_MIN_STD = 1e-4  # a dimension that is constant over the reference instructions is not amplified
+
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> None:
-    """Put trainable adapters on every linear layer of `model` except its head; their start is drawn from `seed`.
+    """Attach LoRA adapters to every linear layer of `model` except the LM head; `seed` draws their initial weights.
 
-    On a Llama that is all seven matrices of a layer: q, k, v, o, gate, up and down.
+    In a Llama these are the seven matrices q, k, v, o, gate, up and down of each layer.
     """
     lora = LoraConfig(
         r=rank,
@@ -37,14 +42,21 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> Non
 
 
 class Prompter(nn.Module):
-    """A causal LM whose next tokens stay relaxed; gradients flow through all K generation steps.
+    """A causal LM that generates K relaxed tokens; gradients flow through all K generation steps.
 
-    What it hands on is `gate * generated + anchor`. The anchor begins as the words of a phrase that makes any LLM sum
-    up a text, one token a soft token, and is trained like a static soft prompt: it gives the K tokens different places
-    to start from and a gradient that does not pass through a softmax.
+    The output is `exp(log_scale) * generated + init_embeddings + soft_prompt_delta`. The offset is initialised with the
+    embeddings of a phrase that makes an LLM summarise a text, one token per soft token, and is trained like a static
+    soft prompt: it gives the K tokens distinct initial values and a gradient that does not pass through a softmax.
+
+    `generated` is the relaxed token (`config.output` "token"), or the hidden state behind it ("state"), standardised
+    per step and dimension over reference instructions and rescaled to the norm of an embedding. Relaxed tokens of
+    different instructions are nearly equal; what standardised states have in common is subtracted. In both cases the
+    relaxed token is the next input.
     """
 
     init_embeddings: Tensor
+    state_mean: Float[Tensor, "prompt dim"]
+    state_std: Float[Tensor, "prompt dim"]
 
     def __init__(
         self,
@@ -56,7 +68,7 @@ class Prompter(nn.Module):
         train_soft_prompt: bool = True,
         seed: int = 0,
     ) -> None:
-        """Attach what is trained to `backbone`; the adapters' random start is drawn from `seed`.
+        """Attach the trained parameters to `backbone`; `seed` draws the adapters' initial weights.
 
         Args:
             train_soft_prompt: False if the alignment reads the vocabulary weights, to which an offset adds nothing.
@@ -65,17 +77,22 @@ class Prompter(nn.Module):
         self.backbone = backbone
         self.relaxation = relaxation
         self.num_soft_tokens = num_soft_tokens
-        # the start is known from the configuration; only the difference is trained, decayed and saved
+        self.output = config.output
+        if config.output == "state":
+            shape = (num_soft_tokens, backbone.dim)
+            self.register_buffer("state_mean", torch.zeros(shape))
+            self.register_buffer("state_std", torch.ones(shape))
+        # the initial values follow from the configuration; only the difference is trained, decayed and saved
         self.register_buffer(
             "init_embeddings", backbone.init_embeddings(config.init_text, num_soft_tokens), persistent=False
         )
         trains = train_soft_prompt and config.tuning != "frozen"
         self.soft_prompt_delta = nn.Parameter(torch.zeros_like(self.init_embeddings), requires_grad=trains)
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=trains)
-        # `hidden` sends states back as inputs; a trained map turns the one space into the other
+        # `hidden` feeds hidden states back as inputs through a trained map between the two spaces
         self.projection: nn.Linear | None = None
         if relaxation.kind == "hidden":
-            # skip_init: the usual start would draw from the global random state
+            # skip_init: the default initialisation would draw from the global random state
             self.projection = skip_init(nn.Linear, backbone.dim, backbone.dim, bias=False)
             nn.init.eye_(self.projection.weight)
         if config.tuning == "full":
@@ -87,16 +104,41 @@ class Prompter(nn.Module):
         add_lora(self.backbone.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=seed)
 
     def forward(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> RelaxedTokens:
-        """Relaxed tokens e_1..e_K after the left-padded inputs; in the prompter's input space, float32."""
+        """Generate the relaxed tokens e_1..e_K after left-padded inputs, float32, in the prompter's input space."""
+        tokens, states = self._generate(ids, mask)
+        generated = tokens.embeddings
+        if self.output == "state":
+            # each dimension has variance 1, an embedding a norm of mean_embedding_norm
+            scale = self.backbone.mean_embedding_norm / self.backbone.dim**0.5
+            generated = scale * (states - self.state_mean) / self.state_std
+        embeddings = self.log_scale.exp() * generated + (self.init_embeddings + self.soft_prompt_delta)
+        return RelaxedTokens(embeddings, tokens.weights)
+
+    @torch.no_grad()
+    def fit_state_statistics(self, instructions: Sequence[str], *, template: str) -> None:
+        """Compute mean and standard deviation of the hidden states over instructions, per step and dimension."""
+        prompts = [template.replace("{instruction}", instruction) for instruction in instructions]
+        batch = self.backbone.tokenizer.tokenize(prompts, max_length=self.backbone.max_positions or _MAX_REFERENCE)
+        device = self.backbone.input_embeddings.device
+        _, states = self._generate(*left_pad(batch.ids.to(device), batch.mask.to(device)))
+        self.state_mean.copy_(states.mean(dim=0))
+        self.state_std.copy_(states.std(dim=0).clamp_min(_MIN_STD))
+
+    def _generate(
+        self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
+    ) -> tuple[RelaxedTokens, Float[Tensor, "batch prompt dim"]]:
+        """Generate K relaxed tokens, and return them with the hidden states that they were computed from, float32."""
         backbone, cache = self.backbone, DynamicCache()
         state = self._next_state(backbone.model.get_input_embeddings()(ids), mask, text_positions(mask), cache)
         lengths = mask.sum(dim=1, keepdim=True)
         tokens: list[Tensor] = []
         weights: list[Tensor] = []
+        states: list[Tensor] = []
         for step in range(self.num_soft_tokens):
             if step > 0:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 state = self._next_state(tokens[-1].unsqueeze(1), mask, lengths + step - 1, cache)
+            states.append(state)
             if self.projection is not None:
                 tokens.append(
                     rescale_norm(self.projection(state.float()), backbone.mean_embedding_norm).to(state.dtype)
@@ -104,14 +146,13 @@ class Prompter(nn.Module):
                 continue
             weights.append(relaxation_weights(self._logits(state), self.relaxation, training=self.training))
             tokens.append(relax(weights[-1], backbone.input_embeddings, scale=backbone.embedding_scale))
-        generated = torch.stack(tokens, dim=1).float()
-        embeddings = self.log_scale.exp() * generated + (self.init_embeddings + self.soft_prompt_delta)
-        return RelaxedTokens(embeddings, torch.stack(weights, dim=1) if weights else None)
+        generated = RelaxedTokens(torch.stack(tokens, dim=1).float(), torch.stack(weights, dim=1) if weights else None)
+        return generated, torch.stack(states, dim=1).float()
 
     def _next_state(
         self, embeddings: Float[Tensor, "batch new dim"], mask: Tensor, positions: Tensor, cache: DynamicCache
     ) -> Float[Tensor, "batch dim"]:
-        """Final state at the last of the new inputs; `cache` grows by all of them."""
+        """Return the last hidden state at the last new input. All new inputs are appended to `cache`."""
         output = self.backbone.decoder(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -119,7 +160,7 @@ class Prompter(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        # Gradient checkpointing silently drops the cache; the next token would then be generated without a past.
+        # Gradient checkpointing silently drops the cache: the next token would be generated without context.
         assert cache.get_seq_length() == mask.shape[1], "the prompter's cache did not grow"
         return output.last_hidden_state[:, -1]
 

@@ -1,4 +1,4 @@
-"""Soft tokens by instruction: compiled ones that came with the model, and a memory of generated ones."""
+"""Cache of soft tokens by instruction: compiled ones of the model, and generated ones."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,33 +9,32 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["SoftTokenStore"]
 
-_MAX_REMEMBERED = 4096  # instructions; about 50 MB at K = 5 and width 576
+_MAX_GENERATED = 4096  # instructions; about 50 MB at K = 5 and width 576
 
 Generate = Callable[[Sequence[str]], Float[Tensor, "instructions prompt dim_r"]]
 
 
 class SoftTokenStore:
-    """Generates each distinct instruction once for each state of the trained weights.
+    """Cache that generates the soft tokens of each instruction once per state of the trained weights.
 
-    While training, that is once a step: the columns of a batch share the tokens and their graph, and the first
-    backward pass through it, or an optimiser step, makes the store forget them. In evaluation they stay until the
-    weights change.
+    In training that is once per step: the columns of a batch share the tokens and their graph, and the backward pass
+    or an optimiser step clears the cache. In evaluation the tokens are valid until the weights change.
     """
 
     def __init__(self) -> None:
-        """Start with nothing compiled and nothing remembered."""
+        """Create an empty cache."""
         self.compiled: dict[str, Float[Tensor, "prompt dim_r"]] = {}
         self._compiled_at: tuple[int, ...] | None = None
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
-        self._remembered_at: tuple[object, ...] = ()
+        self._generated: OrderedDict[str, Tensor] = OrderedDict()
+        self._generated_at: tuple[object, ...] = ()
 
     def add_compiled(self, tokens: dict[str, Float[Tensor, "prompt dim_r"]], weights: Sequence[Tensor]) -> None:
-        """Keep tokens that belong to the trained `weights` as they are now."""
+        """Add compiled tokens of the present values of the trained `weights`."""
         self.compiled = {**self.compiled, **tokens}
         self._compiled_at = _versions(weights)
 
     def valid_compiled(self, weights: Sequence[Tensor]) -> dict[str, Float[Tensor, "prompt dim_r"]]:
-        """The compiled tokens, if the weights are still those they were compiled with; nothing otherwise."""
+        """Return the compiled tokens if the weights have not changed since, else an empty dictionary."""
         return self.compiled if _versions(weights) == self._compiled_at else {}
 
     def get(
@@ -47,44 +46,44 @@ class SoftTokenStore:
         training: bool,
         device: torch.device,
     ) -> Float[Tensor, "instructions prompt dim_r"]:
-        """Soft tokens of each instruction on `device`, generated in one call for all that are not at hand."""
-        self._forget_outdated(weights, training)
-        at_hand = {**self._remembered, **self.compiled}
-        missing = [text for text in dict.fromkeys(instructions) if text not in at_hand]
+        """Return the soft tokens of each instruction on `device`, generating all missing ones in one call."""
+        self._drop_outdated(weights, training)
+        available = {**self._generated, **self.compiled}
+        missing = [text for text in dict.fromkeys(instructions) if text not in available]
         if missing:
-            made = generate(missing)
-            if made.requires_grad:
-                made.register_hook(self._forget_after_backward)
+            generated_tokens = generate(missing)
+            if generated_tokens.requires_grad:
+                generated_tokens.register_hook(self._clear_after_backward)
             # unbind, not iteration: one graph node for the whole batch
-            new = dict(zip(missing, made.unbind(0), strict=True))
-            self._remembered.update(new)
-            at_hand.update(new)
-        while len(self._remembered) > _MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+            new = dict(zip(missing, generated_tokens.unbind(0), strict=True))
+            self._generated.update(new)
+            available.update(new)
+        while len(self._generated) > _MAX_GENERATED:
+            self._generated.popitem(last=False)
         # compiled tokens stay where they were loaded, and a model may have moved since
-        return torch.stack([at_hand[text].to(device) for text in instructions])
+        return torch.stack([available[text].to(device) for text in instructions])
 
     def clear(self) -> None:
-        """Drop what was generated; compiled tokens stay."""
-        self._remembered.clear()
+        """Drop the generated tokens. Compiled tokens are not affected."""
+        self._generated.clear()
 
-    def _forget_outdated(self, weights: Sequence[Tensor], training: bool) -> None:
+    def _drop_outdated(self, weights: Sequence[Tensor], training: bool) -> None:
         versions = _versions(weights)
         if training or (self.compiled and versions != self._compiled_at):
-            self.compiled = {}  # compiled tokens carry no gradient, and belong to weights that are gone
+            self.compiled = {}  # compiled tokens have no gradient and belong to earlier weights
         now = (versions, training, torch.is_grad_enabled())
-        # a fused optimiser does not count its changes: while a gradient waits, one may have stepped unseen
-        unsure = not training and any(weight.grad is not None for weight in weights)
-        if unsure or now != self._remembered_at:
-            self._remembered.clear()
-            self._remembered_at = () if unsure else now
+        # a fused optimiser does not increase version counters: while a gradient exists, it may have stepped
+        may_be_outdated = not training and any(weight.grad is not None for weight in weights)
+        if may_be_outdated or now != self._generated_at:
+            self._generated.clear()
+            self._generated_at = () if may_be_outdated else now
 
-    def _forget_after_backward(self, _: Tensor) -> None:
+    def _clear_after_backward(self, _: Tensor) -> None:
         # the graph behind the tokens is freed by this backward pass: they cannot be used again
-        self._remembered.clear()
+        self._generated.clear()
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the memory: tensors inside a graph cannot be copied or sent to another process."""
+        """Return the state without generated tokens: tensors inside a graph cannot be copied to another process."""
         return {"compiled": self.compiled, "_compiled_at": self._compiled_at}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -94,5 +93,5 @@ class SoftTokenStore:
 
 
 def _versions(weights: Sequence[Tensor]) -> tuple[int, ...]:
-    """Changes with every in-place update of any weight, so with every optimiser step."""
+    """Return the version counters of the weights, which change with every in-place update."""
     return tuple(weight._version for weight in weights)

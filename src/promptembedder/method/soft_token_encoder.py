@@ -1,4 +1,4 @@
-"""A frozen reader with soft tokens beside the text: what the dual model and static soft tokens share."""
+"""Base class of encoders that run soft tokens on top of a text in a frozen reader."""
 
 import dataclasses
 from abc import abstractmethod
@@ -39,24 +39,22 @@ from promptembedder.types import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
 
-# More make no product quicker, and what a layer makes of more is fetched from the system anew each time.
+# Larger batches make no matrix product faster, and their activations exceed what the allocator reuses.
 _PACKED_ON_CPU = 2048
 
 
 class SoftTokenEncoder(TextEncoder):
-    """Text and instruction in, unit vector out; where soft tokens come from is the subclass's matter.
+    """Encoder of texts under an instruction. Subclasses generate the soft tokens.
 
-    The soft tokens of one instruction are [prompt, levels * dim_r]: the first dim_r numbers of each are its input
-    vector in the reader, the others are added to its state where it enters the deeper layers
+    The soft tokens of one instruction have shape [prompt, levels * dim_r]: the first dim_r numbers of each are its
+    input vector in the reader, the others are added to its hidden state at the input of each deeper layer
     (`config.deep_prompt_interval`).
 
     Attributes:
-        reading: How many texts are gone through, and what was read so far.
-        text_cache: What is kept of texts from one epoch of training to the next; None keeps nothing.
-            return_prefix_embeddings: In training with suffix placement, features get `step_embeddings`, too, [batch
-            prompt dim_r]:
-            the
-            embedding after the first soft token alone, after two, and so on; the last is `sentence_embedding`.
+        reading: Batcher of the texts and its counters.
+        text_cache: Store of KV caches from one epoch of training to the next. If None, nothing is stored.
+        return_prefix_embeddings: In training with suffix placement, also add `step_embeddings`, [batch prompt dim_r]:
+            the embedding after one soft token, after two, and so on. The last one is `sentence_embedding`.
     """
 
     def __init__(
@@ -67,15 +65,15 @@ class SoftTokenEncoder(TextEncoder):
         text_pooling: WhitenedTextPooling | None,
         head: ResidualLinear | None,
     ) -> None:
-        """Read with the frozen `reader`, which may be shared.
+        """Build an encoder on a frozen `reader`, which may be shared.
 
         Args:
-            text_pooling: Adds the text's own states to the pooled state, if there is one; in evaluation only.
-            head: Maps the pooled state before that, if there is one.
+            text_pooling: Adds the text's whitened mean state to the pooled state in evaluation. If None, it does not.
+            head: Output projection of the pooled state, applied before. If None, the identity.
         """
         super().__init__(reader, max_seq_length=config.max_seq_length, positions_taken=config.num_soft_tokens)
         if config.placement == "suffix":
-            early_exit_layer(config, reader)  # told now, not at the first text
+            early_exit_layer(config, reader)  # raises now rather than at the first text
         self.config = config
         self.store = SoftTokenStore()
         self.text_pooling, self.head = text_pooling, head
@@ -85,16 +83,16 @@ class SoftTokenEncoder(TextEncoder):
 
     @abstractmethod
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
-        """Soft tokens of each instruction, with gradient to the trained weights."""
+        """Generate the soft tokens of each instruction, with gradient to the trained weights."""
 
     @abstractmethod
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
-        """Soft tokens of each text of a batch, where they depend on it (`config.conditioning`)."""
+        """Generate the soft tokens of each text of a batch if they depend on the text (`config.conditioning`)."""
 
-    # -- what sentence-transformers asks of an input module ---------------------------------------------------------
+    # -- interface of a sentence-transformers input module -----------------------------------------------------------
 
     def instructed_features(self, inputs: Sequence[str], prompt: str | None) -> dict[str, Any]:
-        """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
+        """Return the token ids of the texts and their instruction: `prompt`, or the default."""
         return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -114,9 +112,8 @@ class SoftTokenEncoder(TextEncoder):
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
         """Add `sentence_embedding` to the features of all columns of a batch, in one pass over their soft tokens.
 
-        The same vectors as one by one. A text that comes more than once is read once, whatever its instruction; the
-        prompter reads all distinct instructions at once. With K queries a text, one wide pass beats one small pass a
-        column.
+        The vectors equal those of one column at a time. Each distinct text is prefilled once, whatever its
+        instruction, and the prompter processes all distinct instructions in one batch.
         """
         if not self.reads_text_once or not self.training:
             for features in columns:
@@ -134,33 +131,34 @@ class SoftTokenEncoder(TextEncoder):
     # -- the method --------------------------------------------------------------------------------------------------
 
     def instruction_of(self, prompt: str | None) -> str:
-        """The instruction that `prompt` stands for: without blanks around it, the default one if nothing is left."""
+        """Return `prompt` without surrounding whitespace, or the default instruction if nothing is left."""
         return clean_instruction(prompt) or self.config.default_instruction
 
     def soft_tokens(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
-        """Soft tokens of each instruction in the reader's space; generated once for each state of the weights.
+        """Return the soft tokens of each instruction in the reader's space, generated once per state of the weights.
 
         Raises:
-            ConfigError: An instruction is not compiled and there is no prompter to generate it.
+            ConfigError: If an instruction is not compiled and there is no prompter to generate its soft tokens.
         """
         named = [self.instruction_of(instruction) for instruction in instructions]
         return self.store.get(named, self.generate, self.trained_weights(), training=self.training, device=self.device)
 
     def soft_tokens_of_batch(self, features: dict[str, Any], batch: int) -> Float[Tensor, "batch prompt width"]:
-        """Soft tokens of each row of a batch of one instruction."""
+        """Return the soft tokens of each row of a batch that has one instruction."""
         if self.config.conditioning == "instruction_and_text":
             return self.generate_for_texts(features)
         return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
 
     @property
     def reads_text_once(self) -> bool:
-        """Whether the states of a text are the same under every instruction."""
+        """True if the KV cache of a text is the same under every instruction."""
         return self.config.placement == "suffix" and self.config.conditioning == "instruction"
 
     def read(self, columns: Sequence[dict[str, Any]]) -> TextCache:
-        """What `embed_after` needs in training of the texts of all columns, one below the other; no gradient.
+        """Prefill the texts of all columns for `embed_after` in training, without gradient.
 
-        Each distinct text is read once, beside others of like length, and not at all if its states are held.
+        Each distinct text is prefilled once, batched with texts of similar length, or taken from the text cache.
+        Rows of the result follow the columns, one below the other.
         """
         texts = [row for features in columns for row in unpad(features)]
         distinct = list(dict.fromkeys(texts))
@@ -171,7 +169,7 @@ class SoftTokenEncoder(TextEncoder):
             states = self.read_rows(rows)
             if self.text_cache is not None:
                 self.text_cache.add(rows, states)
-            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # training has no use for it
+            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # unused in training
 
         batches, parts = self.reading.map_batches(new, read, supports_packing=True)
         rows = [[new[place] for place in batch] for batch in batches]
@@ -192,10 +190,10 @@ class SoftTokenEncoder(TextEncoder):
         max_texts: int | None = None,
         on_texts: Callable[[int], None] = lambda _: None,
     ) -> Float[Tensor, "instructions texts dim_r"]:
-        """Suffix placement: unit vectors of texts under each of several instructions, in batches of like length.
+        """Embed texts under each of several instructions, in batches of similar length. Suffix placement only.
 
         Args:
-            max_texts: Of a batch.
+            max_texts: Maximum number of texts per batch. If None, the token budget alone decides.
             on_texts: Called after each batch with the number of its texts.
         """
         rows = unpad(self.token_features(texts))
@@ -213,7 +211,7 @@ class SoftTokenEncoder(TextEncoder):
         return restore_order(batches, parts, dim=1)
 
     def _encoded(self, features: dict[str, Any], soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
-        """A batch in evaluation: no more than one of its smaller batches has its states in memory at a time."""
+        """Embed a batch in evaluation, in smaller batches of which one at a time has its activations in memory."""
         rows = unpad(features)
         first = {row: place for place, row in reversed(list(enumerate(rows)))}
         distinct = list(first)
@@ -227,7 +225,7 @@ class SoftTokenEncoder(TextEncoder):
         return {"sentence_embedding": restore_order(batches, parts, dim=0)[[number[row] for row in rows]]}
 
     def read_rows(self, texts: Sequence[TokenIds]) -> TextCache:
-        """What `embed_after` needs of a batch of texts, given as token ids; no gradient."""
+        """Prefill a batch of texts, given as token ids, without gradient."""
         ids, mask = self._padded(texts)
         layers = None if self.training else text_pooling_layer(self.config, self.reader)
         last = early_exit_layer(self.config, self.reader)
@@ -237,13 +235,13 @@ class SoftTokenEncoder(TextEncoder):
         return left_pad_ids(texts, device=self.device, width=self._width_for(max(map(len, texts), default=0)))
 
     def _width_for(self, longest: int) -> int:
-        """Columns of a batch of texts: of few different widths where each new one costs memory for good."""
+        """Return the padded width of a batch: one of few values where each new width costs memory permanently."""
         if self.device.type != "cpu" or self.reader.decoder.dtype.itemsize != 2:
             return longest
         return bucket_width(longest + self.config.num_soft_tokens) - self.config.num_soft_tokens
 
     def packed_tokens(self) -> int | None:
-        """Tokens that are read best at once where the reader needs no padding; None: it does."""
+        """Return the best number of tokens of an unpadded batch, or None if the reader needs padding."""
         if not supports_packing(self.reader.decoder):
             return None
         return _PACKED_ON_CPU if self.device.type == "cpu" else self.reading.max_batch_tokens
@@ -251,7 +249,7 @@ class SoftTokenEncoder(TextEncoder):
     def embed_token_ids(
         self, texts: Sequence[TokenIds], soft: Float[Tensor, "batch prompt width"]
     ) -> Float[Tensor, "batch dim_r"]:
-        """Suffix placement: unit vectors of a batch of texts, given as token ids, each under its own soft tokens."""
+        """Embed texts given as token ids, each under its own soft tokens. Suffix placement only."""
         if torch.is_grad_enabled() or self.training:
             return self.embed_after(self.read_rows(texts), soft)
         ids, mask = self._padded(texts)
@@ -268,7 +266,7 @@ class SoftTokenEncoder(TextEncoder):
         return self._pool_and_normalize(after, self._text_means(TextCache((), (), mask, hidden)))
 
     def embed_after(self, states: TextCache, soft: Float[Tensor, "batch prompt width"]) -> Float[Tensor, "batch dim_r"]:
-        """Suffix placement: unit vectors from texts already read and soft tokens that follow them.
+        """Embed prefilled texts with the soft tokens that follow them. Suffix placement only.
 
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
@@ -278,7 +276,7 @@ class SoftTokenEncoder(TextEncoder):
     def embed_cached(
         self, states: TextCache, soft: Float[Tensor, "instructions prompt width"]
     ) -> Float[Tensor, "instructions batch dim_r"]:
-        """Suffix placement: unit vectors of every text under each of several instructions, from one pass over all.
+        """Embed every prefilled text under each of several instructions in one pass. Suffix placement only.
 
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
@@ -289,8 +287,8 @@ class SoftTokenEncoder(TextEncoder):
         return torch.stack([self._pool_and_normalize(one, own) for one in after])
 
     def _text_means(self, states: TextCache) -> tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None:
-        """Means of the texts' own states, and which texts have any; None where they are not added."""
-        # in training they would do part of the summary's work, and it would learn less: docs/results.md
+        """Return the mean states of the texts and a mask of the non-empty ones, or None if text pooling is off."""
+        # added in training, they would replace part of what the soft tokens learn: docs/results.md
         if self.text_pooling is None or self.training:
             return None
         own = content_mask(states.mask, self.reader)
@@ -312,9 +310,9 @@ class SoftTokenEncoder(TextEncoder):
     def prefix_embeddings(
         self, states: TextCache, soft: Float[Tensor, "batch prompt width"]
     ) -> Float[Tensor, "batch prompt dim_r"]:
-        """Suffix placement: unit vectors after one soft token, after two, and so on, without the text's own states.
+        """Return the embeddings after one soft token, after two, and so on, without text pooling.
 
-        A causal reader's states do not depend on the soft tokens that follow: all steps cost one pass.
+        The states of a causal reader do not depend on later soft tokens, so all of them cost one pass.
         """
         return l2_normalize(
             self._apply_head(pool_prefixes(self._states_after(states, soft), pooling=self.config.pooling))
@@ -335,7 +333,7 @@ class SoftTokenEncoder(TextEncoder):
     def _split_by_layer(
         self, soft: Float[Tensor, "rows prompt width"]
     ) -> tuple[Float[Tensor, "rows prompt dim_r"], dict[int, Float[Tensor, "rows prompt dim_r"]]]:
-        """What goes in at the input, and what is added at each deeper layer."""
+        """Split soft tokens into input vectors and the additions of each deeper layer."""
         inputs, *deeper = soft.split(self.reader.dim, dim=-1)
         return inputs, {
             (level + 1) * self.config.deep_prompt_interval: addition for level, addition in enumerate(deeper)
@@ -343,10 +341,10 @@ class SoftTokenEncoder(TextEncoder):
 
     @torch.no_grad()
     def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
-        """Take from some texts, without labels, what all texts share; the text_pooling leaves it out from then on.
+        """Fit the whitening of the text pooling to texts without labels.
 
         Raises:
-            ConfigError: There is no text text_pooling, or there are fewer than two texts.
+            ConfigError: If the model has no text pooling, or there are fewer than two texts.
         """
         if self.text_pooling is None:
             raise ConfigError("text_pooling_weight is 0: the model does not use the texts' own states.")
@@ -360,14 +358,14 @@ class SoftTokenEncoder(TextEncoder):
             ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
             hidden = hidden_states_at(self.reader.decoder, ids, mask, layers=layers)
             own = content_mask(mask, self.reader)
-            means.append(pool(hidden, own, pooling="mean")[own.any(dim=1)])  # not those without a token
+            means.append(pool(hidden, own, pooling="mean")[own.any(dim=1)])  # without the empty texts
         self.text_pooling.fit(torch.cat(means))
         self.store.clear()
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]
     ) -> Float[Tensor, "batch dim_r"]:
-        """Prefix placement: soft tokens, then the text, pool over the text; gradients run through all of it."""
+        """Embed with prefix placement: soft tokens, then the text, pooled over the text, with gradient throughout."""
         text = self.reader.model.get_input_embeddings()(ids)
         own = mask.new_ones(soft.shape[:2])
         inputs, present = torch.cat([soft.to(text.dtype), text], dim=1), torch.cat([own, mask], dim=1)
@@ -375,7 +373,7 @@ class SoftTokenEncoder(TextEncoder):
         # an empty text is represented by the soft tokens alone
         over = torch.cat([own * (text_mask.sum(dim=1, keepdim=True) == 0), text_mask], dim=1)
         # [padding, BOS, soft, text]: a sliding window counts columns, so none may lie between soft tokens and text; and
-        # the attention sink, the first token of all, should be no soft token
+        # the attention sink, the first token, should not be a soft token
         order = torch.cat([2 * own, mask + 2 * text_mask], dim=1).argsort(dim=1, stable=True)
         inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
         states = forward_embeddings(self.reader.decoder, inputs, present.gather(1, order))
@@ -388,11 +386,11 @@ class SoftTokenEncoder(TextEncoder):
     # -- copies ------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes: compiled soft tokens only as far as they fit the weights."""
+        """Return the state for copies and other processes, with the compiled soft tokens that are still valid."""
         self.store.compiled = self.store.valid_compiled(self.trained_weights())
         return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy's weights count their changes anew; what came with them fits them."""
+        """Restore the state. The version counters of a copy's weights restart; its compiled tokens are valid."""
         super().__setstate__(state)
         self.store.add_compiled({}, self.trained_weights())

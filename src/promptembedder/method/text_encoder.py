@@ -19,16 +19,20 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["MAX_TEMPLATE_TOKENS", "TextEncoder", "restore_tensors", "saved_state", "trained_state"]
 
-_FITTED = "text_pooling."  # its buffers come from texts, not from a configuration
+_FITTED = (
+    "text_pooling.",
+    "state_mean",
+    "state_std",
+)  # buffers that are fitted to texts and do not follow from the configuration
 
 
 def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that training changes, by name, in a fixed order."""
+    """Return the trained parameters by name, in a fixed order."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 def saved_state(module: nn.Module) -> dict[str, Tensor]:
-    """What a whole encoder saves: the trained weights, and what was fitted to texts."""
+    """Return the tensors of a saved encoder: trained parameters and buffers fitted to texts."""
     fitted = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_FITTED)}
     return {**trained_state(module), **fitted}
 
@@ -38,7 +42,7 @@ def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors of the file into `state`, in place.
 
     Raises:
-        ModelFormatError: The file holds other tensors than `state`.
+        ModelFormatError: If the file contains other tensors than `state`.
     """
     saved = load_tensors(path, {name: tensor.shape for name, tensor in state.items()})
     for name, tensor in state.items():
@@ -49,27 +53,27 @@ def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 logger = logging.getLogger(__name__)
 
-MAX_TEMPLATE_TOKENS = 256  # instruction and template, on top of the text's own limit
+MAX_TEMPLATE_TOKENS = 256  # of instruction and template, in addition to max_seq_length
 
 
 class TextEncoder(InputModule):
-    """Texts and an instruction in, unit vectors out: the one module of a SentenceTransformer of ours.
+    """Encoder of texts under an instruction to unit vectors: the single module of a SentenceTransformer.
 
-    One module and not a chain of them, because sentence-transformers casts later modules to the first one's dtype.
+    It is one module because sentence-transformers casts the modules of a chain to the dtype of the first.
 
     Attributes:
-        diagnostics: Numbers about the last training batch, logged beside its loss.
-        truncated_texts: Texts so far that lost their end.
+        diagnostics: Statistics of the last training batch, logged with its loss.
+        truncated_texts: Number of texts truncated so far.
     """
 
     def __init__(self, reader: Backbone, *, max_seq_length: int, positions_taken: int = 0) -> None:
-        """Read with `reader`, which may be shared.
+        """Build an encoder on `reader`, which may be shared.
 
         Args:
-            positions_taken: What the encoder itself puts beside a text; matters where positions are a learned table.
+            positions_taken: Positions that the encoder itself needs, of readers with a limited number of positions.
 
         Raises:
-            ConfigError: The reader has no positions left for a text.
+            ConfigError: If the reader has no positions left for a text.
         """
         super().__init__()
         self.reader = reader
@@ -93,22 +97,22 @@ class TextEncoder(InputModule):
         """Copy the trained weights of a saved model into this one, in place; backbones are not loaded.
 
         Raises:
-            ModelFormatError: The folder is torn or holds another model's weights.
+            ModelFormatError: If the folder is incomplete or contains another model's weights.
         """
 
     @classmethod
     @abstractmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "TextEncoder":
-        """The module that `save` wrote, on the backbones that its manifest names.
+        """Load a saved module and the backbones that its manifest names.
 
         Raises:
-            ModelFormatError: The folder is torn, holds another kind of model, or a backbone's weights have changed.
-            BackboneError: A backbone is missing.
+            ModelFormatError: If the folder is incomplete or of another kind, or a backbone's weights have changed.
+            BackboneError: If a backbone is missing.
         """
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "TextEncoder":
-        """The module that `save` wrote; what sentence-transformers calls. The foreign keyword arguments are its own."""
+        """Load a saved module. sentence-transformers calls this with keyword arguments of its own."""
         folder = Path(model_name_or_path)
         if not folder.is_dir():
             folder = Path(
@@ -124,12 +128,12 @@ class TextEncoder(InputModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The reader's own tokenizer."""
+        """The reader's transformers tokenizer."""
         return self.reader.tokenizer.hf
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a text that are read."""
+        """Maximum number of tokens of a text."""
         return self._max_seq_length
 
     @max_seq_length.setter
@@ -140,25 +144,25 @@ class TextEncoder(InputModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the reader is."""
+        """Device of the reader."""
         return self.reader.input_embeddings.device
 
     def get_embedding_dimension(self) -> int:
-        """Width of the embedding: the reader's."""
+        """Return the dimension of the embedding, which is the reader's hidden size."""
         return self.reader.dim
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """Everything that training changes, in a fixed order."""
+        """Return all trained parameters, in a fixed order."""
         return list(trained_state(self).values())
 
     def token_features(
         self, texts: Sequence[str], *, prefixes: Sequence[str] | None = None, suffixes: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Token ids of the texts; those longer than `max_seq_length` lose their end, are counted, and a warning tells.
+        """Tokenize texts. Those longer than `max_seq_length` are truncated, counted and reported by a warning.
 
         Args:
-            prefixes: Put before each text, on top of its length.
-            suffixes: Put after each text, likewise.
+            prefixes: Inserted before each text, in addition to `max_seq_length`.
+            suffixes: Inserted after each text, likewise.
         """
         cleaned = [clean_text(text) for text in texts]
         tokenizer, limit = self.reader.tokenizer, self.max_seq_length
@@ -186,7 +190,7 @@ class TextEncoder(InputModule):
 
     def _count_truncated(self, count: int) -> None:
         before, self.truncated_texts = self.truncated_texts, self.truncated_texts + count
-        # once, and again each time the count doubles: told, but not once a batch
+        # warn once, and again each time the count doubles, rather than for each batch
         if count and self.truncated_texts.bit_length() > before.bit_length():
             logger.warning(
                 "%d texts so far were longer than %d tokens and lost their end; raise max_seq_length to keep it",

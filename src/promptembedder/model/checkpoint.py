@@ -25,7 +25,7 @@ from promptembedder.method import (
     build_text_pooling,
     num_prompt_layers,
     restore_tensors,
-    trained_state,
+    saved_state,
 )
 from promptembedder.model.reader_state import (
     ReaderRecord,
@@ -139,7 +139,7 @@ def load_parts(
         prompter = build_prompter(
             backbone, config, train_soft_prompt="soft_prompt_delta" in load_tensors(folder / PROMPTER_FILE)
         )
-        restore_tensors(trained_state(prompter), folder / PROMPTER_FILE)
+        restore_tensors(saved_state(prompter), folder / PROMPTER_FILE)
     compiled: dict[str, Tensor] = {}
     if entry.instructions:
         width = num_prompt_layers(config, frozen) * frozen.dim
@@ -169,7 +169,7 @@ def restore_parts(parts: EncoderParts, folder: Path) -> None:
     """
     entry = reader_records(read_manifest(folder))[0]
     if parts.prompter is not None:
-        restore_tensors(trained_state(parts.prompter), folder / PROMPTER_FILE)
+        restore_tensors(saved_state(parts.prompter), folder / PROMPTER_FILE)
     _restore_alignment(parts, folder / entry.alignment_file)
 
 
@@ -189,7 +189,7 @@ def reader_state_of(parts: EncoderParts) -> ReaderState:
 
 def snapshot_prompter(prompter: Prompter) -> PrompterSnapshot:
     """What a save needs of the prompter, without its backbone."""
-    state = {name: weight.detach().cpu().clone() for name, weight in trained_state(prompter).items()}
+    state = {name: weight.detach().cpu().clone() for name, weight in saved_state(prompter).items()}
     return PrompterSnapshot(identity=backbone_identity(prompter.backbone), state=state)
 
 

@@ -10,7 +10,12 @@ from promptembedder.training.data import (
     load_training_data,
 )
 from promptembedder.training.distributed import Ranks, destroy_distributed, init_distributed
-from promptembedder.training.losses import ExplicitNegativesLoss, StepwiseLoss, build_contrastive_loss
+from promptembedder.training.losses import (
+    ExplicitNegativesLoss,
+    InstructionContrastiveLoss,
+    StepwiseLoss,
+    build_contrastive_loss,
+)
 from promptembedder.training.monitor import JsonlMetrics, MonitorConfig
 from promptembedder.training.recipe import (
     ANY_COLUMNS,
@@ -31,6 +36,7 @@ __all__ = [
     "EvaluationConfig",
     "ExplicitNegativesLoss",
     "InstructionCollator",
+    "InstructionContrastiveLoss",
     "InstructionVariants",
     "JsonlMetrics",
     "LossConfig",

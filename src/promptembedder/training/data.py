@@ -3,16 +3,26 @@
 import dataclasses
 import random
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from promptembedder.backbone import hub_refusal
-from promptembedder.data import Pair, build_datasets, read_mixture, read_pairs
+from promptembedder.data import (
+    Attribute,
+    LabelledCorpus,
+    Pair,
+    build_datasets,
+    read_labelled_corpora,
+    read_mixture,
+    read_pairs,
+)
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.training.distributed import Ranks
 from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
@@ -33,6 +43,8 @@ class TaskData:
 
     Attributes:
         in_batch_negatives: True if the positives of other rows are negatives.
+        corpus: Labelled corpus of the task, whose rows are pairs with the same label in some attribute. If None, the
+            task has pairs only.
         unseen_instructions: Instruction variants that are not used in training.
     """
 
@@ -42,6 +54,14 @@ class TaskData:
     document_instructions: tuple[str, ...]
     in_batch_negatives: bool
     unseen_instructions: tuple[str, ...] = ()
+    corpus: LabelledCorpus | None = None
+
+    @property
+    def instruction_groups(self) -> tuple[tuple[str, ...], ...]:
+        """Instruction variants of the same meaning: of queries and documents, or of each attribute of a corpus."""
+        if self.corpus is not None:
+            return tuple(attribute.instructions for attribute in self.corpus.attributes)
+        return self.instructions, self.document_instructions
 
 
 @dataclass(frozen=True)
@@ -92,18 +112,65 @@ def load_training_data(config: DataConfig, *, seed: int) -> TrainingData:
         ConfigError: If no source is named, or a task is unknown.
         DataError: If a file is missing, empty or malformed.
     """
+    corpora = _load_corpora(config, seed)
+    pairs = _load_pair_tasks(config, seed)
+    taken = sorted(corpora.keys() & pairs.keys())
+    if taken:
+        raise ConfigError(f"a task and a labelled corpus have the name {taken[0]!r}. Rename one of them.")
+    if not corpora and not pairs:
+        raise ConfigError("data names no source. Set data.mixture, data.pairs, data.hub or data.corpora.")
+    return TrainingData({**pairs, **corpora})
+
+
+def _load_pair_tasks(config: DataConfig, seed: int) -> dict[str, TaskData]:
     if config.mixture is not None:
-        return TrainingData(_load_mixture(config, seed))
+        return _load_mixture(config, seed)
     if config.pairs is not None:
         path = Path(config.pairs)
-        return TrainingData(
-            _build_single_task(_load_file_pairs(path, config, seed), path.name.split(".")[0] or "pairs", config, seed)
-        )
+        name = path.name.split(".")[0] or "pairs"
+        return _build_single_task(_load_file_pairs(path, config, seed), name, config, seed)
     if config.hub is not None:
-        return TrainingData(
-            _build_single_task(_load_hub_pairs(config, seed), Path(config.hub).name or "pairs", config, seed)
+        return _build_single_task(_load_hub_pairs(config, seed), Path(config.hub).name or "pairs", config, seed)
+    return {}
+
+
+def _load_corpora(config: DataConfig, seed: int) -> dict[str, TaskData]:
+    if config.corpora is None:
+        return {}
+    tasks = {}
+    for corpus in read_labelled_corpora(Path(config.corpora), names=config.corpus_names):
+        unseen = tuple(
+            one for attribute in corpus.attributes for one in _split_variants(attribute, config.held_out_variants)[1]
         )
-    raise ConfigError("data names no source. Set data.mixture, data.pairs or data.hub.")
+        seen = tuple(
+            dataclasses.replace(attribute, instructions=_split_variants(attribute, config.held_out_variants)[0])
+            for attribute in corpus.attributes
+        )
+        corpus = dataclasses.replace(corpus, attributes=seen)
+        pairs = [Pair(*pair) for pair in corpus.draw_pairs(seed=seed, limit=config.limit)]
+        if not pairs:
+            raise DataError(f"no two texts of the corpus {corpus.name!r} have the same label. Add rows.")
+        tasks[corpus.name] = TaskData(
+            train=build_datasets(pairs, corpus.name)[corpus.name],
+            held_out=None,
+            instructions=tuple(one for attribute in seen for one in attribute.instructions),
+            document_instructions=(),
+            in_batch_negatives=False,
+            unseen_instructions=unseen,
+            corpus=corpus,
+        )
+    return tasks
+
+
+def _split_variants(attribute: Attribute, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split the instructions of an attribute into those used in training and the last `count` of them."""
+    if count >= len(attribute.instructions):
+        raise ConfigError(
+            f"data.held_out_variants is {count}, attribute {attribute.name!r} has {len(attribute.instructions)} "
+            "instructions: none is left to train on."
+        )
+    seen = len(attribute.instructions) - count
+    return attribute.instructions[:seen], attribute.instructions[seen:]
 
 
 def build_task_data(
@@ -244,26 +311,57 @@ class InstructionCollator(SentenceTransformerDataCollator):
     """
 
     variants: dict[str, InstructionVariants] = field(default_factory=dict)
+    corpora: dict[str, LabelledCorpus] = field(default_factory=dict)
+    attributes_per_step: int = 3
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)
     _drawn: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _labels: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Tokenize the batch's columns, each with its instruction."""
+        if features and features[0].get("dataset_name") in self.corpora:
+            return self._collate_corpus(features)
         if features:
             self._drawn = self._draw(features)
+        return self._collate_share(features)
+
+    def _collate_share(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if self.ranks.world_size == 1:
             return super().__call__(features)
         # an empty share gets a placeholder row, because every process has to run the same collectives
         local = features[self.ranks.shares(len(features))[self.ranks.rank]] or features[:1]
         return {**super().__call__(local), "all_gather_with_grad": len(features)}
 
+    def _collate_corpus(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate the distinct texts of the pairs once for each drawn attribute, with their labels [texts attributes].
+
+        Only attributes are drawn for which the batch contains two texts with the same label and two that differ.
+        """
+        name = features[0]["dataset_name"]
+        corpus = self.corpora[name]
+        texts = list(dict.fromkeys(row[column] for row in features for column in ("anchor", "positive")))
+        by_text = self._labels.setdefault(name, corpus.labels_by_text())
+        labels = [by_text[text] for text in texts]
+        generator = self._generator(texts)
+        usable = [number for number in range(len(corpus.attributes)) if _has_contrast([row[number] for row in labels])]
+        drawn = sorted(generator.sample(usable, min(self.attributes_per_step, len(usable)))) or [0]
+        columns = [f"view{view}" for view in range(len(drawn))]
+        instructions = [generator.choice(corpus.attributes[number].instructions) for number in drawn]
+        self._drawn = dict(zip(columns, instructions, strict=True))
+        rows = [{**dict.fromkeys(columns, text), "dataset_name": name} for text in texts]
+        joint = torch.tensor([[row[number] for number in drawn] for row in labels])
+        return {**self._collate_share(rows), "label": joint}
+
+    def _generator(self, texts: Sequence[str]) -> random.Random:
+        digest = zlib.crc32("\x00".join(texts).encode("utf-8", "replace"))
+        return random.Random(f"{self.seed}-{digest}")
+
     def _draw(self, features: list[dict[str, Any]]) -> dict[str, str]:
         variants = self.variants.get(features[0].get("dataset_name", ""))
         if variants is None:
             return {}
-        digest = zlib.crc32("\x00".join(str(row["anchor"]) for row in features).encode("utf-8", "replace"))
-        generator = random.Random(f"{self.seed}-{digest}")
+        generator = self._generator([str(row["anchor"]) for row in features])
         anchor = generator.choice(variants.anchor) if variants.anchor else None
         if variants.document == variants.anchor:  # symmetric task: both sides get the same variant
             document = anchor
@@ -275,3 +373,9 @@ class InstructionCollator(SentenceTransformerDataCollator):
 
     def _resolve_prompts(self, batch: dict[str, Any]) -> str | dict[str, str] | None:
         return self._drawn
+
+
+def _has_contrast(codes: Sequence[int]) -> bool:
+    """Return True if two of the labels are equal and two differ. -1 is no label."""
+    counts = Counter(code for code in codes if code >= 0)
+    return len(counts) > 1 and max(counts.values()) > 1

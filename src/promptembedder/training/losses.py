@@ -15,7 +15,7 @@ from promptembedder.model import PromptedSentenceTransformer
 from promptembedder.training.recipe import LossConfig
 from promptembedder.types import Float, Tensor
 
-__all__ = ["ExplicitNegativesLoss", "StepwiseLoss", "build_contrastive_loss"]
+__all__ = ["ExplicitNegativesLoss", "InstructionContrastiveLoss", "StepwiseLoss", "build_contrastive_loss"]
 
 _MIN_LOSS = 1e-6  # keeps the logarithm finite
 
@@ -39,6 +39,56 @@ class ExplicitNegativesLoss(nn.Module):
         cosines = F.cosine_similarity(anchor.unsqueeze(1), candidates, dim=-1)
         target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
         return F.cross_entropy(cosines / self.temperature, target)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the loss settings that the model card lists."""
+        return {"temperature": self.temperature}
+
+
+class InstructionContrastiveLoss(nn.Module):
+    """Supervised contrast of the same texts under several instructions, each with labels of its own.
+
+    Under one instruction, texts with the anchor's label are positives and texts with another label are negatives:
+
+        L = -mean over anchors and their positives p of log(exp(s_p / t) / sum over other labelled texts exp(s / t))
+
+    This is the supervised contrastive loss of Khosla et al. 2020 (arXiv:2004.11362), averaged over the instructions. A
+    text that is near under one instruction has to be far under another, which no static prompt can satisfy.
+    """
+
+    def __init__(self, model: SentenceTransformer, *, temperature: float) -> None:
+        """Store the model and the temperature that divides the cosines."""
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Float[Tensor, ""]:
+        """Compute the mean loss over the columns, one per instruction, of the same texts.
+
+        Args:
+            labels: Label numbers, [texts columns]. -1 leaves a text out under that instruction.
+
+        Raises:
+            ConfigError: If there are no labels.
+        """
+        if labels is None:
+            raise ConfigError("the loss of labelled corpora needs labels. Train with data.corpora.")
+        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        losses = [self._of_instruction(vectors, labels[:, column]) for column, vectors in enumerate(embeddings)]
+        return torch.stack(losses).mean()
+
+    def _of_instruction(self, vectors: Float[Tensor, "texts dim"], labels: Tensor) -> Float[Tensor, ""]:
+        labelled = labels.to(vectors.device) >= 0
+        vectors, labels = F.normalize(vectors[labelled].float(), dim=-1), labels.to(vectors.device)[labelled]
+        itself = torch.eye(len(labels), dtype=torch.bool, device=vectors.device)
+        positive = (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~itself
+        logits = (vectors @ vectors.T / self.temperature).masked_fill(itself, float("-inf"))
+        log_share = logits - logits.logsumexp(dim=1, keepdim=True)
+        anchors = positive.any(dim=1) & (~positive & ~itself).any(dim=1)
+        if not bool(anchors.any()):  # nothing to contrast: zero, with a graph
+            return vectors.sum() * 0.0
+        total = torch.where(positive, log_share, 0.0).sum(dim=1)
+        return -(total / positive.sum(dim=1).clamp_min(1))[anchors].mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the loss settings that the model card lists."""

@@ -40,6 +40,10 @@ class DataConfig:
         in_batch_negatives: Use the positives of other rows as negatives. Set it to false for label data of `pairs` and
             `hub`, where the positive of another row may be correct, too.
         require_negative: Drop rows without a negative.
+        corpora: JSON file that lists labelled corpora: texts with several labels and an instruction per attribute.
+            Alone, or beside one of the other sources.
+        corpus_names: Names of the corpora to use. If empty, all.
+        attributes_per_step: Attributes that the texts of a step are embedded under. Each text is prefilled once.
         limit: Number of rows of each task, drawn with the seed. If None, all rows are used.
         held_out: Number of rows of each task that are held out for the evaluation loss.
         held_out_variants: Number of instruction variants of each task of a mixture, the last ones, that are not used in
@@ -57,6 +61,9 @@ class DataConfig:
     document_instructions: tuple[str, ...] = ()
     in_batch_negatives: bool = True
     require_negative: bool = False
+    corpora: str | None = None
+    corpus_names: tuple[str, ...] = ()
+    attributes_per_step: int = 3
     limit: int | None = None
     held_out: int = 0
     held_out_variants: int = 0
@@ -71,6 +78,8 @@ class DataConfig:
             )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")
+        if self.attributes_per_step < 1:
+            raise ConfigError(f"data.attributes_per_step must be at least 1, got {self.attributes_per_step}. Try 3.")
         for name in ("held_out", "held_out_variants"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}.")

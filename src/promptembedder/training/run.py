@@ -28,7 +28,7 @@ from promptembedder.training.checkpoints import (
 )
 from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData
 from promptembedder.training.distributed import Ranks, init_distributed
-from promptembedder.training.losses import build_contrastive_loss
+from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
 from promptembedder.training.monitor import DivergenceMonitor, JsonlMetrics
 from promptembedder.training.recipe import Recipe
 from promptembedder.training.trainer import PromptEmbedderTrainer, build_training_arguments, check_trackers
@@ -160,7 +160,7 @@ def _build_untrained(recipe: Recipe, data: TrainingData, device: str | None) -> 
     if baseline.kind == "frozen":
         raise ConfigError("baseline.kind 'frozen' has nothing to train. Score it as frozen:mean:BACKBONE.")
     if baseline.kind == "static" and not baseline.instruction_variants:
-        sides = [side for task in data.tasks.values() for side in (task.instructions, task.document_instructions)]
+        sides = [side for task in data.tasks.values() for side in task.instruction_groups]
         baseline = dataclasses.replace(
             baseline, instruction_variants=tuple(dict.fromkeys(side for side in sides if side))
         )
@@ -264,7 +264,9 @@ def _build_trainer(
         train_dataset=data.train,
         eval_dataset=data.held_out,
         loss={
-            name: build_contrastive_loss(model, recipe.loss, in_batch_negatives=task.in_batch_negatives)
+            name: InstructionContrastiveLoss(model, temperature=recipe.loss.temperature)
+            if task.corpus is not None
+            else build_contrastive_loss(model, recipe.loss, in_batch_negatives=task.in_batch_negatives)
             for name, task in data.tasks.items()
         },
         evaluator=evaluator,
@@ -273,6 +275,8 @@ def _build_trainer(
             variants={
                 n: InstructionVariants(task.instructions, task.document_instructions) for n, task in data.tasks.items()
             },
+            corpora={name: task.corpus for name, task in data.tasks.items() if task.corpus is not None},
+            attributes_per_step=recipe.data.attributes_per_step,
             seed=recipe.run.seed,
             ranks=ranks,
         ),
