@@ -1,4 +1,4 @@
-"""`python -m benchmarks ...`: the measurements behind the claims, each with the command that repeats it."""
+"""`python -m benchmarks ...`: measurements behind the documented claims, each with the command that repeats it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+if TYPE_CHECKING:  # imported lazily, because these imports take seconds and `--help` needs none of them
     from benchmarks.efficiency.benchmark import EfficiencyProgress
     from benchmarks.efficiency.results import EfficiencyResult
 
@@ -65,15 +65,15 @@ def efficiency(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time and memory of a training step against LoRA, checkpointing, full training and static soft tokens.
+    """Measure time and memory of a training step against LoRA, checkpointing, full training and static soft tokens.
 
-    Stopped at any moment, the same command goes on where it was.
+    If the command was interrupted, run it again to resume.
 
     Example: python -m benchmarks efficiency --lengths 32,128 --batches 8,16
     """
     report = Report(as_json)
     with one_line_errors():
-        for module in ("matplotlib", "psutil"):  # missing, they are better missed now than after the measurements
+        for module in ("matplotlib", "psutil"):  # fail before the measurement if a module is missing
             extras.require(module, extra="bench")
         numbers = {"lengths": parse_ints("lengths", lengths), "batches": parse_ints("batches", batches)}
         from benchmarks.efficiency.benchmark import run_efficiency
@@ -108,7 +108,7 @@ def _default_device() -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[["EfficiencyProgress"], None]]:
-    """Rows done and what is measured now, on stderr."""
+    """Show the number of finished rows and the current measurement on stderr."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", total=None)

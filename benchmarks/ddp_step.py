@@ -1,10 +1,11 @@
-"""What a training step costs more when two processes take it together: seconds, fastest and median, as JSON.
+"""Overhead of a joint training step of two processes: fastest and median seconds, as JSON.
 
 OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 benchmarks/ddp_step.py [ROWS TOKENS REPEATS]
 
-In turn, each process on a core of its own: `alone`, a step of one process while the other waits; `beside`, both take
-a step and exchange nothing; `together`, the step of DDP with the joint batch. ROWS and TOKENS are those of a process.
-`gather` and `reduce` are the exchanges of a step by themselves, begun at the same moment.
+Each process runs on its own core. The modes alternate: `alone` is a step of one process while the other one waits,
+`beside` is a simultaneous step of both processes without communication, and `together` is a DDP step with the joint
+batch. ROWS and TOKENS are the values of one process. `gather` and `reduce` are the collective operations of a step by
+themselves, started simultaneously.
 """
 
 import json
@@ -29,7 +30,7 @@ Step = Callable[[], object]
 
 
 def _steps(rows: int, tokens: int, ranks: Ranks) -> tuple[Step, Step, int, int]:
-    """A step of this process alone, one of all, trained bytes, and the width of an embedding."""
+    """Return a local step, a DDP step, the number of trained bytes, and the embedding dimension."""
     model = PromptEmbedder.create(prompter="smollm2-135m", reader="smollm2-135m", device="cpu").train()
     trained = trained_state(model)
     others = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in trained]
@@ -67,7 +68,7 @@ def _timed(step: Step, ranks: Ranks) -> float:
 
 
 def main(rows: int = 4, tokens: int = 64, repeats: int = 12) -> None:
-    """Print what was measured."""
+    """Print the measurements."""
     ranks = init_distributed()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.rank]})
     own, together, trained_bytes, dim = _steps(rows, tokens, ranks)

@@ -1,10 +1,10 @@
-"""How far vectors and training move when threads, batches, attention, number format or instruction sets change.
+"""Sensitivity of vectors and training to threads, batches, attention, number format and instruction sets.
 
 python benchmarks/determinism.py [OUTPUT.json [DOCUMENT.md [FOLDER]]]
 
-Each setting runs in a process of its own, since threads and instruction sets are chosen when torch is loaded. Limiting
-the instruction sets of torch's own kernels (ATEN), of oneDNN and of MKL stands in for other machines. The document's
-table between `<!-- determinism -->` and `<!-- end determinism -->` is written anew.
+Each setting runs in its own process, because threads and instruction sets are chosen when torch is loaded. Limiting
+the instruction sets of torch's own kernels (ATEN), of oneDNN and of MKL simulates other machines. The document's
+table between `<!-- determinism -->` and `<!-- end determinism -->` is regenerated.
 """
 
 import dataclasses
@@ -41,11 +41,11 @@ STEPS, BATCH, TEXTS = 20, 4, 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a process is started with.
+    """Configuration of a process.
 
     Attributes:
-        environment: Variables that torch and its libraries read when they are loaded.
-        trains: Train with the seed and the data of the base; otherwise the base's trained weights are taken.
+        environment: Environment variables that torch and its libraries read when they are loaded.
+        trains: If True, train with the seed and the data of the base. If False, use the base's trained weights.
         ways: Ways to encode the same texts.
     """
 
@@ -109,7 +109,7 @@ def _encoded(model: PromptEmbedder, texts: Sequence[str], way: str) -> np.ndarra
 
 
 def work(setting: Setting, folder: Path) -> None:
-    """In a process of its own: train or take the base's weights, encode in all ways, write what came out."""
+    """Train or load the base's weights, encode in all ways, and write the results. Runs in its own process."""
     torch.set_num_threads(setting.threads)
     for llm in setting.llms:
         _work_with(setting, llm, folder / _slug(setting.name) / _slug(llm), folder / "base" / _slug(llm) / "model")
@@ -140,7 +140,7 @@ def _slug(name: str) -> str:
 
 
 def _finish(setting: Setting, folder: Path) -> None:
-    """Run the setting in a process of its own, unless its results lie in the folder."""
+    """Run the setting in its own process unless the folder contains its results."""
     if all((folder / _slug(setting.name) / _slug(llm) / "facts.json").is_file() for llm in setting.llms):
         return
     environment = os.environ | {"OMP_NUM_THREADS": str(setting.threads)} | dict(setting.environment)
@@ -157,7 +157,7 @@ def _results(setting: Setting, llm: str, folder: Path) -> tuple[dict[str, np.nda
 def _difference(base: np.ndarray, other: np.ndarray) -> dict[str, float | bool]:
     left, right = base.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    # 1 - cosine is lost to rounding where vectors are nearly one; half the squared distance is not
+    # rounding cancels 1 - cosine for nearly equal vectors, but not half the squared distance
     apart = np.linalg.norm(
         left / np.linalg.norm(left, axis=1)[:, None] - right / np.linalg.norm(right, axis=1)[:, None], axis=1
     )
@@ -171,12 +171,12 @@ def _difference(base: np.ndarray, other: np.ndarray) -> dict[str, float | bool]:
 
 
 def _nearest(vectors: np.ndarray) -> np.ndarray:
-    """For each sentence (even rows) the most similar function (odd rows)."""
+    """Return the index of the most similar function (odd rows) for each sentence (even rows)."""
     return (vectors[::2] @ vectors[1::2].T).argmax(axis=1)
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All settings against the base; what a killed run left in the folder is not done again."""
+    """Compare all settings with the base. Results of an interrupted run in the folder are reused."""
     for setting in (BASE, *OTHERS):
         _finish(setting, folder)
     rows = [row for llm in LLMS for row in _compared(llm, folder)]
@@ -213,7 +213,7 @@ def _compared(llm: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """A table for each LLM, and what they were measured on."""
+    """Return a Markdown table for each LLM and a description of the machine."""
     header = ["setting", "what", "max abs", "1 - cosine", "same nearest", "loss differs by"]
     parts = []
     for llm in dict.fromkeys(row["llm"] for row in content["rows"]):
@@ -241,7 +241,7 @@ def main(
     document: str = "docs/determinism.md",
     folder: str = "runs/determinism",
 ) -> None:
-    """Measure, write the JSON, and the document's table."""
+    """Measure all settings, and write the JSON file and the document's table."""
     write_json(Path(output), measure(Path(folder)))
     regenerate(Path(document), Path(output).parent, {Path(output).stem: markdown})
 

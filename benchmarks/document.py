@@ -1,4 +1,4 @@
-"""Markdown tables, written into a document anew from the results' JSON, so that no number is typed by hand."""
+"""Markdown tables of a document, regenerated from the JSON of the results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ Markdown = Callable[[Mapping[str, Any]], str]
 
 
 def regenerate(document: Path, results: Path, pages: Mapping[str, Markdown]) -> list[str]:
-    """Replace what stands between `<!-- NAME -->` and `<!-- end NAME -->` by the page of `results/NAME.json`.
+    """Replace the text between `<!-- NAME -->` and `<!-- end NAME -->` by the page of `results/NAME.json`.
 
-    A name without markers in the document, or without a file, is left alone. Returns the names replaced.
+    A name without markers in the document, or without a file, is skipped. Return the replaced names.
 
     Raises:
-        DataError: The document or a file cannot be read, an end marker is missing, or nothing was replaced.
+        DataError: If the document or a file cannot be read, an end marker is missing, or nothing was replaced.
     """
     text, done = _read(document), []
     for name, page in pages.items():
@@ -42,7 +42,7 @@ def regenerate(document: Path, results: Path, pages: Mapping[str, Markdown]) -> 
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that are text already; the first column is left-aligned, the others right-aligned."""
+    """Return a Markdown table. The first column is left-aligned, the others are right-aligned."""
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"

@@ -1,4 +1,4 @@
-"""Finished cells, line by line, so that an interrupted run goes on; numbers of different machines never mix."""
+"""Journal of finished cells, line by line, so that a run can resume. Results of different machines are never mixed."""
 
 import json
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ Key = Mapping[str, Any]
 
 
 class Journal:
-    """Rows by key in a JSON-lines file, appended as they are finished.
+    """Rows by key in a JSON-lines file, appended when they are finished.
 
-    The first line names machine and versions. A last line that a kill cut off is dropped.
+    The first line contains the machine and the versions. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path, *, machine: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Open the journal at `path`, or begin it.
+        """Open or create the journal at `path`.
 
         Raises:
-            DataError: It comes from another machine or other versions, or a line is damaged.
+            DataError: If the journal is from another machine or other versions, or a line is damaged.
         """
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
@@ -37,11 +37,11 @@ class Journal:
         return len(self._rows)
 
     def get(self, key: Key) -> dict[str, Any] | None:
-        """The row of this key, or None."""
+        """Return the row of this key, or None."""
         return self._rows.get(_text(key))
 
     def add(self, key: Key, row: Mapping[str, Any]) -> None:
-        """Keep a row, on disk too."""
+        """Store a row in memory and on disk."""
         line = json.dumps({"key": dict(key), "row": dict(row)}, ensure_ascii=False, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -50,7 +50,7 @@ class Journal:
     def _read(self, head: Mapping[str, Any]) -> None:
         text = self.path.read_text(encoding="utf-8")
         lines = text.split("\n")
-        if lines[-1]:  # cut off while it was written
+        if lines[-1]:  # incomplete line of an interrupted write
             write_text(self.path, text[: len(text) - len(lines[-1])])
         entries = [self._entry(number, line) for number, line in enumerate(lines[:-1], start=1)]
         if not entries:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak: of the process on a CPU, of torch's allocator on a GPU."""
+"""Peak memory of a computation: of the process on a CPU, of torch's allocator on a GPU."""
 
 import ctypes
 import gc
@@ -19,11 +19,11 @@ _INTERVAL_S = 0.005
 
 
 class OutOfMemoryError(Exception):
-    """A measured piece of work needs more memory than there is, or than it may have."""
+    """Error of a measured computation that exceeds the available or the permitted memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` tells of missing memory; foreign libraries have several names for it."""
+    """Return True if `error` reports missing memory. Third-party libraries use different exception types."""
     if isinstance(error, (MemoryError, OutOfMemoryError, torch.OutOfMemoryError)):
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_in_use(device: str) -> int:
-    """Bytes in use now: the process's resident set on a CPU, what tensors hold on a GPU."""
+    """Return the bytes in use: resident set of the process on a CPU, memory of tensors on a GPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         return int(torch.cuda.memory_allocated(device))
@@ -39,21 +39,21 @@ def memory_in_use(device: str) -> int:
 
 
 def release_memory(device: str) -> None:
-    """Give back what is not in use.
+    """Return unused memory to the system.
 
-    Else free heap left from loading a model would be filled by the next step unseen.
+    Otherwise the next step could fill heap memory that was freed after loading a model, and the peak would not show it.
     """
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # exists in glibc but not in musl
         if trim is not None:
             trim(0)
 
 
 def room_for(device: str) -> int:
-    """Bytes that processes started now may take together: nine tenths of what nobody uses."""
+    """Return the bytes that new processes may use together: nine tenths of the free memory."""
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(0.9 * free)
@@ -61,17 +61,17 @@ def room_for(device: str) -> int:
 
 
 class PeakMemory:
-    """Within `with`: the highest memory in use; `bytes` holds it afterwards.
+    """Context that measures the peak memory in use. `bytes` contains the peak afterwards.
 
-    On a GPU the allocator keeps count. On a CPU the kernel does (VmHWM, which Linux lets a process reset); where it
-    does not, a thread looks at the resident set every 5 ms. The thread also calls `on_excess` once the resident set
-    is larger than `limit_bytes`; on a GPU torch itself refuses.
+    On a GPU, the allocator records the peak. On a CPU, the kernel does (VmHWM, which a Linux process can reset).
+    Without VmHWM, a thread samples the resident set every 5 ms. The thread also calls `on_excess` when the resident set
+    exceeds `limit_bytes`. On a GPU, torch itself enforces the limit.
     """
 
     def __init__(
         self, device: str, *, limit_bytes: int | None = None, on_excess: Callable[[], None] | None = None
     ) -> None:
-        """Measure on `device`; without a limit nothing is ever in excess."""
+        """Prepare the measurement on `device`. If `limit_bytes` is None, `on_excess` is never called."""
         self.device, self.limit_bytes, self.on_excess = device, limit_bytes, on_excess
         self.on_gpu = torch.device(device).type == "cuda"
         self.bytes = 0
@@ -110,7 +110,7 @@ class PeakMemory:
 
 
 def _reset_high_water() -> bool:
-    """Start the kernel's count anew; False where it keeps none or does not let us."""
+    """Reset the kernel's peak counter. Return False if the kernel has none or does not permit the reset."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _high_water() > 0

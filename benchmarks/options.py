@@ -1,4 +1,4 @@
-"""What the benchmarks that train on a mixture are told alike."""
+"""Command-line options shared by the benchmarks that train on a mixture."""
 
 from pathlib import Path
 from typing import Annotated

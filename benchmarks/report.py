@@ -1,4 +1,4 @@
-"""`python -m benchmarks report`: the tables of a document, written anew from the results' JSON."""
+"""`python -m benchmarks report`: regenerate the tables of a document from the JSON of the results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def report(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the results into a document, between its markers; the rest stays as it is.
+    """Insert the results into a document between its markers. The rest of the document does not change.
 
     Example: python -m benchmarks report docs/results.md
     """

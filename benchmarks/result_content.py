@@ -1,4 +1,4 @@
-"""What a results file says beside its numbers, and how the runs of several commands come into one file."""
+"""Provenance of a results file, and merging of the runs of several commands into one file."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ Content = Mapping[str, Any]
 
 
 def provenance(config: MixtureConfig) -> dict[str, Any]:
-    """Command, machine, versions and settings of this process; files by their names alone."""
+    """Return command, machine, versions and settings of this process. Files are identified by name only."""
     named = {"mixture": Path(config.mixture).name, "tasks": Path(config.tasks).name}
     return {
         "commands": [shlex.join(["promptembedder", *sys.argv[1:]])],
@@ -31,16 +31,16 @@ def provenance(config: MixtureConfig) -> dict[str, Any]:
 def merged_content(
     path: Path, content: Content, *, may_differ: Sequence[str], identity: Callable[[Content], tuple[Any, ...]]
 ) -> dict[str, Any]:
-    """`content` with the runs that the results file holds already and that are not among its own.
+    """Return `content` merged with the other runs of the results file at `path`.
 
     Args:
-        may_differ: Settings, lists all of them but `work`, that may differ between the commands that fill one file.
-        identity: What makes two runs the same.
+        may_differ: Settings that may differ between the commands that fill one file. All but `work` are lists.
+        identity: Returns the key that identifies a run.
 
     Raises:
-        ConfigError: They were made with other settings, or on another machine: side by side they would mislead.
+        ConfigError: If those runs have other settings or are from another machine, and are therefore not comparable.
     """
-    content = json.loads(json.dumps(content))  # as the file's own, tuples are lists
+    content = json.loads(json.dumps(content))  # tuples become lists, as in the file
     if not path.is_file():
         return dict(content)
     held = json.loads(path.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def _together(held: Sequence[Any], own: Sequence[Any]) -> list[Any]:
 
 
 def provenance_markdown(content: Content) -> list[str]:
-    """Machine, versions and commands, as the last paragraphs of a page."""
+    """Return machine, versions and commands as the last paragraphs of a page."""
     return [
         f"Machine: {_listed(content['machine'])}.\nVersions: {_listed(content['versions'])}.\n",
         "    " + "\n    ".join(content["commands"]) + "\n",

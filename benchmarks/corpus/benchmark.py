@@ -1,4 +1,4 @@
-"""Embedding a corpus: what an engine costs, what memory the driver takes, and what faults it survives."""
+"""Corpus embedding benchmark: overhead of each engine, memory of the driver, and recovery from faults."""
 
 import random
 import shlex
@@ -21,17 +21,17 @@ _MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusBenchSettings:
-    """What is measured.
+    """Settings of the corpus benchmark.
 
     Attributes:
         rows: Sizes of the corpora.
-        workers: Numbers of Ray's actors; the local engine is measured beside them.
-        shard_rows: Of a shard.
-        faults: Commands that are cut off at a random moment and run again: a worker of Ray killed, the command itself
-            killed, with Ray and without, a disk that is full; in turn.
-        fault_rows: Rows of their corpus.
-        seed: Of corpora and moments.
-        work: Folder for models, corpora and outputs; None: a temporary one.
+        workers: Numbers of Ray actors. The local engine is always measured, too.
+        shard_rows: Number of rows of a shard.
+        faults: Number of commands that are interrupted at a random moment and run again. The faults alternate: a killed
+            Ray worker, a killed command with and without Ray, and a full disk.
+        fault_rows: Number of rows of the corpus for the faults.
+        seed: Seed of the corpora and of the moments of the faults.
+        work: Folder for models, corpora and outputs. If None, a temporary folder is used.
     """
 
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -43,17 +43,17 @@ class CorpusBenchSettings:
     work: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check each value at the door."""
+        """Validate the values."""
         if any(value < 1 for value in (*self.rows, *self.workers, self.shard_rows, self.fault_rows)) or self.faults < 0:
             raise ConfigError("rows, workers, shard_rows and fault_rows must be at least 1, faults at least 0.")
 
 
 def run_corpus(settings: CorpusBenchSettings, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Measure; commands run one after the other, each in a process of its own.
+    """Measure all parts. The commands run sequentially, each in its own process.
 
     Raises:
-        DataError: A command that nothing disturbs fails.
-        ImportError: Ray or psutil is not installed.
+        DataError: If a command without an injected fault fails.
+        ImportError: If Ray or psutil is not installed.
     """
     with tempfile.TemporaryDirectory(dir=settings.work) as folder:
         work = Path(folder)
@@ -72,7 +72,7 @@ def run_corpus(settings: CorpusBenchSettings, *, on_part: Callable[[str], None] 
 
 
 def _command(settings: CorpusBenchSettings) -> str:
-    """What measures the same again, without the folders of this machine."""
+    """Return the command that repeats the measurement, without local folders."""
     options = {
         "rows": ",".join(map(str, settings.rows)),
         "workers": ",".join(map(str, settings.workers)),
@@ -107,7 +107,7 @@ def _measured(
                 "embedding_seconds": round(run.said["embedding_seconds"], 2),
                 "rows_per_second": round(size / run.said["embedding_seconds"], 1),
                 "driver_peak_megabytes": run.peak_bytes // _MEGABYTE,
-                # a shard's name holds its hash
+                # a shard's name contains its hash
                 "same_shards_as_local": names[-1] == names[0],
                 **check_output(output, size),
             }
@@ -168,7 +168,7 @@ def _faults(
 
 
 def _killed(kind: str, model: Path, corpus: Path, output: Path, options: list[str], *, after: int) -> dict[str, Any]:
-    """The first run, with a process killed once so many shards are finished."""
+    """Run the command and kill a process once `after` shards are finished."""
     killed: list[str] = []
     manifest = output / MANIFEST_LINES
 
@@ -192,10 +192,10 @@ def _killed(kind: str, model: Path, corpus: Path, output: Path, options: list[st
 def _full_disk(
     model: Path, corpus: Path, output: Path, options: list[str], share: float, *, expected_bytes: int
 ) -> dict[str, Any]:
-    """The first run on a disk too small for it, which then grows.
+    """Run the command on a disk that is too small, then enlarge the disk.
 
     Raises:
-        DataError: This user may not mount a disk.
+        DataError: If the user has no permission to mount a disk.
     """
     output.mkdir()
     size = max(int(share * expected_bytes), 64 << 10)
@@ -212,7 +212,7 @@ def _mount(command: list[str]) -> None:
 
 
 def _removed(output: Path) -> None:
-    subprocess.run(["umount", str(output)], capture_output=True)  # nothing but for a small disk
+    subprocess.run(["umount", str(output)], capture_output=True)  # fails harmlessly unless a small disk is mounted
     for path in output.iterdir():
         path.unlink()
     output.rmdir()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks corpus`: what embedding a corpus costs beside the model, and what faults it survives."""
+"""`python -m benchmarks corpus`: overhead and fault tolerance of embedding a corpus."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ def corpus(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Speed, memory and faults of `embed` with a tiny model, here and through Ray.
+    """Measure speed, memory and fault tolerance of `embed` with a tiny model, locally and with Ray.
 
     Example: python -m benchmarks corpus --rows 10000 --faults 4
     """

@@ -1,4 +1,4 @@
-"""What the corpus benchmark found, as a page to read."""
+"""Report of the corpus benchmark."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ _WORDS = {
 
 
 def corpus_markdown(content: Mapping[str, Any]) -> str:
-    """Tables of all that was measured, and how."""
+    """Return Markdown tables of all measurements with their provenance."""
     parts = [
         _speed(content["rows"]) if content["rows"] else "",
         _faults(content["faults"]) if content["faults"] else "",
@@ -40,9 +40,9 @@ def corpus_markdown(content: Mapping[str, Any]) -> str:
 
 
 def write_corpus(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """JSON and page; returns the files.
+    """Write the JSON file and the Markdown page, and return their paths.
 
-    What this command did not measure, rows or faults, stays as the file has it.
+    Rows or faults that the current command did not measure keep their values from the existing file.
     """
     files = [folder / "corpus.json", folder / "corpus.md"]
     if files[0].is_file():

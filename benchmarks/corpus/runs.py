@@ -1,4 +1,4 @@
-"""Runs of `promptembedder embed` in processes of their own, on a tiny model and a made corpus."""
+"""Runs of `promptembedder embed` in separate processes, with a tiny model and a generated corpus."""
 
 import json
 import random
@@ -28,7 +28,7 @@ _POLL_S = 0.01
 
 
 def made_model(folder: Path) -> Path:
-    """A saved model of random weights, small enough that a million short rows take minutes."""
+    """Save a model with random weights, small enough to embed a million short rows in minutes."""
     torch.manual_seed(0)
     with quiet_transformers():
         random_model("tiny-qwen3", layers=2, dtype=torch.float32).save_pretrained(folder / "backbone")
@@ -42,7 +42,7 @@ def made_model(folder: Path) -> Path:
 
 
 def made_corpus(path: Path, rows: int, *, seed: int) -> Path:
-    """Rows of two to five words of Python's own documentation, each with an id."""
+    """Write rows of two to five words from Python's documentation, each with an id."""
     texts = [pair.positive for pair in load_docstring_corpus().test]
     words = sorted({word for text in texts for word in text.split() if word.isalpha()})
     draw = random.Random(seed)
@@ -55,13 +55,13 @@ def made_corpus(path: Path, rows: int, *, seed: int) -> Path:
 
 @dataclass
 class EmbedRun:
-    """One command.
+    """Result of one command.
 
     Attributes:
-        seconds: From its start to its end.
-        peak_bytes: Most memory of the command's own process, workers not counted.
-        said: Its result as JSON; None if it was cut off or failed.
-        complaint: The last line of its stderr, if it failed.
+        seconds: Duration of the command.
+        peak_bytes: Peak memory of the command's own process, without workers.
+        said: JSON result. None if the command was interrupted or failed.
+        complaint: Last line of stderr if the command failed.
     """
 
     seconds: float
@@ -79,7 +79,7 @@ class EmbedRun:
         *,
         during: Callable[[Any], None] = lambda process: None,
     ) -> "EmbedRun":
-        """Run it.
+        """Run the command.
 
         Args:
             during: Called every few milliseconds with the process.
@@ -94,7 +94,7 @@ class EmbedRun:
                 try:
                     peak = max(peak, process.memory_info().rss)
                     during(process)
-                except psutil.Error:  # it has ended in between
+                except psutil.Error:  # the process has ended in between
                     continue
                 time.sleep(_POLL_S)
             seconds = time.perf_counter() - start
@@ -105,10 +105,10 @@ class EmbedRun:
 
 
 def check_output(output: Path, rows: int) -> dict[str, int]:
-    """Rows lost and doubled, and shards that are not what the manifest says.
+    """Count lost rows, duplicate rows, and shards that differ from the manifest.
 
     Raises:
-        DataError: The folder's manifest cannot be read.
+        DataError: If the folder's manifest cannot be read.
     """
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""The efficiency benchmark: what a training step of each method costs, side by side in one run."""
+"""Efficiency benchmark: cost of a training step of each method, measured side by side in one run."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ JOURNAL_NAME = "efficiency.journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyProgress:
-    """Where a run is: rows done of all, and what is measured now."""
+    """Progress of a run: number of finished rows, total number of rows, and current measurement."""
 
     done: int
     rows: int
@@ -38,15 +38,15 @@ def run_efficiency(
     start: StartWorker = ProcessWorker,
     on_progress: Callable[[EfficiencyProgress], None] = lambda _: None,
 ) -> EfficiencyResult:
-    """Measure what `folder`'s journal does not hold yet; an interrupted run goes on.
+    """Measure the cells that are missing from `folder`'s journal, so that an interrupted run resumes.
 
     Args:
-        overwrite: Forget the journal.
-        start: Makes the processes.
+        overwrite: If True, discard the journal.
+        start: Starts the worker processes.
 
     Raises:
-        BackboneError: Reader or prompter cannot be found or loaded.
-        DataError: The journal is of another machine or other versions.
+        BackboneError: If the reader or the prompter cannot be found or loaded.
+        DataError: If the journal is from another machine or other versions.
     """
     for name in {settings.reader, settings.models()[0].prompter}:
         prepare_backbone(name)
@@ -73,7 +73,7 @@ def run_efficiency(
 
 
 class _Run:
-    """One pass over all cells; what the journal holds is not measured again."""
+    """Pass over all cells that skips those in the journal."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class _Run:
         self._done = 0
 
     def rows(self) -> list[Row]:
-        """One row for each method, length and batch."""
+        """Return one row for each method, length and batch."""
         rows = []
         for length in sorted(set(self.settings.lengths)):
             for batch in sorted(set(self.settings.batches)):
@@ -97,7 +97,7 @@ class _Run:
         return rows
 
     def largest_batches(self, rows: Sequence[Row]) -> list[Row]:
-        """The largest batch of each method and length in the memory given."""
+        """Return the largest batch of each method and length that fits into the given memory."""
         memory = _memory_bytes(self.settings)
         found = []
         for length in sorted(set(self.settings.lengths)):
@@ -111,7 +111,7 @@ class _Run:
         return found
 
     def _cell(self, length: int, batch: int) -> list[Row]:
-        """Rows of all methods at one length and batch."""
+        """Return the rows of all methods at one length and batch."""
         possible = [model for model in self.models if self._failed.get((model.method, length), batch) >= batch]
         self._measure(possible, length, batch, self.settings.repeats)
         rows = []
@@ -128,7 +128,7 @@ class _Run:
         return rows
 
     def _measure(self, models: Sequence[StepModel], length: int, batch: int, repeats: int) -> None:
-        """Put the rows of these models into the journal, unless they are there."""
+        """Add the rows of these models to the journal unless it contains them."""
         missing = [model for model in models if self.journal.get(self._key(model, length, batch, repeats)) is None]
         if not missing:
             return
@@ -173,15 +173,15 @@ class _Run:
 
 
 def _limit_bytes(settings: EfficiencyConfig) -> int | None:
-    """What a process may take; None leaves it to the GPU."""
+    """Return the memory limit of a process in bytes, or None if the GPU sets the limit."""
     if settings.memory_gib is not None:
         return int(settings.memory_gib * GIB)
-    # without a limit the kernel might end another program of the machine instead
+    # without a limit, the kernel's OOM killer might end an unrelated program
     return room_for(settings.device) if settings.device == "cpu" else None
 
 
 def _memory_bytes(settings: EfficiencyConfig) -> int:
-    """The memory that the largest batch is asked for."""
+    """Return the memory in bytes for which the largest batch is determined."""
     if settings.memory_gib is not None:
         return int(settings.memory_gib * GIB)
     facts = describe_machine()

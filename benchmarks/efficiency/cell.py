@@ -1,4 +1,4 @@
-"""One length and batch: every method's step, in rounds, so that what disturbs the machine disturbs all alike."""
+"""Measurement of one length and batch in rounds over all methods, so that disturbances affect all methods equally."""
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ __all__ = ["CellOutcome", "measure_cell"]
 
 @dataclass
 class CellOutcome:
-    """What was found for one method.
+    """Measurements of one method.
 
     Attributes:
-        memory: None if it does not fit.
-        times: One a repeat; empty if it does not fit.
+        memory: Memory of the step. None if the step does not fit.
+        times: One time for each repeat. Empty if the step does not fit.
     """
 
     memory: StepMemory | None = None
@@ -34,11 +34,12 @@ def measure_cell(
     start: StartWorker,
     on_visit: Callable[[str], None],
 ) -> dict[str, CellOutcome]:
-    """Memory and `repeats` times of a step of each method; with 0 repeats the memory alone.
+    """Measure the memory and `repeats` times of a step of each method. With 0 repeats, measure only the memory.
 
-    The first round gives each method a fresh process, alone on the machine, whose memory is counted. As long as all of
-    them fit into memory together, one process a method then stays alive for the other rounds; else each visit starts
-    anew. Only one process computes at a time. Every other round goes backwards, so that a steady drift evens out.
+    The first round runs each method alone in a fresh process and measures its memory. If all methods fit into memory
+    together, one process for each method then stays alive for the other rounds. Otherwise each visit starts a fresh
+    process. Only one process computes at a time. Every other round runs in reverse order, so that a steady drift
+    cancels.
     """
     outcomes = {model.method: CellOutcome() for model in models}
     for model in models:
@@ -49,7 +50,7 @@ def measure_cell(
         for turn in range(1, repeats):
             fitting = [model for model in models if outcomes[model.method].memory is not None]
             stay = _fit_together(fitting, outcomes, alive)
-            while alive and not stay:  # something else has taken the memory
+            while alive and not stay:  # another program has taken the memory
                 alive.popitem()[1].close()
             for model in fitting if turn % 2 == 0 else reversed(fitting):
                 on_visit(model.method)
@@ -70,7 +71,7 @@ def _first_visit(outcome: CellOutcome, worker: Worker, length: int, batch: int, 
         if timed:
             _visit(outcome, worker, length, batch)
     except OutOfMemoryError:
-        pass  # no memory in the outcome says it
+        pass  # the outcome without memory records the failure
     finally:
         worker.close()
 
@@ -83,12 +84,12 @@ def _visit(outcome: CellOutcome, worker: Worker, length: int, batch: int) -> Non
 
 
 def _fit_together(models: Sequence[StepModel], outcomes: Mapping[str, CellOutcome], alive: Container[str]) -> bool:
-    """Whether all can rest while any one of them takes its step, as things are now."""
+    """Return True if all workers can stay in memory while any one of them runs its step."""
     memories = {name: outcome.memory for name, outcome in outcomes.items() if outcome.memory is not None}
     if not memories:
         return False
     resting = sum(memory.resting_bytes for name, memory in memories.items() if name not in alive)
     highest = max(memory.peak_bytes - memory.resting_bytes for memory in memories.values())
     device = models[0].device
-    # half of a CPU's memory is left to what others may start meanwhile
+    # leave half of a CPU's memory to programs that start meanwhile
     return resting + max(highest, 0) <= room_for(device) // (2 if device == "cpu" else 1)

@@ -1,4 +1,4 @@
-"""What the efficiency benchmark measures: checked at the door."""
+"""Configuration of the efficiency benchmark, validated on construction."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ __all__ = ["EfficiencyConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyConfig:
-    """What is measured.
+    """Configuration of the efficiency benchmark.
 
     Attributes:
-        prompter: None takes `default_prompter(reader)`.
+        prompter: Name of the prompter. If None, `default_prompter(reader)` is used.
         methods: Names in `METHODS`.
-        lengths: Tokens of a text.
-        batches: Rows of a step; each is an anchor and a positive. One that does not fit ends the method's row of them.
-        memory_gib: Memory that each process may take; None: all of a GPU, nine tenths of what is free on a CPU.
+        lengths: Text lengths in tokens.
+        batches: Batch sizes in rows, each an anchor and a positive. Larger batches are skipped once one does not fit.
+        memory_gib: Memory limit of each process in GiB. If None, all of a GPU, or nine tenths of a CPU's free memory.
         device: `cpu` or `cuda`.
-        dtype: Of the reader; see `BackboneConfig`.
-        repeats: Times each step is timed.
-        search_largest: Try which is the largest batch that fits, instead of drawing a line.
+        dtype: Number format of the reader. See `BackboneConfig`.
+        repeats: Number of timings of each step.
+        search_largest: If True, search for the largest batch that fits instead of extrapolating it.
     """
 
     reader: str = "smollm2-135m"
@@ -52,7 +52,7 @@ class EfficiencyConfig:
         resolve_dtype(self.dtype)
 
     def models(self) -> list[StepModel]:
-        """What is measured, with all that was left to us decided."""
+        """Return the measured models with all defaults resolved."""
         dtype = str(resolve_dtype(self.dtype, device=self.device)).removeprefix("torch.")
         prompter = self.prompter or default_prompter(self.reader)
         return [
@@ -61,7 +61,7 @@ class EfficiencyConfig:
         ]
 
     def command(self) -> str:
-        """The command that measures just this."""
+        """Return the command that repeats this measurement."""
         model = self.models()[0]
         words = ["python -m benchmarks efficiency", f"--reader {self.reader}", f"--prompter {model.prompter}"]
         words += [f"--methods {','.join(self.methods)}"]

@@ -1,25 +1,26 @@
-"""The largest batch that a memory holds: searched for, or estimated from batches that were measured."""
+"""Largest batch that fits into a given memory, either searched or estimated from measured batches."""
 
 from collections.abc import Callable, Mapping
 
 __all__ = ["MAX_BATCH", "fitted_batch", "searched_batch"]
 
-MAX_BATCH = 1 << 16  # nobody asks for more; a search ends here
+MAX_BATCH = 1 << 16  # upper limit of the search
 
-_PRECISION = 16  # a search stops when what fits and what does not are less than 1/16 apart
+_PRECISION = 16  # the search stops when the bounds differ by less than 1/16
 
 
 def fitted_batch(peaks: Mapping[int, int], memory_bytes: int, *, failed: int | None = None) -> int | None:
-    """The batch at which the peak reaches `memory_bytes`, on a straight line through the two largest batches measured.
+    """Return the batch at which the peak reaches `memory_bytes`, on a line through the two largest measured batches.
 
-    Activations grow with the batch in proportion; the largest two, because small steps peak in the optimiser instead.
+    Activations grow linearly with the batch. The two largest batches are used because the peak of a small step is in
+    the optimiser instead.
 
     Args:
         peaks: Peak bytes by batch.
-        failed: The smallest batch known not to fit.
+        failed: Smallest batch that is known not to fit.
 
     Returns:
-        0 if the smallest failed; None if a line cannot be drawn.
+        The estimated batch, 0 if the smallest batch failed, or None if the points determine no rising line.
     """
     known = sorted(batch for batch, peak in peaks.items() if peak <= memory_bytes)
     if not known:
@@ -35,13 +36,13 @@ def fitted_batch(peaks: Mapping[int, int], memory_bytes: int, *, failed: int | N
 
 
 def searched_batch(fits: Callable[[int], bool], *, low: int, failed: int | None, guess: int | None) -> int:
-    """The largest batch that fits, to within a sixteenth, by trying: the guess, its surroundings, then halving.
+    """Search for the largest batch that fits, within 1/16: try the guess, then its neighbourhood, then bisect.
 
     Args:
-        fits: Tries a batch.
-        low: Known to fit; 0 if nothing is.
-        failed: Known not to fit, or None.
-        guess: Where to look first.
+        fits: Tests a batch.
+        low: Batch that is known to fit, or 0.
+        failed: Batch that is known not to fit, or None.
+        guess: First batch to test.
     """
     high = failed
     tried = {low, high}

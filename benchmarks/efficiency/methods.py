@@ -1,4 +1,4 @@
-"""The ways to train an embedder whose steps are compared, each as the library itself builds it."""
+"""Training methods whose steps are compared, each built as the library builds it."""
 
 import difflib
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ __all__ = ["INSTRUCTION", "METHODS", "Method", "StepModel", "default_prompter", 
 
 INSTRUCTION = "Retrieve semantically similar text"
 
-_ANY_LENGTH = 1 << 20  # tokens; the benchmark itself says how long its texts are
-_ALL_IN_MEMORY = TextCacheConfig(memory_gib=1024.0)  # the limit of the process itself is what holds
+_ANY_LENGTH = 1 << 20  # tokens; the benchmark determines the length of its texts
+_ALL_IN_MEMORY = TextCacheConfig(memory_gib=1024.0)  # only the process's own limit applies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is trained.
+    """Training method.
 
     Attributes:
         deep_prompt_interval: See `ModelConfig`.
-        text_pooling_weight: Likewise.
-        baseline: None is the method of this library.
-        moved: The alignment alone is trained, as in a move: the prompter is not in memory.
-        held: The texts' states are kept in memory, as in a second epoch over the same texts.
+        text_pooling_weight: See `ModelConfig`.
+        baseline: Name of the baseline. None for the method of this library.
+        moved: If True, train only the alignment, as in a transfer, without the prompter in memory.
+        held: If True, cache the texts' hidden states in memory, as in a second epoch over the same texts.
     """
 
     deep_prompt_interval: int = 0
@@ -71,10 +71,10 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StepModel:
-    """One model whose training steps are measured.
+    """Model whose training steps are measured.
 
     Attributes:
-        dtype: Of the reader; also where its weights are trained (`full`). Adapters and the prompter are float32.
+        dtype: Number format of the reader, and of its trained weights in `full`. Adapters and the prompter use float32.
     """
 
     method: str
@@ -84,10 +84,10 @@ class StepModel:
     dtype: str
 
     def build(self) -> PromptedSentenceTransformer:
-        """The untrained model, made on its device without a detour over the CPU.
+        """Build the untrained model directly on its device.
 
         Raises:
-            BackboneError: A backbone cannot be loaded.
+            BackboneError: If a backbone cannot be loaded.
         """
         method, dtype = METHODS[self.method], str(resolve_dtype(self.dtype, device=self.device))
         config = ModelConfig(
@@ -109,10 +109,10 @@ class StepModel:
 
 
 def require_methods(names: Sequence[str]) -> None:
-    """Check the names.
+    """Validate the names of methods.
 
     Raises:
-        ConfigError: One is unknown, or none is given.
+        ConfigError: If a name is unknown or no name is given.
     """
     if not names:
         raise ConfigError(f"no method is named. Use some of: {', '.join(METHODS)}.")
@@ -124,17 +124,17 @@ def require_methods(names: Sequence[str]) -> None:
 
 
 def default_prompter(reader: str) -> str:
-    """The small prompter that a reader is measured with; a random reader gets one of random weights."""
+    """Return the default small prompter of a reader. A random reader has a random prompter."""
     if reader.startswith("random:tiny-"):
         return reader
     return "random:smollm2-135m" if reader.startswith("random:") else "smollm2-135m"
 
 
 def prepare_backbone(name: str) -> None:
-    """Check the name, and convert a GGUF now rather than inside a measurement.
+    """Check the name of a backbone, and convert a GGUF file before the measurements.
 
     Raises:
-        BackboneError: Nothing has this name, or it is damaged.
+        BackboneError: If no backbone has this name, or its files are damaged.
     """
     source = find_source(name)
     shape = name.removeprefix("random:")

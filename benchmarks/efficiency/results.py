@@ -1,4 +1,4 @@
-"""What the efficiency benchmark found, as rows, ratios and a page to read."""
+"""Rows, ratios and report of the efficiency benchmark."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -61,12 +61,12 @@ method's own instruction and soft tokens come on top. Tokenisation and data load
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyResult:
-    """All that a run found.
+    """Results of a run.
 
     Attributes:
-        rows: One for each method, length and batch asked for.
-        ratios: What other methods cost over what the method of this library costs.
-        largest_batch: By method and length; `how` says `searched`, `fitted` (not tried) or `unknown`.
+        rows: One row for each requested method, length and batch.
+        ratios: Costs of the other methods divided by the cost of the method of this library.
+        largest_batch: Largest batch by method and length. `how` is `searched`, `fitted` (not tested) or `unknown`.
     """
 
     command: str
@@ -78,7 +78,7 @@ class EfficiencyResult:
     largest_batch: list[Row]
 
     def content(self) -> dict[str, Any]:
-        """As plain mappings and lists."""
+        """Return the result as plain mappings and lists."""
         return {
             "command": self.command,
             "machine": self.machine,
@@ -91,7 +91,7 @@ class EfficiencyResult:
 
 
 def measured_row(key: Mapping[str, Any], outcome: CellOutcome) -> Row:
-    """The row of one method at one length and batch; `key` begins it."""
+    """Return the row of one method at one length and batch. `key` contains its first fields."""
     row = _place(key)
     memory = outcome.memory
     if memory is None:
@@ -122,14 +122,14 @@ def measured_row(key: Mapping[str, Any], outcome: CellOutcome) -> Row:
 
 
 def skipped_row(key: Mapping[str, Any], failed: int) -> Row:
-    """The row of a batch that was not tried, because the smaller batch `failed` ran out of memory."""
+    """Return the row of a batch that was skipped because the smaller batch `failed` ran out of memory."""
     return {**_place(key), "error": f"skipped: batch {failed} ran out of memory"}
 
 
 def ratios_of(rows: Sequence[Row]) -> list[Row]:
-    """Every other method over `promptembedder`, where both were measured.
+    """Return the ratio of every other method to `promptembedder` where both were measured.
 
-    Times are compared within each round: then what slowed a whole round down falls out.
+    Times are compared within each round, so that the slowdown of a whole round cancels.
     """
     reference = {(row["length"], row["batch"]): row for row in rows if row["method"] == REFERENCE}
     found = []
@@ -147,7 +147,7 @@ def ratios_of(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_efficiency(result: EfficiencyResult, folder: Path) -> list[Path]:
-    """Write `efficiency.json`, `.csv` and `.md` into `folder`; returns their paths."""
+    """Write `efficiency.json`, `.csv` and `.md` into `folder`, and return their paths."""
     paths = [folder / f"efficiency.{kind}" for kind in ("json", "csv", "md")]
     write_json(paths[0], result.content())
     write_csv(paths[1], result.rows, _COLUMNS)
@@ -156,7 +156,7 @@ def write_efficiency(result: EfficiencyResult, folder: Path) -> list[Path]:
 
 
 def efficiency_markdown(content: Mapping[str, Any]) -> str:
-    """The page of what `efficiency.json` holds."""
+    """Return the Markdown page of the content of `efficiency.json`."""
     return _page(EfficiencyResult(**content))
 
 
@@ -214,7 +214,7 @@ def _table(result: EfficiencyResult) -> str:
     header += ["activations [GiB]", "time x", "CPU x", "activations x", "peak x"]
     ratios = {(row["method"], row["length"], row["batch"]): row for row in result.ratios}
     lines = []
-    for row in sorted(result.rows, key=lambda row: (row["length"], row["batch"])):  # stable: methods keep their order
+    for row in sorted(result.rows, key=lambda row: (row["length"], row["batch"])):  # stable sort
         start = [row["method"], str(row["length"]), str(row["batch"])]
         if "error" in row:
             lines.append([*start, row["error"], *[""] * (len(header) - 4)])

@@ -1,4 +1,4 @@
-"""One training step of a method, as the trainer takes it, on synthetic texts; and what it costs in time and memory."""
+"""Time and memory of one training step of a method on synthetic texts, with the trainer's loss and optimiser."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,28 +17,29 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["StepMemory", "StepMeter", "StepTime", "TrainStep"]
 
-# so small that weights, and with them the work of a step, stay as they are however often it is repeated
+# so small that the weights, and the work of a step, stay constant over all repeats
 _LEARNING_RATE = 1e-7
 
 _TINY_BATCH, _TINY_LENGTH = 2, 8
-_GPU_SECONDS = 0.25  # steps on a GPU take milliseconds: so long it is kept busy for one number
-_CONTEXT_BYTES = 700 << 20  # what the driver takes for each process on a GPU, seen by no allocator
+_GPU_SECONDS = 0.25  # minimum duration of one measurement: a step on a GPU takes only milliseconds
+_CONTEXT_BYTES = 700 << 20  # memory of the driver's context in each process, not counted by torch's allocator
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """What a step of a fresh process takes.
+    """Memory of a step in a fresh process.
 
     Attributes:
-        peak_bytes: The most in use during the step: on a CPU the whole process's resident set, Python and libraries
-            included; on a GPU what torch's allocator gave out, without the driver's context.
-        baseline_bytes: In use before the step: libraries (CPU), all weights, and AdamW's two moments for each trained
-            weight, which a tiny step before has made. No gradients: they are freed after each step, as in training.
+        peak_bytes: Peak memory during the step. On a CPU, the resident set of the process with Python and libraries. On
+            a GPU, the memory of torch's allocator without the driver's context.
+        baseline_bytes: Memory in use before the step: libraries (CPU), all weights, and AdamW's two moments of each
+            trained weight, which a tiny warm-up step has allocated. Excludes gradients, because they are freed after
+            each step.
         weights_bytes: Parameters and buffers of all models in the step, frozen ones included.
-        optimizer_bytes: AdamW's moments; small for adapters, twice the weights for full training.
-        resting_bytes: Held by the process between two steps.
-        trained_parameters: How many numbers the optimiser changes.
-        source: Who counted: `VmHWM` (the kernel), `sampled resident set` (every 5 ms), `cuda allocator`.
+        optimizer_bytes: AdamW's moments: small for adapters, twice the weights for full training.
+        resting_bytes: Memory of the process between two steps.
+        trained_parameters: Number of trained parameters.
+        source: Source of the peak: `VmHWM` (kernel), `sampled resident set` (every 5 ms), or `cuda allocator`.
     """
 
     peak_bytes: int
@@ -51,17 +52,17 @@ class StepMemory:
 
     @property
     def activation_bytes(self) -> int:
-        """What the step takes on top of what is always there: activations, gradients, temporary buffers."""
+        """Return the memory of activations, gradients and temporary buffers: the peak minus the baseline."""
         return self.peak_bytes - self.baseline_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """How long a step took.
+    """Duration of a step.
 
     Attributes:
-        seconds: On the clock.
-        cpu_seconds: Of all threads of the process; on a machine with other work to do they say more. None on a GPU.
+        seconds: Wall-clock time.
+        cpu_seconds: CPU time of all threads, more reliable on a busy machine. None on a GPU.
     """
 
     seconds: float
@@ -69,30 +70,31 @@ class StepTime:
 
 
 class TrainStep:
-    """A model in training: loss, optimiser and step are the trainer's, only the texts are made up.
+    """Model in training with the trainer's loss, optimiser and step, and synthetic texts.
 
-    Left out of the step: tokenisation and the data loader, which run beside it and cost all methods the same.
+    The step excludes tokenisation and the data loader, which run in parallel and cost the same for all methods.
     """
 
     def __init__(self, model: PromptedSentenceTransformer, *, seed: int = 0) -> None:
-        """Train `model`; random tokens are drawn from `seed`."""
+        """Prepare `model` for training. Random tokens are drawn from `seed`."""
         self.model = model.train()
         self.loss = build_contrastive_loss(model, LossConfig(), in_batch_negatives=True)
         trained = model.text_encoder.trained_weights()
-        # fused, as the trainer's default
+        # fused, as in the trainer's default
         self.optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, fused=True)
         self._generator = torch.Generator().manual_seed(seed)
 
     def columns(self, length: int, batch: int) -> list[dict[str, Any]]:
-        """Features of `batch` anchors and as many positives under one instruction, each text `length` tokens long.
+        """Return features of `batch` anchors and `batch` positives under one instruction, each text of `length` tokens.
 
-        What a method puts beside a text (instruction, begin-of-sequence token, soft tokens) comes on top.
+        Tokens that a method adds to a text (instruction, begin-of-sequence token, soft tokens) are not included in
+        `length`.
 
         Raises:
-            ConfigError: The reader has fewer positions.
+            ConfigError: If the reader has fewer positions.
         """
         encoder = self.model.text_encoder
-        # an empty text gives what stands before every text
+        # an empty text yields the tokens that precede every text
         head = self.model.preprocess([""] * batch, prompt=INSTRUCTION)
         room = encoder.max_seq_length - head["input_ids"].shape[1]
         if length > room:
@@ -111,8 +113,8 @@ class TrainStep:
         return {**head, **joined}
 
     def loss_of(self, columns: Sequence[dict[str, Any]]) -> Float[Tensor, ""]:
-        """InfoNCE of a batch, embedded as `PromptEmbedderTrainer` embeds it."""
-        features = [dict(column) for column in columns]  # embedding writes into them
+        """Compute the InfoNCE loss of a batch, embedded as in `PromptEmbedderTrainer`."""
+        features = [dict(column) for column in columns]  # copies, because embedding modifies the features
         encoder = self.model.text_encoder
         if isinstance(encoder, SoftTokenEncoder):
             encoder.embed_columns(features)
@@ -120,29 +122,29 @@ class TrainStep:
         return loss
 
     def step(self, columns: Sequence[dict[str, Any]]) -> None:
-        """Forward, backward, clip, AdamW."""
+        """Run forward, backward, gradient clipping and AdamW."""
         self.loss_of(columns).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), OptimConfig.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def weights_bytes(self) -> int:
-        """Parameters and buffers; tied ones count once."""
+        """Return the bytes of parameters and buffers. Tied parameters count once."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     def optimizer_bytes(self) -> int:
-        """What the optimiser remembers."""
+        """Return the bytes of the optimiser state."""
         states = self.optimizer.state.values()
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
     def trained_parameters(self) -> int:
-        """How many numbers training changes."""
+        """Return the number of trained parameters."""
         return sum(weight.numel() for weight in self.model.text_encoder.trained_weights())
 
 
 class StepMeter:
-    """Time and memory of the steps of one model, in this process; the model is built on first use."""
+    """Meter of time and memory of one model's steps in this process. The model is built on first use."""
 
     def __init__(
         self,
@@ -151,11 +153,11 @@ class StepMeter:
         limit_bytes: int | None = None,
         on_excess: Callable[[], None] | None = None,
     ) -> None:
-        """Measure `model`.
+        """Prepare the measurement of `model`.
 
         Args:
-            limit_bytes: Memory that the process may take; torch refuses more on a GPU.
-            on_excess: Called, maybe in another thread, when a measured step on a CPU takes more.
+            limit_bytes: Memory limit of the process. On a GPU, torch enforces it.
+            on_excess: Called, possibly in another thread, if a measured step on a CPU exceeds the limit.
         """
         self.model, self.limit_bytes, self.on_excess = model, limit_bytes, on_excess
         self.on_gpu = torch.device(model.device).type == "cuda"
@@ -164,12 +166,13 @@ class StepMeter:
         self._columns: list[dict[str, Any]] = []
 
     def measure(self, length: int, batch: int) -> StepMemory:
-        """Memory of a step; true only in a process that has done nothing else.
+        """Measure the memory of a step. Valid only in a process that has run nothing else.
 
-        Where texts' states are kept, it is that of the first epoch's step, which reads the texts and keeps them.
+        If the texts' hidden states are cached, the step is that of the first epoch, which computes and caches the
+        states.
         """
         trainee = self._ready()
-        trainee.step(trainee.columns(min(length, _TINY_LENGTH), _TINY_BATCH))  # AdamW's moments, libraries' buffers
+        trainee.step(trainee.columns(min(length, _TINY_LENGTH), _TINY_BATCH))  # allocates AdamW's moments, buffers
         release_memory(self.model.device)
         baseline = memory_in_use(self.model.device)
         peak = PeakMemory(self.model.device, limit_bytes=self.limit_bytes, on_excess=self.on_excess)
@@ -186,9 +189,9 @@ class StepMeter:
         )
 
     def timed(self, length: int, batch: int) -> StepTime:
-        """Time of a step; the first one of a shape in this process is not counted."""
+        """Measure the time of a step. The first step of a shape in this process is not timed."""
         trainee = self._ready()
-        if self._warm != (length, batch) or self.on_gpu:  # between two visits other processes had the GPU
+        if self._warm != (length, batch) or self.on_gpu:  # other processes have used the GPU between two visits
             self._warm_up(length, batch)
         count, seconds = 0, 0.0
         started, started_cpu = time.perf_counter(), time.process_time()
@@ -202,14 +205,14 @@ class StepMeter:
         return StepTime(seconds=seconds / count, cpu_seconds=(time.process_time() - started_cpu) / count)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._trainee, self._warm, self._columns = None, None, []
 
     def _ready(self) -> TrainStep:
         if self._trainee is None:
             if self.on_gpu and self.limit_bytes is not None:
                 total = torch.cuda.get_device_properties(self.model.device).total_memory
-                # of the current GPU; torch takes no device without a number here
+                # limits the current GPU: torch requires a device with an index here
                 torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / total))
             self._trainee = TrainStep(self.model.build())
         return self._trainee

@@ -1,4 +1,4 @@
-"""Processes that measure steps: memory is counted in a fresh one, and one that dies takes nobody with it."""
+"""Worker processes that measure steps, so that memory is measured in a fresh process and a crash stays isolated."""
 
 import contextlib
 import multiprocessing
@@ -19,23 +19,23 @@ from promptembedder.errors import PromptEmbedderError
 
 __all__ = ["ProcessWorker", "StartWorker", "Worker"]
 
-_EXCESS = 86  # exit code of a process that took more memory than it may
+_EXCESS = 86  # exit code of a process that exceeded its memory limit
 
 
 @runtime_checkable
 class Worker(Protocol):
-    """Measures the steps of one method; what `StepMeter` does, here or in another process."""
+    """Meter of the steps of one method, with the interface of `StepMeter`, in this or another process."""
 
     def measure(self, length: int, batch: int) -> StepMemory:
-        """Memory of a step; the first thing that is asked of a worker."""
+        """Measure the memory of a step. Must be the first call of a worker."""
         ...
 
     def timed(self, length: int, batch: int) -> StepTime:
-        """Time of a step."""
+        """Measure the time of a step."""
         ...
 
     def close(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         ...
 
 
@@ -43,10 +43,10 @@ StartWorker = Callable[[StepModel, int | None], Worker]
 
 
 class ProcessWorker:
-    """A `StepMeter` in a process of its own, forked from one that has imported the libraries and done nothing else."""
+    """`StepMeter` in its own process, forked from a server that has only imported the libraries."""
 
     def __init__(self, model: StepModel, limit_bytes: int | None) -> None:
-        """Start the process; it ends when it takes more than `limit_bytes`."""
+        """Start the process. It ends if it exceeds `limit_bytes`."""
         context = _context()
         self.model = model
         self._pipe, theirs = context.Pipe()
@@ -54,25 +54,25 @@ class ProcessWorker:
             target=_serve, args=(theirs, model, limit_bytes), name=f"bench {model.method}", daemon=True
         )
         self._process.start()
-        theirs.close()  # else its death would not close the pipe
+        theirs.close()  # otherwise the end of the process would not close the pipe
 
     def measure(self, length: int, batch: int) -> StepMemory:
-        """Memory of a step.
+        """Measure the memory of a step.
 
         Raises:
-            OutOfMemoryError: It does not fit.
-            PromptEmbedderError: The model cannot be built.
+            OutOfMemoryError: If the step does not fit.
+            PromptEmbedderError: If the model cannot be built.
         """
         memory: StepMemory = self._ask("measure", length, batch)
         return memory
 
     def timed(self, length: int, batch: int) -> StepTime:
-        """Time of a step; raises what `measure` raises."""
+        """Measure the time of a step. Raises the same errors as `measure`."""
         taken: StepTime = self._ask("timed", length, batch)
         return taken
 
     def close(self) -> None:
-        """End the process; it holds nothing that is worth a farewell."""
+        """End the process without a graceful shutdown."""
         self._pipe.close()
         self._process.kill()
         self._process.join()
@@ -85,7 +85,7 @@ class ProcessWorker:
         except (EOFError, ConnectionError) as error:
             self._process.join()
             code = self._process.exitcode
-            if code in (_EXCESS, -signal.SIGKILL):  # its own limit, or the kernel's way to say that memory is out
+            if code in (_EXCESS, -signal.SIGKILL):  # own limit, or the kernel's OOM killer
                 raise OutOfMemoryError(f"the process that measured {self.model.method} was ended") from error
             raise RuntimeError(f"the process that measured {self.model.method} ended with code {code}") from error
         if outcome == "done":
@@ -98,7 +98,7 @@ class ProcessWorker:
 
 
 def _context() -> BaseContext:
-    """Children that start in a moment, with all imports done, and yet share nothing that has been used."""
+    """Return a fork-server context: processes start fast, with all imports done, and share no used state."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -107,26 +107,26 @@ def _context() -> BaseContext:
 
 
 def _go_first() -> None:
-    """When the machine runs out of memory after all, Linux shall end this process and no other program's."""
+    """Make this process the first choice of Linux's OOM killer."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _serve(pipe: Connection, model: StepModel, limit_bytes: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
     _go_first()
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|peft|accelerate)\..*")
     meter = StepMeter(model, limit_bytes=limit_bytes, on_excess=lambda: os._exit(_EXCESS))
     while True:
         try:
             what, length, batch = pipe.recv()
-        except EOFError:  # the parent is gone
+        except EOFError:  # the parent has ended
             return
         try:
             pipe.send(("done", getattr(meter, what)(length, batch)))
         except PromptEmbedderError as error:
             pipe.send(("refused", error))
-        except Exception as error:  # told to the parent, which raises it
+        except Exception as error:  # sent to the parent, which raises it
             kind = "out of memory" if is_out_of_memory(error) else "failed"
             pipe.send((kind, traceback.format_exc()))
             if kind == "failed":

@@ -1,4 +1,4 @@
-"""Faults tried on purpose: a registry of campaigns, how many of each, and what they found."""
+"""Registry of fault campaigns, their default numbers of faults, and their results."""
 
 import dataclasses
 import shlex
@@ -29,12 +29,12 @@ class _Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A campaign.
+    """Entry of the registry.
 
     Attributes:
-        short: How many faults where nothing else is said; minutes all together.
-        full: With `--full`; three hours all together.
-        unit: What is counted.
+        short: Default number of faults. All campaigns together take minutes.
+        full: Number of faults with `--full`. All campaigns together take three hours.
+        unit: Unit of the count.
     """
 
     run: _Run
@@ -56,12 +56,12 @@ CAMPAIGNS: dict[str, _Entry] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilitySettings:
-    """What is tried.
+    """Settings of the fault campaigns.
 
     Attributes:
-        full: The long campaigns, of which a report is made.
-        only: Names in `CAMPAIGNS`; none: all of them.
-        seed: Of all that is drawn.
+        full: If True, run the long campaigns, which a report is based on.
+        only: Names in `CAMPAIGNS`. If empty, all campaigns run.
+        seed: Seed of all random choices.
     """
 
     full: bool = False
@@ -69,7 +69,7 @@ class ReliabilitySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check each value at the door."""
+        """Validate the values."""
         unknown = [name for name in self.only if name not in CAMPAIGNS]
         if unknown:
             raise ConfigError(f"unknown campaign {unknown[0]!r}. Known: {', '.join(CAMPAIGNS)}.")
@@ -81,14 +81,14 @@ def run_reliability(
     on_part: Callable[[str], None] = lambda _: None,
     on_row: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Run the campaigns one after the other; a row each, with what repeats it.
+    """Run the campaigns sequentially, and return one row for each, with the command that repeats it.
 
     Args:
-        on_part: Called with what is done now.
-        on_row: Called with each row as soon as there is one.
+        on_part: Called with a description of the current part.
+        on_row: Called with each finished row.
 
     Raises:
-        ConfigError: The system has no fork.
+        ConfigError: If the system has no fork.
     """
     rows = []
     with _one_thread():
@@ -107,7 +107,7 @@ def run_reliability(
 
 
 def campaign_row(campaign: Campaign, *, full: bool) -> dict[str, Any]:
-    """A campaign as plain values, with command, machine and versions."""
+    """Return a campaign as plain values, with command, machine and versions."""
     words = ["benchmarks", "reliability", *(["--full"] if full else []), "--only", campaign.name]
     return {
         **dataclasses.asdict(campaign),
@@ -121,7 +121,7 @@ def campaign_row(campaign: Campaign, *, full: bool) -> dict[str, Any]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A fork of a process whose OpenMP has made threads waits for them for ever."""
+    """Limit torch to one thread: a fork of a process with OpenMP threads would deadlock."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Work in a forked copy of this process, which may be killed at any moment."""
+"""Execution of a function in a forked process that may be killed at any moment."""
 
 import os
 import signal
@@ -13,17 +13,17 @@ from promptembedder.errors import ConfigError
 __all__ = ["ChildEnd", "run_in_child"]
 
 _POLL_S = 0.001
-_TOLD_BYTES = 8000  # fits into a pipe, so that the child never waits for a reader
+_TOLD_BYTES = 8000  # fits into a pipe, so that the child never blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildEnd:
-    """How a child ended.
+    """Outcome of a child process.
 
     Attributes:
-        killed: By us, before it was done.
-        error: The traceback it ended with, or that it had to be stopped; None after a good end or a kill.
-        seconds: From the fork to the end.
+        killed: True if the parent killed the child before it was done.
+        error: Traceback of the child, or a message that it was stopped. None after success or a kill.
+        seconds: Time from the fork to the end.
     """
 
     killed: bool
@@ -38,23 +38,24 @@ def run_in_child(
     armed: Callable[[], bool] = lambda: True,
     limit_s: float = 300,
 ) -> ChildEnd:
-    """Do `work` in a fork of this process; with `kill_after_s`, SIGKILL it so long after `armed` was first true.
+    """Run `work` in a fork of this process. If `kill_after_s` is set, send SIGKILL that long after `armed` is True.
 
-    A fork has all modules imported and starts at once, so hundreds of kills take minutes. This process must not have
-    computed a gradient before: torch refuses gradients in its forks then. What the child prints is thrown away.
+    A fork has all modules imported and starts immediately, so hundreds of kills take minutes. This process must not
+    have computed a gradient before, because torch then refuses to compute gradients in a fork. The child's output is
+    discarded.
 
     Args:
-        limit_s: After so long it counts as hanging, and is killed.
+        limit_s: Time limit in seconds. A slower child counts as hanging and is killed.
 
     Raises:
-        ConfigError: The system has no fork.
+        ConfigError: If the system has no fork.
     """
     if not hasattr(os, "fork"):
         raise ConfigError("faults are tried in forks of a process, and this system has none. Use Linux or macOS.")
     reading, writing = os.pipe()
     began = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; ours wait for work
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads; these are idle
         process = os.fork()
     if process == 0:
         os.close(reading)
@@ -71,7 +72,7 @@ def run_in_child(
 
 
 def _work_and_end(work: Callable[[], object], writing: int) -> None:
-    """In the child: no way leads back from here into the parent's code."""
+    """Run `work` in the child, report its outcome, and end the process without returning to the parent's code."""
     status = 1
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -79,14 +80,14 @@ def _work_and_end(work: Callable[[], object], writing: int) -> None:
         os.dup2(nowhere, 2)
         work()
         status = 0
-    except BaseException:  # told to the parent, and the end of this process
+    except BaseException:  # reported to the parent; ends this process
         os.write(writing, traceback.format_exc().encode()[-_TOLD_BYTES:])
     finally:
         os._exit(status)
 
 
 def _waited(process: int, kill_after_s: float | None, armed: Callable[[], bool], limit_s: float) -> tuple[int, bool]:
-    """The child's status, and whether we killed it."""
+    """Return the child's exit status, and True if this process killed it."""
     end = time.perf_counter() + limit_s
     waiting = kill_after_s is not None
     while True:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks reliability`: kills, full disks, damaged files and hostile texts, tried and counted."""
+"""`python -m benchmarks reliability`: fault injection with kills, full disks, damaged files and hostile texts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ def reliability(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try faults on a tiny model and count those survived; exit code 1 if one was not.
+    """Inject faults into a tiny model and count those survived. The exit code is 1 if one was not survived.
 
     Example: python -m benchmarks reliability --only corrupted-folders
     """
@@ -39,7 +39,7 @@ def reliability(
             rows = run_reliability(
                 settings,
                 on_part=lambda doing: status.update(escape(doing)),
-                on_row=lambda row: files.extend(write_reliability([row], output)),  # killed, what is done is kept
+                on_row=lambda row: files.extend(write_reliability([row], output)),  # finished rows survive a kill
             )
         if document is not None:
             regenerate(document, output, {"reliability": reliability_markdown})

@@ -1,4 +1,4 @@
-"""Saved models that were damaged on the way: refused in words of our own, or loaded as they were saved."""
+"""Loading of damaged model folders: rejected with the library's own error, or loaded unchanged."""
 
 import os
 import random
@@ -22,15 +22,15 @@ __all__ = ["corrupted_folders"]
 
 _SHOWN = 10
 _COMPILED = "Tell the mood"
-Damage = Callable[[Path, Path, random.Random], str]  # (folder, another model's folder, draw) -> what was done
+Damage = Callable[[Path, Path, random.Random], str]  # (folder, another model's folder, draw) -> description
 
 
 def corrupted_folders(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Damage copies of a saved model at random, and load them.
+    """Damage copies of a saved model at random, and load the copies.
 
     Args:
-        count: Damaged folders.
-        on_done: Called with their number so far.
+        count: Number of damaged folders.
+        on_done: Called with the number of folders tested so far.
     """
     draw, began = random.Random(seed), time.perf_counter()
     failures: list[str] = []
@@ -70,7 +70,7 @@ def _loaded(folder: Path, expected: np.ndarray) -> str:
         vectors = vectors_of(PromptEmbedder.from_pretrained(folder, device="cpu"))
     except PromptEmbedderError as error:
         return "refused" if "\n" not in str(error) else f"refused in several lines: {error}"
-    except Exception as error:  # what a campaign counts: anything else than our own error
+    except Exception as error:  # counted as a failure: anything but the library's own errors
         if isinstance(error, MemoryError):
             raise
         return f"{type(error).__name__}: {error}"
@@ -114,7 +114,7 @@ def _extend(folder: Path, other: Path, draw: random.Random) -> str:
 
 
 def _zero(folder: Path, other: Path, draw: random.Random) -> str:
-    """A block that the disk gave back empty."""
+    """Overwrite a block with zeros, as a failing disk does."""
     path = _file(folder, draw)
     content = bytearray(path.read_bytes())
     begin = draw.randrange(len(content))
@@ -158,7 +158,7 @@ def _add(folder: Path, other: Path, draw: random.Random) -> str:
 
 
 def _link_out(folder: Path, other: Path, draw: random.Random) -> str:
-    """The same content, behind a link that leads out of the folder."""
+    """Replace a file by a symbolic link to the same content outside the folder."""
     path = draw.choice(sorted(folder.iterdir()))
     outside = folder.parent / "outside"
     shutil.copy(path, outside)

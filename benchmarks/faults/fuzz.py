@@ -1,6 +1,6 @@
-"""Hostile inputs to everything that reads: a valid object or an error of the library's own, soon and in little memory.
+"""Fuzzing of all readers: a hostile input must give a valid object or a library error, within time and memory limits.
 
-Input `index` of a seed is always the same one, so a failure is had again with its reader, seed and index.
+Input `index` of a seed is deterministic, so reader, seed and index reproduce a failure.
 """
 
 import json
@@ -23,15 +23,15 @@ from benchmarks.faults.result import Campaign
 
 __all__ = ["FUZZED", "SHARES", "fuzz"]
 
-_MOST_DEATHS = 25  # after so many crashes and hangs it is clear enough
+_MOST_DEATHS = 25  # the fuzzing of a reader stops after this many crashes and hangs
 _TMPFS = Path("/dev/shm")
-# of the inputs asked for, where each builds a whole model
+# fraction of the requested inputs for readers that build a whole model for each input
 SHARES = {"opening": 0.01, "gguf": 0.01}
 
 
 @dataclass
 class _Seen:
-    """What has been told so far; by kind of failure, how often and at which input first."""
+    """Results so far, with the count and the first input index of each kind of failure."""
 
     tried: int = 0
     read: int = 0
@@ -39,16 +39,16 @@ class _Seen:
     first: dict[str, int] = field(default_factory=dict)
 
     def note(self, kind: str, index: int) -> None:
-        """One failure more."""
+        """Record a failure."""
         self.faults[kind] += 1
         self.first.setdefault(kind, index)
 
 
 def fuzz(name: str, *, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Try `count` inputs (of a slow reader a share of them) on the reader `name`, in a process of its own.
+    """Test `count` inputs (a fraction of them for a slow reader) on the reader `name`, in its own process.
 
     Args:
-        on_done: Called about once a second with the number of inputs tried.
+        on_done: Called about once a second with the number of tested inputs.
     """
     count = max(int(count * SHARES.get(name, 1.0)), 1)
     began, seen, deaths = time.perf_counter(), _Seen(), 0
@@ -69,7 +69,7 @@ def fuzz(name: str, *, count: int, seed: int, on_done: Callable[[int], None] = l
 
 
 def _watched(place: Path, name: str, seen: _Seen, *, seed: int, count: int, on_done: Callable[[int], None]) -> bool:
-    """Go on from what has been seen; False if the process died over an input, which is noted."""
+    """Resume after the last tested input. Return False if an input ended the process, and record that as a failure."""
     first, read_before = seen.tried, seen.read
     (place / AT_NAME).write_bytes(struct.pack("<Q", first))
     (place / "own").mkdir()
@@ -96,7 +96,7 @@ def _heard(lines: IO[bytes], seen: _Seen, read_before: int, on_done: Callable[[i
     for line in lines:
         try:
             told: Mapping[str, Any] = json.loads(line)
-        except ValueError:  # something else that a library prints
+        except ValueError:  # other output that a library prints
             continue
         if "wrong" in told:
             seen.note(told["wrong"], told["index"])
@@ -119,7 +119,7 @@ def _death(code: int, errors: IO[bytes]) -> str:
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """The worker and what it has started."""
+    """End the worker and its child processes."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Readers of rows: JSON lines, CSV, text, compressed files and Parquet, as texts and as pairs."""
+"""Fuzzed readers of rows: JSON lines, CSV, text, compressed files and Parquet, as texts and as pairs."""
 
 import gzip
 import io
@@ -29,28 +29,28 @@ _TSV = "text\tid\nfirst\t1\n\nzwei ✓\t2\n".encode()
 
 
 def json_rows(folder: Path) -> FuzzedReader:
-    """JSON lines."""
+    """Return the reader of JSON lines."""
     return _rows(folder / "rows.jsonl", (_LINES, b"\xef\xbb\xbf" + _LINES), mutated_lines)
 
 
 def csv_rows(folder: Path) -> FuzzedReader:
-    """Values with commas."""
+    """Return the reader of comma-separated values."""
     return _rows(folder / "rows.csv", (_CSV, _TSV.replace(b"\t", b",")), mutated_bytes)
 
 
 def plain_rows(folder: Path) -> FuzzedReader:
-    """Lines of text."""
+    """Return the reader of plain text lines."""
     return _rows(folder / "rows.txt", ("one\ntwo ✓\r\n\n\u2028three\x0cx".encode(), b"\xef\xbb\xbfone"), mutated_bytes)
 
 
 def gzip_rows(folder: Path) -> FuzzedReader:
-    """Compressed JSON lines."""
+    """Return the reader of compressed JSON lines."""
     seeds = tuple(gzip.compress(content, mtime=0) for content in (_LINES, b'{"text": "a"}\n' * 300))
     return _rows(folder / "rows.jsonl.gz", seeds, mutated_bytes)
 
 
 def parquet_rows(folder: Path) -> FuzzedReader:
-    """Parquet with strings, numbers, lists, dictionaries and times."""
+    """Return the reader of Parquet files with strings, numbers, lists, dictionaries and times."""
     texts = [str(row["text"]) for row in _ROWS]
     table = pa.table(
         {
@@ -71,7 +71,7 @@ def parquet_rows(folder: Path) -> FuzzedReader:
 
 
 def embeddings(folder: Path) -> FuzzedReader:
-    """A file of vectors that an embedding job wrote, read into a table for search."""
+    """Return the reader of an embedding job's vector file, which is loaded into a search table."""
     path = folder / "vectors.parquet"
     vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.6, 0.8, 1.0, 0.0], pa.float32()), 2)
     table = pa.table({"id": ["a", "b"], "embedding": vectors, "text": ["x", "y"], "year": [1, 2]})
@@ -92,7 +92,7 @@ def _rows(path: Path, seeds: tuple[bytes, ...], mutate: Mutation) -> FuzzedReade
 
 
 def _read_rows(path: Path, data: bytes) -> object:
-    """The file as texts, then as pairs, then from its middle on; the first refusal is raised at the end."""
+    """Read the file as texts, as pairs, and from the middle. Raise the first refusal at the end."""
     path.write_bytes(data)
     refused: DataError | None = None
     for read in (read_texts, _second_half) if path.suffix == ".txt" else (read_texts, read_pairs, _second_half):

@@ -1,4 +1,4 @@
-"""Hostile inputs from valid ones: bytes, JSON, YAML and headers, changed by a seeded draw."""
+"""Hostile inputs derived from valid ones: bytes, JSON, YAML and headers, mutated by a seeded random generator."""
 
 import json
 import random
@@ -19,7 +19,7 @@ __all__ = [
 
 Mutation = Callable[[random.Random, Sequence[bytes]], bytes]
 
-# names that lead out of a folder, words that some reader gives a meaning, text that some writer cannot write
+# paths outside a folder, words with a special meaning for some reader, text that some writer cannot encode
 HOSTILE_WORDS = (
     *("", ".", "..", "../outside", "../../etc/passwd", "/etc/passwd", "a/../../outside", "..\\outside", "C:\\x"),
     *("link", "link/x", "sub", "sub/x", "\0", "a\0b", "~", "~root/x", "file:///etc/passwd", "http://localhost:1/x"),
@@ -30,7 +30,7 @@ HOSTILE_WORDS = (
 )
 _NUMBERS = (0, 1, -1, 2, 255, 1 << 31, -(1 << 31) - 1, 1 << 53, (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 63) - 1)
 _FLOATS = (0.0, -0.0, 1e-320, 1e308, -1e308, 0.5, float("inf"), float("-inf"), float("nan"))
-# what json.dumps cannot write, put in as text afterwards
+# placeholders for values that json.dumps cannot write, replaced in its output
 _DEEP, _DIGITS, _OVERFLOW, _TWICE = "@deep@", "@digits@", "@overflow@", "@twice@"
 _YAML_PIECES = (
     *("!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!binary '*'", "!!timestamp x"),
@@ -42,7 +42,7 @@ _YAML_PIECES = (
 
 
 def fuzz_input(mutation: Mutation, seeds: Sequence[bytes], *, seed: int, index: int) -> bytes:
-    """Input number `index` of this seed: always the same one. The first ones are the seeds as they are."""
+    """Return input number `index` of this seed, deterministically. The first inputs are the unchanged seed inputs."""
     if index < len(seeds):
         return seeds[index]
     draw = random.Random(seed * 1_000_003 + index)
@@ -51,21 +51,21 @@ def fuzz_input(mutation: Mutation, seeds: Sequence[bytes], *, seed: int, index: 
 
 
 def mutated_bytes(draw: random.Random, seeds: Sequence[bytes], *, within: int | None = None) -> bytes:
-    """One seed with a few bytes changed, moved, doubled, cut off or put in.
+    """Return one seed input with a few bytes changed, moved, duplicated, deleted or inserted.
 
     Args:
-        within: Most of it in the first so many bytes.
+        within: If given, most changes affect the first `within` bytes.
     """
     return _scrambled(draw, draw.choice(seeds), seeds, within=within)
 
 
 def mutated_json(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
-    """One seed, a JSON document, with a few of its values, keys and levels changed."""
+    """Return one seed input, a JSON document, with a few values, keys and levels changed."""
     return _dumped(draw, _changed(draw, json.loads(draw.choice(seeds))))
 
 
 def mutated_lines(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
-    """One seed, JSON lines, with a line or two changed, doubled or dropped."""
+    """Return one seed input, JSON lines, with one or two lines changed, duplicated or deleted."""
     lines = draw.choice(seeds).splitlines()
     for _ in range(draw.randint(1, 2)):
         place = draw.randrange(len(lines))
@@ -82,10 +82,10 @@ def mutated_lines(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
 
 
 def mutated_yaml(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
-    """One seed, a JSON document, as YAML with a few of its grammar's pieces put in."""
+    """Return one seed input, a JSON document, as YAML with a few pieces of YAML syntax inserted."""
     dumped = _dumped(draw, _changed(draw, json.loads(draw.choice(seeds))), indent=draw.choice((None, 1)))
     text = dumped.decode("utf-8", "surrogatepass")
-    if draw.random() < 0.02:  # ten levels of ten: a small file that means ten thousand million values
+    if draw.random() < 0.02:  # ten levels of ten aliases: a small file that expands to ten thousand million values
         levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 10))
         return f"l0: &l0 [x]\n{levels}{draw.choice(('model', 'data', 'run'))}: {{seed: *l9, output: *l9}}\n".encode()
     for _ in range(draw.randint(0, 3)):
@@ -95,7 +95,7 @@ def mutated_yaml(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
 
 
 def mutated_tensor_file(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
-    """One seed, a safetensors file, with its header changed as JSON and its length told right or wrong."""
+    """Return one seed input, a safetensors file, with its header changed as JSON and a right or wrong header length."""
     whole = draw.choice(seeds)
     size = int.from_bytes(whole[:8], "little")
     header = (
@@ -113,7 +113,7 @@ def mutated_tensor_file(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
 def _loaded(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):  # a line that was changed before
+    except (ValueError, RecursionError):  # a line that an earlier change has made invalid
         return {}
 
 
@@ -122,20 +122,20 @@ def _scrambled(draw: random.Random, data: bytes, seeds: Sequence[bytes], *, with
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
         size = len(changed)
         place = draw.randrange(min(within or size, size) + 1)
-        if draw.random() < (0.3 if within is None else 0.05):  # ends hold headers and footers
+        if draw.random() < (0.3 if within is None else 0.05):  # headers and footers are at the ends
             place = max(size - 1 - draw.randrange(64), 0)
         _scramble_at(draw, changed, place, seeds)
     return bytes(changed)
 
 
 def _scramble_at(draw: random.Random, changed: bytearray, place: int, seeds: Sequence[bytes]) -> None:
-    """One change of the bytes from `place` on."""
+    """Apply one change to the bytes from `place` on."""
     length = draw.choice((1, 2, 4, 8, 8, 64))
     number = struct.pack(draw.choice("<>") + "Q", draw.choice(_NUMBERS) & ((1 << 64) - 1))[: draw.choice((2, 4, 8))]
     there = bytes(changed[place : place + length])
     other = draw.choice(seeds)
     bit = bytes([(there[0] if there else 0) ^ (1 << draw.randrange(8))])
-    # how many bytes go, and what comes in their place
+    # number of deleted bytes, and the bytes inserted instead
     gone, new = draw.choice(
         (
             (1, draw.randbytes(1)),
@@ -153,7 +153,7 @@ def _scramble_at(draw: random.Random, changed: bytearray, place: int, seeds: Seq
 
 
 def _changed(draw: random.Random, tree: Any) -> Any:
-    """The tree with a few nodes changed, in place."""
+    """Change a few nodes of the tree in place, and return the tree."""
     root = [tree]
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         holder, key = draw.choice(_places(root))
@@ -168,12 +168,12 @@ def _changed(draw: random.Random, tree: Any) -> Any:
             holder[key] = draw.choice(([holder[key]], {"a": holder[key]}, [holder[key]] * 3, str(holder[key])))
         else:
             other, place = draw.choice(_places(root))
-            holder[key] = json.loads(json.dumps(other[place]))  # a copy: a tree must not hold itself
+            holder[key] = json.loads(json.dumps(other[place]))  # a copy, because a tree must not contain itself
     return root[0]
 
 
 def _places(root: Any) -> list[tuple[Any, Any]]:
-    """Every place of a value: what holds it, and its key there."""
+    """Return the container and the key of every value."""
     places: list[tuple[Any, Any]] = []
     waiting = [root]
     while waiting:

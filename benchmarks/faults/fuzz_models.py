@@ -1,4 +1,4 @@
-"""Readers of what a saved model, checkpoint, backbone or job says of itself: a stranger may have written it."""
+"""Fuzzed readers of untrusted metadata of saved models, checkpoints, backbones and jobs."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _INSTRUCTIONS = ["Find the same thing", "Which one is meant?"]
 
 
 def tensors(folder: Path) -> FuzzedReader:
-    """A safetensors file of weights."""
+    """Return the reader of a safetensors file of weights."""
     path = folder / "weights.safetensors"
     held = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.arange(3)}
     seeds = [_bytes_of(path, held), _bytes_of(path, {"soft_tokens": torch.zeros(2, 3, 4)})]
@@ -40,7 +40,7 @@ def tensors(folder: Path) -> FuzzedReader:
 
 
 def manifest(folder: Path) -> FuzzedReader:
-    """`promptembedder.json`: the files that it names, the readers, the configuration of each."""
+    """Return the reader of `promptembedder.json`: file names, readers, and the configuration of each reader."""
     seeds = [_saved_model(folder / "model"), *_manifests_by_hand(folder / "model")]
     _lay_traps(folder / "model")
 
@@ -53,7 +53,7 @@ def manifest(folder: Path) -> FuzzedReader:
 
 
 def opening(folder: Path) -> FuzzedReader:
-    """A whole model by its manifest: backbones, alignment, soft tokens."""
+    """Return the reader of a whole model: manifest, backbones, alignment, soft tokens."""
     seeds = [_saved_model(folder / "model")]
     _lay_traps(folder / "model")
 
@@ -65,7 +65,7 @@ def opening(folder: Path) -> FuzzedReader:
 
 
 def self_test(folder: Path) -> FuzzedReader:
-    """The vector that a model was saved with."""
+    """Return the reader of the reference vector of a saved model."""
     path = folder / "self_test.json"
     content = {"instruction": "Find it", "reader": "random", "dtype": "float32", "vector": [0.6, 0.8]}
 
@@ -78,7 +78,7 @@ def self_test(folder: Path) -> FuzzedReader:
 
 
 def state(folder: Path) -> FuzzedReader:
-    """The state of an optimiser beside a checkpoint."""
+    """Return the reader of a checkpoint's optimiser state."""
     save_state(folder, "state", {"step": 3, "groups": [{"lr": 1e-3, 0: (1, None)}], "moments": {"a": torch.ones(2)}})
 
     def read(data: bytes) -> object:
@@ -89,7 +89,7 @@ def state(folder: Path) -> FuzzedReader:
 
 
 def checkpoint(folder: Path) -> FuzzedReader:
-    """The list of a checkpoint's files; a checkpoint is whole or left out, never an error."""
+    """Return the reader of a checkpoint's file list. A damaged checkpoint is skipped and never an error."""
     with write_checkpoint(folder / "run", 5) as scratch:
         (scratch / "weights").write_bytes(b"abc")
     place = folder / "run" / "checkpoint-5"
@@ -104,7 +104,7 @@ def checkpoint(folder: Path) -> FuzzedReader:
 
 
 def shards(folder: Path) -> FuzzedReader:
-    """The manifest of an embedding job's shards."""
+    """Return the reader of the shard manifest of an embedding job."""
     job = {"model_sha256": "ab" * 32, "columns": {"embedding": "Find it"}, "inputs": [["a.jsonl", "cd" * 32]]}
     output = folder / "output"
     output.mkdir()
@@ -131,11 +131,11 @@ def shards(folder: Path) -> FuzzedReader:
 
 
 def gguf_header(folder: Path) -> FuzzedReader:
-    """A GGUF file, as far as it is looked at before anything foreign reads it."""
+    """Return the reader of a GGUF file's header, which is checked before a third-party library parses the file."""
     path = folder / "tiny.gguf"
     write_tiny_gguf(path)
     whole = path.read_bytes()
-    # what is hostile about it stands before the weights; all of them would be most of what is changed
+    # the fields to attack precede the weights, which would otherwise receive most of the changes
     start = whole.index(b"token_embd.weight")
 
     def read(data: bytes) -> object:
@@ -146,7 +146,7 @@ def gguf_header(folder: Path) -> FuzzedReader:
 
 
 def gguf(folder: Path) -> FuzzedReader:
-    """A GGUF file from its first byte to a converted model."""
+    """Return the reader that converts a whole GGUF file to a model."""
     header = gguf_header(folder)
 
     def read(data: bytes) -> object:
@@ -165,7 +165,7 @@ def _saved_model(folder: Path) -> bytes:
 
 
 def _manifests_by_hand(folder: Path) -> list[bytes]:
-    """The same model as an older version wrote it, and with a second reader."""
+    """Return the manifests of the same model in an older format and with a second reader."""
     content = json.loads((folder / MANIFEST_NAME).read_bytes())
     old = {**content, "config": {key: content["config"][key] for key in ("prompter", "reader", "num_soft_tokens")}}
     second = {"config": content["config"], "backbone": content["backbones"]["reader"], "instructions": []}
@@ -174,7 +174,7 @@ def _manifests_by_hand(folder: Path) -> list[bytes]:
 
 
 def _lay_traps(folder: Path) -> None:
-    """A file beside the folder, and a link to it inside."""
+    """Create a file next to the folder, and a link to that file inside the folder."""
     outside = folder.parent.parent / f"{folder.parent.name}-outside"
     outside.write_text("{}", encoding="utf-8")
     (folder.parent / "outside").write_text("{}", encoding="utf-8")

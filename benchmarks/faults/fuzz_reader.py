@@ -1,4 +1,4 @@
-"""A reader that hostile inputs are tried on, and what it must not do."""
+"""Fuzzed readers and the operations that are forbidden to them."""
 
 import os
 import sys
@@ -13,20 +13,20 @@ from promptembedder.errors import PromptEmbedderError
 __all__ = ["FuzzedReader", "OutsideWatch"]
 
 _MOST_MESSAGE_CHARS = 4000
-_TIME_ZONES = "/usr/share/zoneinfo"  # by their names, which zoneinfo keeps in this folder
+_TIME_ZONES = "/usr/share/zoneinfo"  # zoneinfo opens files in this folder by the names of time zones
 _FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuzzedReader:
-    """What reads a hostile input, and inputs that it takes.
+    """Reader of hostile inputs, with valid inputs as seeds.
 
     Attributes:
-        seeds: Valid inputs, of which hostile ones are made.
-        mutate: How those are made.
-        read: Reads one, from memory or by a file of its own folder.
-        refusals: With which errors it may refuse one; any other is a fault.
-        stays_inside: Whether it opens nothing but its own folder: a path in the input is a stranger's, not the user's.
+        seeds: Valid inputs, from which hostile inputs are derived.
+        mutate: Mutation of the seeds.
+        read: Reads one input, either from memory or from a file in the reader's own folder.
+        refusals: Exception types that are documented refusals. Any other exception is a fault.
+        stays_inside: If True, the reader may open only its own folder, because the paths of the input are untrusted.
     """
 
     seeds: Sequence[bytes]
@@ -36,7 +36,7 @@ class FuzzedReader:
     stays_inside: bool = True
 
     def outcome(self, data: bytes, watch: "OutsideWatch") -> str | None:
-        """None where the input is read; `""` where it is refused as documented; else what is wrong."""
+        """Return None if the input is read, `""` if it is refused as documented, else a description of the fault."""
         said: str | None = None
         with watch:
             try:
@@ -46,7 +46,7 @@ class FuzzedReader:
                 said = "" if wrong is None else f"message {wrong}, {_place(error)}"
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # also what a foreign library's panic is
+            except BaseException as error:  # includes panics of third-party libraries
                 said = f"{type(error).__name__}: {str(error)[:120]!r}, {_place(error)}"
         if self.stays_inside and watch.seen:
             return f"did {watch.seen[0]}"
@@ -54,10 +54,10 @@ class FuzzedReader:
 
 
 class OutsideWatch:
-    """While this lasts, notes what is opened outside a folder, what is started and what is called over the network."""
+    """Context that records files opened outside a folder, started processes, and network connections."""
 
     def __init__(self, folder: Path) -> None:
-        """Watch for what is outside `folder` and outside Python's own folders, from which modules may be loaded."""
+        """Watch accesses outside `folder` and outside Python's own folders, from which modules may be loaded."""
         homes = {folder, *(Path(place) for place in (sys.prefix, sys.base_prefix, _TIME_ZONES, *sys.path) if place)}
         self._homes = tuple(str(home.resolve()) + os.sep for home in homes)
         self._on = False
@@ -93,7 +93,7 @@ def _wrong_with(message: str) -> str | None:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the library the error passed last, and where it was raised."""
+    """Return the last location in the library that the error passed, and the location where it was raised."""
     places: list[str] = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Bodies of requests, sent to a server that runs as users run it."""
+"""Fuzzed request bodies, sent to a server in its default configuration."""
 
 import http.client
 import json
@@ -17,18 +17,18 @@ __all__ = ["bodies"]
 
 _TIMEOUT_S = 30.0
 _INSTRUCTION = "Find the same thing"
-# what a client may be told; anything from 500 on is the server's own fault
+# status codes of documented refusals: 500 and above are server faults
 _REFUSALS = frozenset({400, 404, 405, 408, 413, 422, 429})
 
 
 class _Connection:
-    """One connection that is kept as long as the server keeps it."""
+    """Persistent connection, open for as long as the server allows."""
 
     def __init__(self, port: int) -> None:
         self._client = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
 
     def answer(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer; a server that has closed the connection is asked once more."""
+        """Return status and body of the response. Retry once if the server has closed the connection."""
         for attempt in (0, 1):
             try:
                 self._client.request("POST", path, body, {"Content-Type": "application/json"})
@@ -42,7 +42,7 @@ class _Connection:
 
 
 def bodies(folder: Path, resources: ExitStack) -> FuzzedReader:
-    """`/v1/embeddings` and `/embed` in turn: unit vectors, or an error in OpenAI's shape below 500."""
+    """Alternate between `/v1/embeddings` and `/embed`. Expect unit vectors, or an error below 500 in OpenAI's form."""
     model = tiny_embedder()
     model.compile_instructions([_INSTRUCTION])
     model.save(str(folder / "model"), create_model_card=False)
@@ -83,5 +83,5 @@ def bodies(folder: Path, resources: ExitStack) -> FuzzedReader:
         seeds=[json.dumps(one).encode() for one in (openai, native, ids)],
         mutate=mutated_json,
         read=read,
-        stays_inside=False,  # it is told to whom to connect
+        stays_inside=False,  # the client connects to the server by design
     )

@@ -1,4 +1,4 @@
-"""Readers of what users write: recipes, mixtures, evaluation tasks, and the settings that frameworks store."""
+"""Fuzzed readers of user files (recipes, mixtures, evaluation tasks) and of settings that frameworks store."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ __all__ = ["mixture", "recipe", "tasks", "view"]
 
 
 def recipe(folder: Path) -> FuzzedReader:
-    """A training recipe in YAML."""
+    """Return the reader of a training recipe in YAML."""
     path = folder / "recipe.yaml"
-    # a section at a time: a parser written in Python reads a hundred kilobytes a second
+    # one section at a time: the pure-Python YAML parser reads only a hundred kilobytes a second
     sections = [{name: content} for name, content in to_mapping(Recipe()).items() if content is not None]
     short = {
         "data": {"pairs": "pairs.jsonl", "instructions": ["one", "two"], "limit": 10},
@@ -43,7 +43,7 @@ def recipe(folder: Path) -> FuzzedReader:
 
 
 def mixture(folder: Path) -> FuzzedReader:
-    """A mixture of tasks; the files that it names are the user's own, wherever they lie."""
+    """Return the reader of a mixture of tasks, whose paths are trusted and may be outside the folder."""
     path = folder / "mixture.json"
     (folder / "pairs.jsonl").write_text('{"anchor": "a", "positive": "b"}\n', encoding="utf-8")
     task = {
@@ -69,7 +69,7 @@ def mixture(folder: Path) -> FuzzedReader:
 
 
 def tasks(folder: Path) -> FuzzedReader:
-    """A file of evaluation tasks; the files that it names are the user's own."""
+    """Return the reader of an evaluation task file, whose paths are trusted."""
     path = folder / "tasks.json"
     rows = [{"sentence1": "a", "sentence2": "b", "score": 1, "label": 1, "text": "a", "split": "test", "id": 1}]
     rows.append({"sentence1": "c", "sentence2": "d", "score": 0.5, "label": 0, "text": "b", "split": "train", "id": 2})
@@ -94,7 +94,7 @@ def tasks(folder: Path) -> FuzzedReader:
 
 
 def view(folder: Path) -> FuzzedReader:
-    """What LangChain, LlamaIndex, Haystack, Chroma and LanceDB store of an embedder and build it from."""
+    """Return the reader of an embedder's settings in LangChain, LlamaIndex, Haystack, Chroma and LanceDB."""
     del folder
     small = {"model": "runs/a", "instruction": "Find it", "document_instruction": "Read it", "max_tokens": 64}
     whole = {**small, "reader": "smollm2-135m", "revision": "main", "quantization": "int8", "device": "cpu"}

@@ -1,4 +1,4 @@
-"""The process in which hostile inputs are read: a crash, a hang or too much memory ends it alone.
+"""Process that reads hostile inputs, so that crashes, hangs and excessive memory stay isolated.
 
 python -m benchmarks.faults.fuzz_worker READER FOLDER SEED FIRST END
 """
@@ -23,11 +23,11 @@ from benchmarks.faults.fuzz_reader import FuzzedReader, OutsideWatch
 __all__ = ["AT_NAME", "READERS", "made_reader", "main"]
 
 AT_NAME = "at"
-_LIMIT_S = 20.0  # of one input; wall clock, on a machine that may be busy with other work
-_MOST_BYTES = 3 << 30  # of memory, on top of what is in use when the reading begins
+_LIMIT_S = 20.0  # time limit of one input in wall-clock time, generous because the machine may be busy
+_MOST_BYTES = 3 << 30  # memory limit on top of the memory in use when reading begins
 _TELL_EVERY_S = 1.0
 
-# by name, the module beside this one and the function in it: a worker imports what its own reader needs
+# module and function by name, so that a worker imports only what its own reader needs
 READERS = {
     "recipe": ("settings", "recipe"),
     "mixture": ("settings", "mixture"),
@@ -53,7 +53,7 @@ READERS = {
 
 
 def made_reader(name: str, folder: Path, resources: ExitStack) -> FuzzedReader:
-    """The reader of this name, with its files in `folder`; what it starts ends with `resources`."""
+    """Build the reader of this name with its files in `folder`. Processes that it starts end with `resources`."""
     module, function = READERS[name]
     make = getattr(importlib.import_module(f"benchmarks.faults.fuzz_{module}"), function)
     needs = inspect.signature(make).parameters
@@ -62,7 +62,7 @@ def made_reader(name: str, folder: Path, resources: ExitStack) -> FuzzedReader:
 
 
 def main(name: str, folder: Path, *, seed: int, first: int, end: int) -> None:
-    """Read inputs `first` to `end`; what comes of it is told line by line, in JSON, and the place kept in a file."""
+    """Read inputs `first` to `end`. Print the outcomes as JSON lines, and write the current index to a file."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     with ExitStack() as resources:
@@ -92,7 +92,7 @@ def _tell(**words: object) -> None:
 
 
 def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Linux alone has all of it
+    with contextlib.suppress(ImportError, OSError, ValueError):  # only Linux supports all of these calls
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""A GGUF file of a tiny Llama with random weights, as llama.cpp's converter writes one."""
+"""GGUF file of a tiny Llama with random weights, in the format of llama.cpp's converter."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ _TENSORS = {
 
 
 def write_tiny_gguf(path: Path, *, layers: int = 1) -> None:
-    """Write the model and a tokenizer of bytes; rows of attention are not put in llama.cpp's order, so it is noise."""
+    """Write the model and a byte tokenizer. Attention rows are not in llama.cpp's order, so the output is noise."""
     model = random_model("tiny-llama", layers=layers, dtype=torch.float32)
     config, state = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")

@@ -1,4 +1,4 @@
-"""Texts that break tokenizers, terminals and file formats; drawn by a seed, kind by kind."""
+"""Texts that break tokenizers, terminals and file formats, drawn by kind with a seed."""
 
 import random
 import sys
@@ -22,7 +22,7 @@ _WORDS = ("a red house", "the river is cold", "def add(a, b):", "東京", "naïv
 
 
 def hostile_text(draw: random.Random) -> str:
-    """A text of one kind, or pieces of several."""
+    """Return a text of one kind, or a concatenation of several kinds."""
     kinds = tuple(KINDS.values())
     if draw.random() < 0.75:
         return draw.choice(kinds)(draw)
@@ -78,7 +78,7 @@ def _blank(draw: random.Random) -> str:
 
 
 def _one_line(draw: random.Random) -> str:
-    """No space, no end: what tokenizers take for one word."""
+    """Return a text without spaces and line ends, which tokenizers treat as one word."""
     return draw.choice(("a", "ab", "é", "中", "😀", "=", "0", "\u0300")) * draw.choice((100, 3_000, 30_000))
 
 

@@ -1,4 +1,4 @@
-"""The tiny model, data and recipe that faults are tried on."""
+"""Tiny model, data and recipe for fault injection."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ _THINGS = ("house", "river", "car", "stone", "song", "road", "lamp", "door")
 
 
 def tiny_config() -> ModelConfig:
-    """Both roles played by random weights, float32."""
+    """Return a configuration with random float32 weights for prompter and reader."""
     backbone = BackboneConfig(source="random:tiny-llama", dtype="float32", layers=2)
     return ModelConfig(
         prompter=PrompterConfig(backbone=backbone, lora_rank=4, lora_alpha=8),
@@ -31,7 +31,7 @@ def tiny_config() -> ModelConfig:
 
 
 def tiny_embedder(*, seed: int = 0) -> PromptEmbedder:
-    """A model of `tiny_config`, ready to embed; its weights are moved at random, since untrained ones are all alike."""
+    """Build a model of `tiny_config` that is ready to embed. Random offsets make its trained weights distinct."""
     model = PromptEmbedder.create(config=tiny_config(), device="cpu", seed=seed)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def tiny_embedder(*, seed: int = 0) -> PromptEmbedder:
 
 
 def write_pairs(path: Path) -> Path:
-    """Rows to train on: enough for batches without duplicates, few enough for several epochs in a second."""
+    """Write training rows: enough for batches without duplicates, few enough for several epochs a second."""
     rows = [
         {"anchor": f"a {colour} {thing}", "positive": f"the {thing} is {colour}"}
         for colour in _COLOURS
@@ -52,7 +52,7 @@ def write_pairs(path: Path) -> Path:
 
 
 def tiny_recipe(pairs: Path, output: Path, *, steps: int, save_every: int, log_every: int) -> Recipe:
-    """A run of `tiny_config` on `write_pairs`."""
+    """Return the recipe of a run that trains `tiny_config` on the file of `write_pairs`."""
     return Recipe(
         model=tiny_config(),
         data=DataConfig(pairs=str(pairs), instructions=("Find the same thing", "Which one is meant?")),

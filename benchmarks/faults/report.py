@@ -1,4 +1,4 @@
-"""What the campaigns found, as a file of results and a page to read."""
+"""Results file and report of the fault campaigns."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ _COLUMNS = ("campaign", "tried", "survived", "share", "seconds", "seed")
 
 
 def write_reliability(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write JSON and page; campaigns that the folder holds already and that were not run now stay.
+    """Write the JSON file and the Markdown page. Campaigns in the folder that were not run now are preserved.
 
     Raises:
-        DataError: The folder's JSON cannot be read.
+        DataError: If the folder's JSON cannot be read.
     """
     held = _held(folder / _JSON)
     together = {row["name"]: dict(row) for row in (*held, *rows)}
@@ -30,7 +30,7 @@ def write_reliability(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[P
 
 
 def reliability_markdown(content: Mapping[str, Any]) -> str:
-    """Table, what each campaign saw, what failed, and the commands."""
+    """Return a Markdown table, the notes and failures of each campaign, and the commands."""
     rows = content["campaigns"]
     table = [
         [
@@ -56,7 +56,7 @@ def reliability_markdown(content: Mapping[str, Any]) -> str:
 
 
 def _share(survived: int, tried: int) -> str:
-    """In per cent, cut off: a single failure among many is never 100."""
+    """Return the percentage, rounded down, so that a single failure never gives 100."""
     return f"{int(1e4 * survived / max(tried, 1)) / 100:g} %"
 
 

@@ -1,4 +1,4 @@
-"""What a campaign of faults found."""
+"""Result of a fault campaign."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ __all__ = ["Campaign"]
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """One kind of fault, tried many times.
+    """Result of one kind of fault, tested many times.
 
     Attributes:
-        name: Of the campaign, as `--only` takes it.
-        tried: Faults, inputs or texts.
-        survived: Those after which all was as it had to be.
-        seconds: Spent.
-        seed: Of what was drawn.
-        notes: What was tried and what came of it, in words.
-        failures: What went wrong, a line each, enough to repeat it; the first few.
+        name: Name of the campaign, as in `--only`.
+        tried: Number of faults, inputs or texts.
+        survived: Number of faults after which the state was correct.
+        seconds: Duration.
+        seed: Seed of the random choices.
+        notes: Description of the faults and their outcomes.
+        failures: The first failures, one line each, with enough detail to reproduce them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A save that is killed, or finds the disk full: the model before it, or the new one, and never anything else."""
+"""Saves that are killed or run out of disk space: the folder must contain the old or the new model, nothing else."""
 
 import random
 import shutil
@@ -29,12 +29,12 @@ __all__ = ["full_disks", "kills_in_saving", "vectors_of"]
 _INSTRUCTION = "Find the same thing"
 _SHOWN = 10
 _CHANGING_S, _ENDING_S = 0.03, 0.002
-_TRIED_FIRST = 5  # undisturbed saves that are timed
+_TRIED_FIRST = 5  # number of undisturbed saves that are timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Models:
-    """A saved model, another that is to be saved over it, and what both compute."""
+    """A saved model, a model to be saved over it, and the vectors of both."""
 
     saved: Path
     new: PromptEmbedder
@@ -48,7 +48,7 @@ class _Models:
         return cls(saved=work / "saved", new=new, old_vectors=vectors_of(old), new_vectors=vectors_of(new))
 
     def found(self, folder: Path) -> str:
-        """Which of the two a folder holds: `old`, `new`, `nothing`, or what is wrong with it."""
+        """Return the model in a folder: `old`, `new`, `nothing`, or a description of the damage."""
         if not folder.exists():
             return "nothing"
         try:
@@ -62,16 +62,16 @@ class _Models:
 
 
 def vectors_of(model: PromptEmbedder) -> np.ndarray:
-    """Vectors of a few texts, float32 [texts, dim]."""
+    """Return vectors of a few texts, float32 [texts, dim]."""
     return model.encode(list(TEXTS), prompt=_INSTRUCTION)
 
 
 def kills_in_saving(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """SIGKILL `save` at random moments, over a saved model and over nothing, and look at what the folder holds.
+    """Send SIGKILL to `save` at random moments, with and without an existing model, and check the folder's content.
 
     Args:
-        count: Kills.
-        on_done: Called with the kills so far.
+        count: Number of kills.
+        on_done: Called with the number of kills so far.
     """
     draw, began = random.Random(seed), time.perf_counter()
     tried = survived = trial = 0
@@ -87,7 +87,7 @@ def kills_in_saving(*, count: int, seed: int, on_done: Callable[[int], None] = l
             over = draw.random() < 0.7
             if over:
                 shutil.copytree(models.saved, target)
-            # any moment; while files are written; when all are and the folders change places; right after that
+            # moments: any; while files are written; when the folders are swapped; right after the swap
             begun, written = f".{target.name}-*", f".{target.name}-*/{MANIFEST_NAME}"
             moments: tuple[tuple[Callable[[], bool], float], ...] = (
                 (lambda: True, seconds),
@@ -133,7 +133,7 @@ def _is_another(folder: Path, before: int | None) -> bool:
 
 
 def _save_seconds(models: _Models, work: Path) -> float:
-    """How long an undisturbed save in a child takes: the middle of a few."""
+    """Return the median duration of a few undisturbed saves in a child process."""
     folders = [work / f"timed-{number}" for number in range(_TRIED_FIRST)]
     return median(run_in_child(partial(models.new.save, str(folder))).seconds for folder in folders)
 
@@ -149,13 +149,13 @@ def _wrong_after_kill(models: _Models, target: Path, found: str, *, over: bool) 
 
 
 def full_disks(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Let the disk be full while a model is saved, or a run writes a checkpoint: told as such, and nothing is lost.
+    """Fill the disk while a model or a training checkpoint is saved: the error must be clear and no data lost.
 
-    A limit on the size of files stands for the full disk: a write beyond it fails as one on a full disk does.
+    A limit on the file size simulates the full disk: a write beyond the limit fails like a write to a full disk.
 
     Args:
-        count: Full disks; every fourth in a run.
-        on_done: Called with their number so far.
+        count: Number of full disks. Every fourth one occurs in a training run.
+        on_done: Called with the number of full disks so far.
     """
     draw, began = random.Random(seed), time.perf_counter()
     failures: list[str] = []
@@ -223,10 +223,10 @@ class _FullDiskAt(TrainerCallback):
 
 
 def _fill_disk(limit: int) -> None:
-    """From now on this process can write no file beyond so many bytes."""
+    """Limit all files that this process writes from now on to `limit` bytes."""
     import resource  # not on Windows, which has no fork either
 
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # makes the write fail, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 

@@ -1,4 +1,4 @@
-"""An hour of `encode`: the same vectors all the time, in memory that does not grow."""
+"""Soak test of `encode`: vectors must stay the same and memory must not grow."""
 
 import random
 import time
@@ -26,13 +26,13 @@ _INSTRUCTION = "Find the same thing"
 
 @dataclass(frozen=True, kw_only=True)
 class SoakSample:
-    """What was seen at a moment.
+    """Sample of a soak test.
 
     Attributes:
-        seconds: Since the soak began.
+        seconds: Time since the start.
         resident_bytes: Memory of the process.
-        texts: Texts embedded so far.
-        wrong: Vectors so far that were not finite, not of length 1, or not those of the beginning.
+        texts: Number of texts embedded so far.
+        wrong: Number of vectors so far that were not finite, not of length 1, or different from those of the start.
     """
 
     seconds: float
@@ -44,9 +44,9 @@ class SoakSample:
 def soak(
     *, seconds: float, every_s: float, seed: int, on_sample: Callable[[SoakSample], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Embed texts of all lengths under old and new instructions for so long, in this process.
+    """Embed texts of all lengths under new and repeated instructions for a given time, in this process.
 
-    Every few batches the same texts come again: their vectors have to be those of the beginning, bit for bit.
+    The same texts are repeated every few batches: their vectors must equal those of the start bit for bit.
 
     Args:
         every_s: Seconds between samples.
@@ -99,7 +99,7 @@ def soak(
 
 
 def grown_bytes(samples: Sequence[SoakSample]) -> int:
-    """By how much the middle of the last third is above that of the first third, after a tenth of warm-up."""
+    """Return the difference of the median memory of the last and the first third, after a tenth of warm-up."""
     warm = [sample for sample in samples if sample.seconds >= _WARM_UP_SHARE * samples[-1].seconds]
     third = max(len(warm) // 3, 1)
     first, last = ([sample.resident_bytes for sample in part] for part in (warm[:third], warm[-third:]))
@@ -107,11 +107,11 @@ def grown_bytes(samples: Sequence[SoakSample]) -> int:
 
 
 def soaked(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """`soak` as a campaign.
+    """Run `soak` as a campaign.
 
     Args:
-        count: Seconds.
-        on_done: Called with the seconds so far.
+        count: Duration in seconds.
+        on_done: Called with the number of seconds so far.
     """
     every_s = max(count / 120, 0.5)
     result = soak(seconds=count, every_s=every_s, seed=seed, on_sample=lambda sample: on_done(int(sample.seconds)))
@@ -119,7 +119,7 @@ def soaked(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: 
 
 
 def soak_campaign(result: Mapping[str, Any], *, seed: int) -> Campaign:
-    """What `soak` returned, as a campaign whose inputs are texts; if memory grew, none survived."""
+    """Convert the result of `soak` to a campaign whose unit is texts. If memory grew, no text counts as survived."""
     megabyte = 1 << 20
     most, grown = (result[name] / megabyte for name in ("largest_bytes", "grown_bytes"))
     failures = [] if result["flat"] else [f"memory grew by {result['grown_bytes']} bytes"]

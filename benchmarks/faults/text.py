@@ -1,4 +1,4 @@
-"""Hostile texts and instructions to `encode`: a finite unit vector each, the same whatever stands beside it."""
+"""Hostile texts and instructions for `encode`: each must give a finite unit vector that is independent of the batch."""
 
 import logging
 import random
@@ -21,14 +21,14 @@ __all__ = ["TEXTS", "hostile_instructions", "hostile_texts", "text_faults"]
 _BATCH = 8
 _PLAIN = "a plain text beside the others"
 _INSTRUCTION = "Find the same thing"
-_TOLERANCE = 2e-5  # float32, another order of sums
+_TOLERANCE = 2e-5  # float32 with another order of summation
 _NO_TEXTS: tuple[object, ...] = (None, 3, 0.5, b"bytes", ["a"], ("a", "b"), {"text": "a"}, object())
 
 
 def hostile_texts(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Texts in batches, each among others, in another order, and alone.
+    """Encode texts in batches, in another order, and alone.
 
-    In every tenth batch stands something that is no text: then all of it is refused with a `DataError`.
+    Every tenth batch contains a value that is not a text and must be refused as a whole with a `DataError`.
     """
     model = tiny_embedder()
     plain = model.encode([_PLAIN], prompt=_INSTRUCTION)[0]
@@ -60,7 +60,7 @@ def hostile_texts(*, count: int, seed: int, on_done: Callable[[int], None] = lam
 
 
 def hostile_instructions(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Each text as an instruction: unit vectors, or a `ConfigError` where it is longer than the prompter reads."""
+    """Encode with each text as the instruction. Expect unit vectors, or a `ConfigError` if the text is too long."""
     model = tiny_embedder()
     faults: Counter[str] = Counter()
     began, refused = time.perf_counter(), 0
@@ -72,7 +72,7 @@ def hostile_instructions(*, count: int, seed: int, on_done: Callable[[int], None
                 faults.update(f"{fault} (instruction {place})" for fault in _not_unit(vectors))
             except (ConfigError, DataError):
                 refused += 1
-            except Exception as error:  # the campaign goes on, and tells of it
+            except Exception as error:  # recorded as a failure; the campaign continues
                 faults[f"{type(error).__name__}: {str(error)[:100]} (instruction {place})"] += 1
             on_done(place + 1)
     return Campaign(
@@ -89,17 +89,17 @@ def hostile_instructions(*, count: int, seed: int, on_done: Callable[[int], None
 def text_faults(
     model: PromptEmbedder, texts: Sequence[str], plain: Float[np.ndarray, " dim"], draw: random.Random
 ) -> list[str]:
-    """What is wrong with the vectors of these texts: of all together, in another order, and of each alone.
+    """Return the faults of these texts' vectors: in one batch, in another order, and alone.
 
     Args:
-        plain: The vector of a plain text, which must stay the same beside them.
+        plain: Vector of a plain text, which must not change next to these texts.
     """
     try:
         together = model.encode([*texts, _PLAIN], prompt=_INSTRUCTION)
         order = draw.sample(range(len(texts)), len(texts))
         mixed = model.encode([texts[place] for place in order], prompt=_INSTRUCTION, batch_size=3)
         alone = [model.encode([text], prompt=_INSTRUCTION)[0] for text in texts]
-    except Exception as error:  # the campaign goes on, and tells of it
+    except Exception as error:  # recorded as a failure; the campaign continues
         return [f"{type(error).__name__}: {str(error)[:100]}"]
     faults = _not_unit(together)
     if not np.allclose(together[-1], plain, rtol=0, atol=_TOLERANCE):
@@ -123,14 +123,14 @@ def _refusal_fault(model: PromptEmbedder, texts: list[object]) -> str | None:
         model.encode(texts, prompt=_INSTRUCTION)
     except DataError:
         return None
-    except Exception as error:  # the campaign goes on, and tells of it
+    except Exception as error:  # recorded as a failure; the campaign continues
         return f"{type(texts[-1]).__name__} among texts: {type(error).__name__}: {str(error)[:80]}"
     return f"{type(texts[-1]).__name__} among texts: no error"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While this lasts, no warning of texts that are cut is logged: most are."""
+    """Suppress warnings of truncated texts, because most texts are truncated."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

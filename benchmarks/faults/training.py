@@ -1,4 +1,4 @@
-"""Killed while it trains and resumed, a run has to be the uninterrupted one, bit for bit."""
+"""Training runs that are killed and resumed: the result must equal the uninterrupted run bit for bit."""
 
 import dataclasses
 import json
@@ -25,21 +25,21 @@ from promptembedder.training import Recipe, load_training_data, prepare_output, 
 __all__ = ["UninterruptedRun", "finished_run", "kills_in_training", "train_once"]
 
 _STEPS, _SAVE_EVERY = 10, 3
-_MAX_KILLS = 4  # of one run
+_MAX_KILLS = 4  # maximum number of kills of one run
 _CLOCK = ("seconds", "runtime", "per_second")
 _RELAXATIONS = ("softmax", "gumbel")  # gumbel draws random numbers in every step
-_AIMED, _WRITING_S = 0.4, 0.05  # share of the kills that wait for a checkpoint to be begun, and what it takes to write
+_AIMED, _WRITING_S = 0.4, 0.05  # share of kills that wait for a checkpoint, and the seconds that writing one takes
 _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class UninterruptedRun:
-    """What the disturbed runs of a recipe are compared with.
+    """Reference for the disturbed runs of a recipe.
 
     Attributes:
-        recipe: Its output is the folder of this run; the disturbed ones have other folders.
-        seconds: Of the whole run.
-        result: What it left, see `_result_of`.
+        recipe: Recipe of this run. The disturbed runs have other output folders.
+        seconds: Duration of the run.
+        result: Result of the run. See `_result_of`.
     """
 
     recipe: Recipe
@@ -47,22 +47,22 @@ class UninterruptedRun:
     result: dict[str, Any]
 
     def in_folder(self, output: Path) -> Recipe:
-        """The recipe, into another folder."""
+        """Return the recipe with another output folder."""
         return dataclasses.replace(self.recipe, run=dataclasses.replace(self.recipe.run, output=str(output)))
 
     def difference(self, output: Path) -> str | None:
-        """What of a disturbed run, now finished, is not as here; None: nothing."""
+        """Return the first difference between a finished disturbed run and this run. None if they are equal."""
         found = _result_of(output)
         wrong = [name for name in {**self.result, **found} if self.result.get(name) != found.get(name)]
         return f"{', '.join(sorted(wrong))} differ" if wrong else None
 
 
 def kills_in_training(*, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """SIGKILL runs at random moments, some of them several times, resume them, and compare weights and metrics.
+    """Send SIGKILL to runs at random moments, some repeatedly, resume them, and compare weights and metrics.
 
     Args:
-        count: Kills.
-        on_done: Called with the kills so far.
+        count: Number of kills.
+        on_done: Called with the number of kills so far.
     """
     draw, began = random.Random(seed), time.perf_counter()
     tried = survived = runs = 0
@@ -98,10 +98,10 @@ def kills_in_training(*, count: int, seed: int, on_done: Callable[[int], None] =
 
 
 def finished_run(work: Path, relaxation: str) -> UninterruptedRun:
-    """An undisturbed run of `tiny_recipe`, trained in a child.
+    """Train an undisturbed run of `tiny_recipe` in a child process.
 
     Raises:
-        DataError: It fails.
+        DataError: If the run fails.
     """
     output = work / f"whole-{relaxation}"
     recipe = tiny_recipe(write_pairs(work / "pairs.jsonl"), output, steps=_STEPS, save_every=_SAVE_EVERY, log_every=1)
@@ -114,7 +114,7 @@ def finished_run(work: Path, relaxation: str) -> UninterruptedRun:
 
 
 def train_once(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Begin the run, or go on with it, as `promptembedder train` does."""
+    """Start or resume the run, like `promptembedder train`."""
     checkpoint = prepare_output(recipe)
     model = PromptEmbedder.create(config=recipe.model, device="cpu", seed=recipe.run.seed)
     data = load_training_data(recipe.data, seed=recipe.run.seed)
@@ -124,16 +124,16 @@ def train_once(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = ()) -> 
 def _disturbed(
     run: UninterruptedRun, output: Path, kills: Sequence[tuple[bool, float]]
 ) -> tuple[list[str], str | None]:
-    """Kill a run again and again and let it end: the moments it was killed at, and what is wrong with it.
+    """Kill a run repeatedly, then let it finish. Return the moments of the kills and the difference to the reference.
 
     Args:
-        kills: For each, whether it waits for a checkpoint that is being written, and the share of the time, of the run
-            or of such writing, that it waits.
+        kills: For each kill, True if it waits for a checkpoint that is being written, and the waiting time as a share
+            of the duration of the run or of the writing.
     """
     recipe = run.in_folder(output)
     moments: list[str] = []
     for aimed, share in kills:
-        if (output / MANIFEST_NAME).is_file():  # it was done before the kill came
+        if (output / MANIFEST_NAME).is_file():  # the run was done before the kill
             break
         end = run_in_child(
             lambda: train_once(recipe),
@@ -152,7 +152,7 @@ def _disturbed(
 
 
 def _moment(output: Path) -> str:
-    """How far a run had come when it was killed, from what it left."""
+    """Return the progress of a killed run, determined from its files."""
     if (output / MANIFEST_NAME).is_file():
         return "when all was saved"
     if list(output.glob(".checkpoint-*")):
@@ -163,7 +163,7 @@ def _moment(output: Path) -> str:
 
 
 def _result_of(output: Path) -> dict[str, Any]:
-    """What must not depend on kills: final weights, metrics without clocks, the last checkpoint's tensors and state."""
+    """Return the state that must not depend on kills: weights, metrics without times, last checkpoint."""
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     checkpoints = sorted(output.glob("checkpoint-*"))
     files = [*output.glob("*.safetensors"), *checkpoints[-1].glob("*.safetensors")]

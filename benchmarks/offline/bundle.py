@@ -42,7 +42,7 @@ def write_bundle(
         facts: Additional fields of the manifest.
 
     Raises:
-        DataError: An entry does not exist.
+        DataError: If an entry does not exist.
     """
     for path in entries.values():
         if not path.exists():
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check the manifest of a bundle.
 
     Raises:
-        DataError: The manifest is missing, damaged or of another format.
+        DataError: If the manifest is missing, damaged or of another format.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -87,7 +87,7 @@ def join_parts(folder: Path, archive: Path) -> dict[str, Any]:
     """Verify every part of the bundle in `folder`, join the parts into the file `archive`, and return the manifest.
 
     Raises:
-        DataError: Parts are missing or damaged. The message names them all, so that one copy fixes them.
+        DataError: If parts are missing or damaged. The message names all of them, so that one copy fixes them.
     """
     manifest = read_manifest(folder)
     parts = _parts(manifest)
@@ -110,7 +110,7 @@ def extract_bundle(folder: Path, target: Path) -> dict[str, Any]:
     """Verify the bundle in `folder`, extract its files into `target`, and return the manifest.
 
     Raises:
-        DataError: Parts are missing or damaged, or the archive contains unsafe paths.
+        DataError: If parts are missing or damaged, or the archive contains unsafe paths.
     """
     target.mkdir(parents=True, exist_ok=True)
     archive = target / ".bundle.tar"

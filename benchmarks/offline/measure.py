@@ -68,14 +68,14 @@ class MeasureConfig:
 
     @property
     def device(self) -> str:
-        """Device of the measurements."""
+        """Return the device of the measurements."""
         return "cpu" if self.smoke else "cuda"
 
     def data_folder(self) -> Path:
-        """Folder of the training and evaluation data.
+        """Return the folder of the training and evaluation data.
 
         Raises:
-            ConfigError: No folder is configured, or it does not contain `mixture.json` and `tasks.json`.
+            ConfigError: If no folder is configured, or the folder does not contain `mixture.json` and `tasks.json`.
         """
         folder = self.data or (f"{self.site}/data" if self.site is not None else None)
         if folder is None:
@@ -86,7 +86,7 @@ class MeasureConfig:
         return Path(folder)
 
     def time_limit(self, stage: str) -> float:
-        """Time limit of a stage in seconds."""
+        """Return the time limit of a stage in seconds."""
         if self.limit_s is not None:
             return self.limit_s
         return _SMOKE_LIMIT_S if self.smoke else STAGES[stage]
@@ -115,18 +115,18 @@ def measure(
     overwrite: bool = False,
     on_outcome: Callable[[StageOutcome], None] = lambda _: None,
 ) -> list[StageOutcome]:
-    """Run stages one after the other. A stage that fails does not stop the others.
+    """Run stages sequentially. A stage that fails does not stop the others.
 
-    A finished stage has the result file `output/STAGE.json`, a failed one may have a partial result file.
+    A finished stage has the result file `output/STAGE.json`. A failed stage may have a partial result file.
 
     Args:
-        overwrite: Run finished stages again.
+        overwrite: If True, run finished stages again.
         on_outcome: Called after each stage.
 
     Raises:
-        ConfigError: A stage is unknown.
-        DataError: The journal is of another machine or other versions.
-        StageError: The machine's facts cannot be determined, for example because torch is missing.
+        ConfigError: If a stage is unknown.
+        DataError: If the journal is from another machine or other versions.
+        StageError: If the machine's facts cannot be determined, for example because torch is missing.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
@@ -147,10 +147,10 @@ def measure(
 
 
 def machine_report(config: MeasureConfig) -> dict[str, Any]:
-    """Machine facts and versions of the process that a stage would run in.
+    """Return machine facts and versions of the process that a stage would run in.
 
     Raises:
-        StageError: The process fails.
+        StageError: If the process fails.
     """
     output = Path(config.output).resolve()
     log = output / "machine.log"
@@ -161,10 +161,10 @@ def machine_report(config: MeasureConfig) -> dict[str, Any]:
 
 
 def run_process(command: Sequence[str], log: Path, *, limit_s: float, environment: Mapping[str, str]) -> None:
-    """Run a command in the checkout and write its output to `log`; end its process group after `limit_s` seconds.
+    """Run a command in the checkout and write its output to `log`. End its process group after `limit_s` seconds.
 
     Raises:
-        StageError: The command fails or exceeds its time limit. The message is one line.
+        StageError: If the command fails or exceeds its time limit. The message is one line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
@@ -217,7 +217,7 @@ def _environment(config: MeasureConfig) -> dict[str, str]:
 
 
 def _last_error(log: Path, code: int) -> str:
-    """The last line of a log that is an error message, with the path of the log."""
+    """Return the last line of a log that is an error message, with the path of the log."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = (marked or lines or ["no output"])[-1][:400]

@@ -58,8 +58,8 @@ def prepare_bundle(
         data: Folder with the training and evaluation data. If None, the bundle contains no data.
 
     Raises:
-        ConfigError: A wheel cannot be downloaded or built.
-        DataError: The data folder does not exist.
+        ConfigError: If a wheel cannot be downloaded or built.
+        DataError: If the data folder does not exist.
     """
     if data is not None and not data.is_dir():
         raise DataError(f"{data} is not a folder. Check --data.")
@@ -87,8 +87,8 @@ def install_bundle(folder: Path, target: Path, *, doctor: bool = True) -> str:
         doctor: If False, return an empty report.
 
     Raises:
-        DataError: Parts are missing or damaged, or the bundle is for another version of Python.
-        ConfigError: pip fails, or `doctor` finds something broken.
+        DataError: If parts are missing or damaged, or the bundle is for another version of Python.
+        ConfigError: If pip fails, or `doctor` finds a fault.
     """
     with tempfile.TemporaryDirectory() as scratch:
         manifest = extract_bundle(folder, Path(scratch))

@@ -65,7 +65,7 @@ class StageResult:
         """Mark the result as complete.
 
         Raises:
-            StageError: Every part is an error.
+            StageError: If every part is an error.
         """
         errors = [part["error"] for part in self.content["parts"].values() if "error" in part]
         if errors and len(errors) == len(self.content["parts"]):
@@ -223,10 +223,10 @@ def run_stage(stage: str, config: MeasureConfig, *, overwrite: bool = False) -> 
     """Run one stage in this process and write its result file.
 
     Args:
-        overwrite: Delete what an earlier run of the stage left in the output folder.
+        overwrite: If True, delete the files that an earlier run of the stage left in the output folder.
 
     Raises:
-        StageError: The stage fails, or there is no GPU for it.
+        StageError: If the stage fails, or there is no GPU for it.
     """
     if overwrite:
         for path in Path(config.output).glob(f"{stage}-*"):
@@ -242,7 +242,7 @@ def require_gpu() -> None:
     """Check that torch can use a GPU.
 
     Raises:
-        StageError: torch has no CUDA, the driver is too old, or there is no GPU. The message is torch's first line.
+        StageError: If torch has no CUDA, the driver is too old, or there is no GPU. The message is torch's first line.
     """
     import torch
 
@@ -256,7 +256,7 @@ def require_memory(backbones: list[str], device: str) -> None:
     """Check that the weights of random backbones fit into the free memory of the device, two bytes for each weight.
 
     Raises:
-        StageError: They do not fit.
+        StageError: If the weights do not fit.
     """
     import torch
 
@@ -282,7 +282,7 @@ def _command(stage: str, config: MeasureConfig) -> str:
 
 
 def _driver() -> str | None:
-    """Version of the NVIDIA driver, or None if there is none."""
+    """Return the version of the NVIDIA driver, or None if there is none."""
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)

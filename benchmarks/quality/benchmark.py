@@ -1,4 +1,4 @@
-"""The quality benchmark: every method on the same reader, data, batches and steps; then in the same time."""
+"""Quality benchmark: all methods on the same reader, data and batches, after equal steps and in equal time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig(MixtureConfig):
-    """What is compared, and on what.
+    """Configuration of the quality benchmark.
 
     Attributes:
-        readers: Frozen LLMs; the prompter is `prompter` for each.
+        readers: Frozen LLMs. The prompter is `prompter` for each of them.
         methods: Names of `METHODS`.
-        timed: Of those, the ones trained once more for as long as the first LoRA of them took; names of `METHODS`.
+        timed: Methods that are trained again for as long as their first LoRA run took. Names of `METHODS`.
         steps: Optimiser steps of every method.
-        curve_limit: Rows of each evaluation task where scores are drawn over time.
-        curve_points: Times that a run is scored for that, its end included.
+        curve_limit: Maximum number of rows of each evaluation task for the scores over time.
+        curve_points: Number of scored points of a run, including its end.
         work: Folder of the runs, their checkpoints and models.
     """
 
@@ -57,20 +57,20 @@ class QualityConfig(MixtureConfig):
 def bench_quality(
     config: QualityConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
 ) -> list[QualityRun]:
-    """The runs of the benchmark; those that the work folder holds already are read.
+    """Run the benchmark and return its runs. Finished runs in the work folder are loaded.
 
     Args:
-        tell: Hears of each run before it begins.
-        callbacks: For the trainers, a progress bar for instance.
+        tell: Called with a description of each run before it begins.
+        callbacks: Callbacks for the trainers, for example a progress bar.
 
     Raises:
-        DataError: A file is missing or malformed.
-        ConfigError: The work folder holds runs of other settings.
-        BackboneError: A reader is missing.
+        DataError: If a file is missing or malformed.
+        ConfigError: If the work folder contains runs with other settings.
+        BackboneError: If a reader is missing.
     """
     bench = _Bench(config, config.evaluation_tasks(), tell, callbacks)
     for name in (*config.readers, config.prompter):
-        find_source(name)  # a slip of the pen is better found now than hours later
+        find_source(name)  # fail on a misspelled name now rather than hours later
     read_mixture(Path(config.mixture))
     runs = []
     for reader in config.readers:
@@ -88,7 +88,7 @@ def bench_quality(
 
 @dataclass(frozen=True)
 class _Bench:
-    """What stays the same from run to run."""
+    """State that is shared by all runs."""
 
     config: QualityConfig
     tasks: Sequence[EvaluationTask]
@@ -112,11 +112,11 @@ class _Bench:
 
 
 def _steps_in(seconds: float, run: QualityRun) -> int:
-    """Steps that fit into so much time, at the speed that `run` had, by tens."""
+    """Return the number of steps, rounded down to tens, that fit into `seconds` at the speed of `run`."""
     return int(seconds / run.seconds * run.steps) // 10 * 10 if run.seconds else 0
 
 
 def base_recipe(config: QualityConfig, name: str, reader: str, seed: int, steps: int, budget: str) -> dict[str, Any]:
-    """The recipe that all methods share, with the folder of this run."""
+    """Return the recipe that all methods share, with the output folder of this run."""
     folder = f"{config.work}/{reader.replace(':', '-')}-{name}-{budget}-s{seed}"
     return config.recipe(reader, steps=steps, seed=seed, output=folder)

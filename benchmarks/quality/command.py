@@ -1,4 +1,4 @@
-"""`python -m benchmarks quality`: how good each way is, after equal steps and in equal time."""
+"""`python -m benchmarks quality`: quality of each method after equal steps and in equal time."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from promptembedder import extras
 from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+if TYPE_CHECKING:  # imported lazily, because these imports take seconds and `--help` needs none of them
     from benchmarks.quality.benchmark import QualityConfig
 
 __all__ = ["quality"]
@@ -58,9 +58,9 @@ def quality(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Scores of the method, its variants, LoRA, static soft tokens and frozen pooling: same data, batches and steps.
+    """Score the method, its variants, LoRA, static soft tokens and frozen pooling on the same data, batches and steps.
 
-    Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
+    If the command was interrupted, run it again to resume. Finished runs are loaded from the work folder.
 
     Example: python -m benchmarks quality --mixture mixture.json --tasks tasks.json --limit 50
     """
@@ -108,7 +108,7 @@ def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[d
 
 
 def _draw(content: dict[str, Any], folder: Path) -> list[Path]:
-    """Scores over time and by task, one pair of pictures a reader."""
+    """Draw scores over time and by task, one pair of figures for each reader."""
     from promptembedder.plots import (
         QualityCurve,
         QualityPoint,

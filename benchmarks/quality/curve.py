@@ -1,4 +1,4 @@
-"""Scores and training time of a run while it goes on; both outlive a kill."""
+"""Scores and training time during a run, stored so that both survive a kill."""
 
 import json
 import time
@@ -18,7 +18,7 @@ Score = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Scores after so many steps and so many seconds of training, scoring and saving not counted."""
+    """Scores after a number of steps and of seconds of training. The seconds exclude scoring and saving."""
 
     step: int
     seconds: float
@@ -26,20 +26,20 @@ class CurvePoint:
 
 
 class ScoreCurve(TrainerCallback):
-    """Counts the seconds of the steps alone, and scores the model after chosen ones.
+    """Callback that measures the time of the training steps and scores the model after chosen steps.
 
-    A resumed run goes on from the clock that its checkpoint was written at, and does not score again what it has.
+    A resumed run restores the clock of its checkpoint and does not repeat scores that it already has.
     """
 
     def __init__(self, folder: Path, *, steps: Collection[int], score: Score) -> None:
-        """Keep clock and points in `folder`; call `score` after each of `steps`."""
+        """Store clock and points in `folder`, and call `score` after each of `steps`."""
         self._folder, self._curve_path = folder, folder / "curve.jsonl"
         self._steps, self._score = frozenset(steps), score
         self.seconds = 0.0
         self._since = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take up the clock of the checkpoint; a run from the start begins at zero."""
+        """Restore the clock of the checkpoint. A new run starts at zero."""
         self._curve_path.parent.mkdir(parents=True, exist_ok=True)
         kept = [point for point in read_curve(self._curve_path) if point.step <= state.global_step]
         self._curve_path.write_text("".join(json.dumps(asdict(point)) + "\n" for point in kept), encoding="utf-8")
@@ -50,26 +50,26 @@ class ScoreCurve(TrainerCallback):
         self._since = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop the clock; score if this is the step for it."""
+        """Stop the clock, and score if this is one of the chosen steps."""
         self.seconds += time.perf_counter() - self._since
         if state.global_step in self._steps:
             self.add(state.global_step, self._score())
 
     def add(self, step: int, scores: dict[str, float]) -> None:
-        """Keep these scores as those after `step` steps."""
+        """Store the scores after `step` steps."""
         self._curve_path.parent.mkdir(parents=True, exist_ok=True)
         point = CurvePoint(step=step, seconds=round(self.seconds, 3), scores=scores)
         with self._curve_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(point)) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember the clock of this checkpoint."""
+        """Store the clock of this checkpoint."""
         clocks = {**_clocks(self._folder), str(state.global_step): self.seconds}
         (self._folder / _CLOCK_NAME).write_text(json.dumps(clocks), encoding="utf-8")
 
 
 def read_clock(folder: Path, step: int) -> float:
-    """Seconds of training up to the checkpoint of `step`; 0 if there was none."""
+    """Return the seconds of training up to the checkpoint of `step`, or 0 if there is no checkpoint."""
     return _clocks(folder).get(str(step), 0.0)
 
 
@@ -79,7 +79,7 @@ def _clocks(folder: Path) -> dict[str, float]:
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
-    """The points of a curve file; a last line cut off by a kill is left out."""
+    """Return the points of a curve file without an incomplete last line."""
     points = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -1,4 +1,4 @@
-"""The ways to make an embedder that the quality benchmark compares, each as changes to one recipe."""
+"""Methods that the quality benchmark compares, each defined by changes to one recipe."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ __all__ = ["METHODS", "Method", "chosen_methods"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way, named as in the results.
+    """Compared method.
 
     Attributes:
-        changes: To the benchmark's recipe; everything else stays equal.
-        frozen: Not trained: the way that `load_encoder` knows as frozen:WAY:READER.
-        untrained: The recipe's model as it is before the first step.
-        fallbacks: Other stand-ins for unseen instructions that the same trained model is scored with, by the name that
-            the results give them.
+        changes: Changes to the benchmark's recipe. All other values stay equal.
+        frozen: Name WAY of an untrained method that `load_encoder` opens as frozen:WAY:READER.
+        untrained: If True, use the recipe's model as it is before the first step.
+        fallbacks: Other fallbacks for unseen instructions that the same trained model is scored with, by their name in
+            the results.
     """
 
     about: str
@@ -95,7 +95,7 @@ METHODS = {
     "promptembedder-untrained": Method(about="the method before its first training step", untrained=True),
     "frozen-whitened": Method(
         about="mean of the text's frozen states after 30 % of the layers, whitened: what the method adds to a summary",
-        changes={"model": {"text_pooling_weight": 1e6}},  # beside which the summary vanishes
+        changes={"model": {"text_pooling_weight": 1e6}},  # weight beside which the summary is negligible
         untrained=True,
     ),
     "frozen-mean": Method(about="frozen reader, mean of the text's states", frozen="mean"),
@@ -105,10 +105,10 @@ METHODS = {
 
 
 def chosen_methods(names: Sequence[str]) -> dict[str, Method]:
-    """The methods of these names, in their order.
+    """Return the methods of these names, in the same order.
 
     Raises:
-        ConfigError: There is no such method.
+        ConfigError: If there is no such method.
     """
     for name in names:
         if name not in METHODS:

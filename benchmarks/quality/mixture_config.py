@@ -1,4 +1,4 @@
-"""What the benchmarks that train on a mixture share: data, lengths, batches."""
+"""Data, lengths and batches shared by the benchmarks that train on a mixture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,16 @@ __all__ = ["MixtureConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """What is trained on and scored on, the same for every method.
+    """Training and evaluation data, the same for every method.
 
     Attributes:
-        mixture: Mixture file to train on.
-        tasks: Task file to score on.
-        rows: Rows of each task of the mixture, drawn with the seed.
-        held_out: Rows of each task that are kept from training and searched under seen and unseen wordings.
-        only: Names of the tasks of that file that are scored; empty: all.
-        limit: Rows of each evaluation task; a smaller task is taken whole.
+        mixture: Mixture file for training.
+        tasks: Task file for scoring.
+        rows: Number of rows of each task of the mixture, drawn with the seed.
+        held_out: Number of rows of each task that are excluded from training and searched under seen and unseen
+            wordings.
+        only: Names of the tasks that are scored. If empty, all tasks of the file are.
+        limit: Maximum number of rows of each evaluation task.
     """
 
     mixture: str
@@ -40,15 +41,15 @@ class MixtureConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def evaluation_tasks(self) -> list[EvaluationTask]:
-        """What is scored, whole.
+        """Return the evaluation tasks with all their rows.
 
         Raises:
-            DataError: The file is missing or malformed, or has no task of a name.
+            DataError: If the file is missing or malformed, or contains no task of a given name.
         """
         return read_tasks(Path(self.tasks), only=self.only)
 
     def recipe(self, reader: str, *, steps: int, seed: int, output: str) -> dict[str, Any]:
-        """The recipe that all methods share, as a mapping."""
+        """Return the recipe that all methods share, as a mapping."""
         return {
             "model": {
                 "prompter": {"backbone": {"source": self.prompter, "dtype": "float32"}},

@@ -1,4 +1,4 @@
-"""The quality benchmark's results as files: JSON for programs, CSV and Markdown for people."""
+"""Result files of the quality benchmark: JSON, CSV and Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,13 @@ from promptembedder.storage import write_csv, write_json, write_text
 __all__ = ["quality_content", "quality_markdown", "quality_with_held", "write_quality"]
 
 _NOT_IN_JSON = ("key", "fallbacks")
-_MAY_DIFFER = ("readers", "methods", "timed", "seeds", "work")  # between the commands that fill one file
+# settings that may differ between the commands that fill one file
+_MAY_DIFFER = ("readers", "methods", "timed", "seeds", "work")
 _COLUMNS = ("method", "budget", "seed", "steps", "seconds", "mean")
 
 
 def quality_content(runs: Sequence[QualityRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What `quality.json` holds; other stand-ins for unseen instructions are runs of their own name."""
+    """Return the content of `quality.json`. Other fallbacks for unseen instructions become separate runs."""
     rows = []
     for run in runs:
         row = {name: value for name, value in asdict(run).items() if name not in _NOT_IN_JSON}
@@ -31,10 +32,10 @@ def quality_content(runs: Sequence[QualityRun], provenance: Mapping[str, Any]) -
 
 
 def quality_with_held(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with the runs that `folder` already holds and that are not among its own.
+    """Return `content` merged with the other runs of the results in `folder`.
 
     Raises:
-        ConfigError: They were made with other settings, or on another machine.
+        ConfigError: If those runs have other settings or are from another machine.
     """
     return merged_content(folder / "quality.json", content, may_differ=_MAY_DIFFER, identity=_identity)
 
@@ -44,7 +45,7 @@ def _identity(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def write_quality(folder: Path, content: Mapping[str, Any]) -> list[Path]:
-    """Write `quality.json`, `.csv` and `.md` into `folder`; returns their paths."""
+    """Write `quality.json`, `.csv` and `.md` into `folder`, and return their paths."""
     paths = [folder / f"quality.{ending}" for ending in ("json", "csv", "md")]
     write_json(paths[0], content)
     rows = [{**run, **run["scores"]} for run in content["runs"]]
@@ -54,7 +55,7 @@ def write_quality(folder: Path, content: Mapping[str, Any]) -> list[Path]:
 
 
 def quality_markdown(content: Mapping[str, Any]) -> str:
-    """Tables for each reader, best mean first; then seen and unseen wordings; then machine, versions and command."""
+    """Return Markdown tables for each reader, best mean first, then wordings, machine, versions and command."""
     parts = []
     for reader in dict.fromkeys(run["reader"] for run in content["runs"]):
         runs = sorted((run for run in content["runs"] if run["reader"] == reader), key=lambda run: -run["mean"])

@@ -1,4 +1,4 @@
-"""One run of the quality benchmark: train one method, score it on the way and at the end, keep what was found."""
+"""One run of the quality benchmark: train one method, score it during and after training, and save the results."""
 
 import dataclasses
 import hashlib
@@ -29,11 +29,11 @@ _READ_BY_ALL = ("reader", "max_seq_length", "pooling")
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What every method is trained and scored on.
+    """Training and evaluation data of every method.
 
     Attributes:
-        tasks: Scored at the end; `curve_tasks` (smaller subsamples) on the way and once more at the end.
-        points: Steps after which those are scored.
+        tasks: Tasks scored at the end. `curve_tasks` (smaller subsamples) are scored during training and at the end.
+        points: Steps after which `curve_tasks` are scored.
     """
 
     tasks: Sequence[EvaluationTask]
@@ -43,16 +43,16 @@ class RunData:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityRun:
-    """What one run gave.
+    """Result of one run.
 
     Attributes:
-        budget: `steps`: as many steps as every method; `seconds`: as many as fit into the time of the first LoRA;
-            `none`: not trained.
-        seconds: Of training steps alone.
-        scores: By task, 0..100, and their mean.
-        held_out: nDCG@10 x 100 on held-out rows of trained tasks, by the kind of wording; see `held_out_scores`.
-        fallbacks: Scores of the same trained weights under another stand-in for unseen instructions, by name.
-        key: Hash of the settings that the run was made with.
+        budget: `steps` (as many steps as every method), `seconds` (as many steps as fit into the time of the first
+            LoRA) or `none` (not trained).
+        seconds: Duration of the training steps alone.
+        scores: Scores by task, 0..100, and their mean.
+        held_out: nDCG@10 x 100 on held-out rows of trained tasks, by the kind of wording. See `held_out_scores`.
+        fallbacks: Scores of the same trained weights with another fallback for unseen instructions, by name.
+        key: Hash of the settings of the run.
     """
 
     method: str
@@ -71,16 +71,16 @@ class QualityRun:
 
 
 def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
-    """Hash of everything that a run's scores depend on: not where files lie, nor soft tokens where there are none."""
+    """Return a hash of the settings that affect a run's scores, without file locations and unused soft tokens."""
     data = dataclasses.replace(recipe.data, mixture=_digest(recipe.data.mixture))
     run = dataclasses.replace(recipe.run, output="")
     own = to_mapping(dataclasses.replace(recipe, data=data, run=run))
     if recipe.baseline is not None and recipe.baseline.kind != "static":
         own["model"] = {name: own["model"][name] for name in _READ_BY_ALL}
-    if recipe.text_cache.kind == "exact":  # changes how long a run takes, not what comes of it
+    if recipe.text_cache.kind == "exact":  # affects the duration of a run but not its result
         del own["text_cache"]
     for backbone in (own["model"]["reader"], own["model"].get("prompter", {}).get("backbone", {})):
-        if backbone.get("quantization") is None:  # as before there was a choice: runs of then stay known
+        if backbone.get("quantization") is None:  # keeps the hash of runs made before the option existed
             backbone.pop("quantization", None)
     sampled = [(task.name, task.rows_used, task.documents_used, task.seed) for task in tasks]
     return hashlib.sha256(json.dumps([own, sampled], sort_keys=True).encode()).hexdigest()[:16]
@@ -91,10 +91,10 @@ def _digest(mixture: str | None) -> str:
 
 
 def finished_run(folder: Path, key: str) -> QualityRun | None:
-    """The run that `folder` holds, or None if it is not finished.
+    """Load the finished run in `folder`, or return None if the run is not finished.
 
     Raises:
-        ConfigError: It was made with other settings.
+        ConfigError: If the run has other settings.
     """
     path = folder / RESULT_NAME
     if not path.is_file():
@@ -108,10 +108,10 @@ def finished_run(folder: Path, key: str) -> QualityRun | None:
 def run_method(
     name: str, method: Method, recipe: Recipe, data: RunData, *, budget: str, callbacks: Sequence[TrainerCallback] = ()
 ) -> QualityRun:
-    """Train (or only open) the method and score it; a run cut off goes on, a finished one is read.
+    """Train (or only open) the method and score it. Resume an interrupted run, and load a finished one.
 
     Raises:
-        ConfigError: The run's folder holds other settings.
+        ConfigError: If the run's folder has other settings.
     """
     folder = Path(recipe.run.output)
     key = settings_key(recipe, data.tasks)
@@ -156,7 +156,7 @@ def _trained_run(
 ) -> QualityRun:
     pairs = load_training_data(recipe.data, seed=recipe.run.seed)
     folder = Path(recipe.run.output)
-    if (folder / MANIFEST_NAME).is_file():  # trained, and stopped before its scores were written
+    if (folder / MANIFEST_NAME).is_file():  # trained, but interrupted before the scores were written
         model = load_encoder(str(folder)).model
     else:
         checkpoint = prepare_output(recipe)
@@ -181,7 +181,7 @@ def _trained_run(
 
 
 def recipe_of(base: dict[str, Any], method: Method) -> Recipe:
-    """The benchmark's recipe with the method's changes."""
+    """Return the benchmark's recipe with the method's changes."""
     return from_mapping(Recipe, _merged(base, method.changes))
 
 
@@ -217,5 +217,5 @@ def _under_fallback(model: SentenceTransformer, fallback: str, tasks: Sequence[E
 
 
 def without_held_out(data: TrainingData) -> TrainingData:
-    """Held-out rows are scored after training; the trainer would compute a loss of them that nobody reads."""
+    """Return the data without held-out rows, on which the trainer would compute an unused loss."""
     return TrainingData({name: dataclasses.replace(task, held_out=None) for name, task in data.tasks.items()})

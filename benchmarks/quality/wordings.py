@@ -1,4 +1,4 @@
-"""Held-out rows of the trained tasks under seen and unseen wordings: does an instruction mean what it says?"""
+"""Scores of the trained tasks' held-out rows under seen and unseen wordings of the instruction."""
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +16,11 @@ _KINDS = ("seen", "unseen", "empty", "foreign")
 
 
 def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = _KINDS) -> dict[str, float]:
-    """Mean nDCG@10 x 100 over the tasks with held-out rows, each searched among its own held-out answers.
+    """Return the mean nDCG@10 x 100 over the tasks with held-out rows, each searched among its own held-out answers.
 
-    Keys: `seen`: under the task's first wording; `unseen`: under one that training did not see; `empty`: without an
-    instruction; `foreign`: under the first wording of the next task. Label tasks are left out: their rows have many
-    right answers.
+    The keys are `seen` (the task's first wording), `unseen` (a wording that is not in the training data), `empty` (no
+    instruction), and the last of `_KINDS` (the first wording of the next task). Label tasks are excluded, because their
+    rows have many right answers.
     """
     tasks = {
         name: task

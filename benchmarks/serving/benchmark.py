@@ -1,4 +1,4 @@
-"""The serving benchmark: requests a second against other servers, what a request costs, and a long overload."""
+"""Serving benchmark: requests per second compared with other servers, overhead of a request, and a long overload."""
 
 import itertools
 import random
@@ -39,26 +39,26 @@ INSTRUCTIONS = (
 _LONGEST = 512
 _TEXTS = 200
 _MIN_COSINE = 0.9999
-_WARM_SHARE = 0.2  # of a soak, after which memory should not grow
+_WARM_SHARE = 0.2  # initial share of a soak, after which memory should not grow
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
-    """What is measured.
+    """Configuration of the serving benchmark.
 
     Attributes:
-        clients: That send one request after the other.
-        request_texts: Numbers of texts of a request, where lengths are mixed.
-        seconds: Of each round of a server.
-        rounds: The servers take turns.
-        length: Tokens of a text, where instructions are compared.
-        texts: Of a request there.
-        soak_seconds: Of the overload; 0 leaves it out.
-        soak_waiting: Vectors that may wait in it.
-        overload: Its rate, in capacities of the server.
-        infinity: The program `infinity_emb`, from an environment of its own; None leaves it out.
+        clients: Number of clients that send requests sequentially.
+        request_texts: Numbers of texts in a request of the mixed-length test.
+        seconds: Duration of each round of a server.
+        rounds: Number of rounds. The servers alternate.
+        length: Text length in tokens in the instruction test.
+        texts: Number of texts in a request of the instruction test.
+        soak_seconds: Duration of the overload phase in seconds. 0 skips it.
+        soak_waiting: Maximum number of queued vectors in the overload phase.
+        overload: Request rate of the overload phase as a multiple of the server's capacity.
+        infinity: Path of the program `infinity_emb` in its own environment. If None, infinity is skipped.
     """
 
     reader: str = "smollm2-135m"
@@ -87,11 +87,11 @@ class ServingConfig:
 
     @property
     def number_format(self) -> str:
-        """What `dtype` stands for on this machine."""
+        """Return the number format that `dtype` resolves to on this machine."""
         return str(resolve_dtype(self.dtype)).removeprefix("torch.")
 
     def command(self) -> str:
-        """The command that measures just this."""
+        """Return the command that repeats this measurement."""
         names = (
             "reader",
             "clients",
@@ -110,11 +110,11 @@ class ServingConfig:
 
 
 def run_serving(settings: ServingConfig, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Measure everything; returns the content of `serve.json`.
+    """Measure everything and return the content of `serve.json`.
 
     Raises:
-        ConfigError: A server does not start.
-        BackboneError: The reader cannot be loaded.
+        ConfigError: If a server does not start.
+        BackboneError: If the reader cannot be loaded.
     """
     prepare_backbone(settings.reader)
     with tempfile.TemporaryDirectory() as scratch:
@@ -151,7 +151,7 @@ def _new_model(settings: ServingConfig) -> PromptEmbedder:
 def _mixed_rows(
     settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
-    """Texts of 16 to 512 tokens, one or several a request, from many clients at once."""
+    """Measure texts of 16 to 512 tokens, one or several in a request, from many concurrent clients."""
     rows = []
     for count in settings.request_texts:
         bodies = [texts[start : start + count] for start in range(0, len(texts) - count + 1, count)]
@@ -169,14 +169,14 @@ def _mixed_rows(
 def _instruction_rows(
     settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
-    """The same texts under eight instructions: asked together where the server can, else in eight requests at once."""
+    """Measure the same texts under eight instructions: in one request if supported, else in eight at once."""
     ways = [(server, "one request") for server in servers if server.takes_instructions]
     ways += [(server, "eight requests") for server in servers]
     found: dict[tuple[str, str], list[tuple[list[Answer], float]]] = {(server.name, way): [] for server, way in ways}
     for turn in range(settings.rounds):
         for server, way in ways:
             on_part(f"eight instructions, round {turn + 1}: {server.name}, {way}")
-            # texts that differ each time: a server that kept answers would not read them again
+            # texts that differ each time, so that a server cannot return cached answers
             fresh = [f"{text} {turn}" for text in texts]
             if way == "one request":
                 bodies = [server.body(fresh, INSTRUCTIONS)]
@@ -220,7 +220,7 @@ def _row(kind: str, server: RunningServer, rounds: Sequence[tuple[list[Answer], 
 
 
 def _overhead_rows(server: RunningServer, model: PromptEmbedder, texts: Sequence[str], *, times: int = 60) -> list[Row]:
-    """One request after the other, between calls of the model in this process."""
+    """Measure sequential requests, interleaved with calls of the model in this process."""
     client, asked, encoded = server.client(), [], []
     for turn in range(times + 5):
         fresh = [f"{turn} {text}" for text in texts]
@@ -246,7 +246,7 @@ def _overhead_rows(server: RunningServer, model: PromptEmbedder, texts: Sequence
 def _soak_row(
     settings: ServingConfig, server: RunningServer, model: PromptEmbedder, texts: Sequence[str], capacity: float
 ) -> Row:
-    """Requests at a multiple of the capacity; every vector is compared with that of the model in this process."""
+    """Send requests at a multiple of the capacity, and compare each vector with that of the model in this process."""
     asked = INSTRUCTIONS[:4]
     expected = model.encode_instructions(texts, asked)
     place = {text: row for row, text in enumerate(texts)}

@@ -34,9 +34,9 @@ def serve(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serving speed against a plain server and infinity, what a request costs, and an overload that is checked.
+    """Measure serving speed against a plain server and infinity, the overhead of a request, and a verified overload.
 
-    Load is sent to servers that this command starts on this machine, and to no other.
+    Requests are sent only to servers that this command starts on this machine.
 
     Example: python -m benchmarks serve --seconds 5 --clients 8
     """

@@ -1,4 +1,4 @@
-"""A load generator for embedding servers on this machine: clients that wait for their answer, or arrive at a rate."""
+"""Load generator for local embedding servers, with a closed loop (sequential clients) and an open loop (fixed rate)."""
 
 import base64
 import http.client
@@ -26,12 +26,12 @@ Body = dict[str, object]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """Response to a request.
 
     Attributes:
-        status: 0: the connection broke.
-        seconds: From sending to the last byte.
-        wrong: What a check of the vectors found wrong; None if nothing.
+        status: HTTP status. 0 if the connection failed.
+        seconds: Time from sending the request to the last byte of the response.
+        wrong: Fault found by a check of the vectors. None if there is none.
     """
 
     status: int
@@ -43,10 +43,10 @@ Check = Callable[[Body, Float[np.ndarray, "vectors dim"]], str | None]
 
 
 class LoadClient:
-    """One connection to a server of this machine, kept open, used by one thread at a time."""
+    """Persistent connection to a local server, used by one thread at a time."""
 
     def __init__(self, port: int, path: str) -> None:
-        """To `path` of the server that listens at `port` of the loopback address; never to another machine."""
+        """Connect to `path` of the server at `port` of the loopback address. Remote machines are not supported."""
         self._port, self._path = port, path
         self._connection: http.client.HTTPConnection | None = None
 
@@ -67,7 +67,7 @@ class LoadClient:
         return Answer(answer.status, seconds, wrong)
 
     def vectors(self, body: Body) -> Float[np.ndarray, "vectors dim"]:
-        """The vectors of one request, which must succeed."""
+        """Return the vectors of one request, which must succeed."""
         found: list[Float[np.ndarray, "vectors dim"]] = []
         answer = self.ask(body, lambda _, vectors: found.append(vectors))
         if not found:
@@ -75,14 +75,14 @@ class LoadClient:
         return found[0]
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
 def vectors_in(received: bytes) -> Float[np.ndarray, "vectors dim"]:
-    """The vectors of an answer of OpenAI's form, as base64 or as lists."""
+    """Return the vectors of a response in OpenAI's format, as base64 or as lists."""
     rows = [one["embedding"] for one in json.loads(received)["data"]]
     return np.stack(
         [np.frombuffer(base64.b64decode(row), dtype="<f4") if isinstance(row, str) else np.float32(row) for row in rows]
@@ -92,7 +92,7 @@ def vectors_in(received: bytes) -> Float[np.ndarray, "vectors dim"]:
 def closed_loop(
     port: int, path: str, bodies: Sequence[Body], *, clients: int, seconds: float
 ) -> tuple[list[Answer], float]:
-    """Clients that send one request after the other; the answers, and the seconds that they took in all."""
+    """Run clients that send requests sequentially. Return the answers and the total duration in seconds."""
     numbers, lock = itertools.cycle(range(len(bodies))), threading.Lock()
     start = time.perf_counter()
     until = start + seconds
@@ -115,7 +115,7 @@ def closed_loop(
 def open_loop(
     port: int, path: str, bodies: Iterator[Body], *, rate: float, seconds: float, check: Check, seed: int = 0
 ) -> list[Answer]:
-    """Requests that arrive at random times, `rate` a second on average, whether earlier ones were answered or not."""
+    """Send requests at random times, `rate` a second on average, independently of the answers to earlier requests."""
     drawn, connections = random.Random(seed), threading.local()
 
     def send(body: Body) -> Answer:

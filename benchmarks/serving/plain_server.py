@@ -1,4 +1,4 @@
-"""The server that anybody would write: FastAPI around a SentenceTransformer; what `bench serve` compares with.
+"""Minimal baseline server: FastAPI around a SentenceTransformer, for comparison in `bench serve`.
 
 python -m benchmarks.serving.plain_server FOLDER PORT DTYPE
 """
@@ -18,7 +18,7 @@ __all__ = ["plain_app"]
 
 
 def plain_app(model: SentenceTransformer) -> FastAPI:
-    """`/v1/embeddings` and `/health`; one request is encoded after the other, as a shared model asks for."""
+    """Return an app with `/v1/embeddings` and `/health`. Requests share a model and are encoded one by one."""
     app, one_at_a_time = FastAPI(), threading.Lock()
 
     @app.get("/health")

@@ -1,4 +1,4 @@
-"""What the serving benchmark found, as a page to read."""
+"""Report of the serving benchmark."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ time and take turns; the load generator runs beside them on the same cores.
 
 
 def serving_markdown(content: Mapping[str, Any]) -> str:
-    """Tables of all that was measured, and how."""
+    """Return Markdown tables of all measurements with their provenance."""
     rows: list[Row] = list(content["rows"])
     parts = [
         *(
@@ -45,7 +45,7 @@ def serving_markdown(content: Mapping[str, Any]) -> str:
 
 
 def write_serving(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """JSON and page; returns the files."""
+    """Write the JSON file and the Markdown page, and return their paths."""
     files = [folder / "serve.json", folder / "serve.md"]
     write_json(files[0], dict(content))
     write_text(files[1], serving_markdown(content))

@@ -1,4 +1,4 @@
-"""Servers as processes of their own: ours, a plain one, and infinity where it is installed."""
+"""Server processes: `promptembedder serve`, a plain server, and infinity where it is installed."""
 
 import http.client
 import json
@@ -26,11 +26,11 @@ _MODEL = "served"
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers.
+    """Server that is ready for requests.
 
     Attributes:
-        path: Where it takes embeddings requests.
-        takes_instructions: Else a client writes them before each text.
+        path: URL path of embeddings requests.
+        takes_instructions: If False, a client prepends the instruction to each text.
     """
 
     name: str
@@ -40,15 +40,15 @@ class RunningServer:
     takes_instructions: bool
 
     def memory_bytes(self) -> int:
-        """Memory that the server holds now, without what is swapped out."""
+        """Return the memory of the server in bytes, without swapped-out memory."""
         return int(extras.require("psutil", extra="bench").Process(self.process_id).memory_info().rss)
 
     def client(self) -> LoadClient:
-        """A new connection to it."""
+        """Return a new connection to the server."""
         return LoadClient(self.port, self.path)
 
     def body(self, texts: Sequence[str], instructions: Sequence[str] = ()) -> dict[str, object]:
-        """A request for these texts; a server that takes no instruction gets one at most, before each text."""
+        """Return the request body. If the server takes no instructions, prepend the first one to each text."""
         body: dict[str, object] = {"model": _MODEL, "encoding_format": "base64"}
         if self.takes_instructions:
             return {**body, "input": list(texts), **({"instruction": list(instructions)} if instructions else {})}
@@ -58,7 +58,7 @@ class RunningServer:
 
 @contextmanager
 def our_server(folder: Path, *, max_waiting: int = 2048) -> Iterator[RunningServer]:
-    """`promptembedder serve` with the model in `folder`."""
+    """Run `promptembedder serve` with the model in `folder`."""
     words = [sys.executable, "-m", "promptembedder", "serve", str(folder), "--model-name", _MODEL, "--warmup", "full"]
     words += ["--max-waiting", str(max_waiting), "--deadline-s", "600", "--truncate", "right"]
     with _started([*words, "--port", "{port}"], folder.parent / "promptembedder.log") as (port, process):
@@ -67,7 +67,7 @@ def our_server(folder: Path, *, max_waiting: int = 2048) -> Iterator[RunningServ
 
 @contextmanager
 def baseline_servers(folder: Path, dtype: str, infinity: Path | None) -> Iterator[list[RunningServer]]:
-    """The plain server, and infinity if its program is given, with the sentence-transformers model in `folder`."""
+    """Run the plain server, and infinity if its program is given, with the sentence-transformers model in `folder`."""
     with ExitStack() as servers:
         plain = [sys.executable, "-m", "benchmarks.serving.plain_server", str(folder), "{port}", dtype]
         port, process = servers.enter_context(_started(plain, folder.parent / "plain.log"))
@@ -81,7 +81,7 @@ def baseline_servers(folder: Path, dtype: str, infinity: Path | None) -> Iterato
 
 
 def save_plain_model(reader: Backbone, folder: Path, *, max_length: int) -> None:
-    """The reader as a sentence-transformers model with mean pooling, in the form that older versions read too."""
+    """Save the reader as a sentence-transformers model with mean pooling, in a format that older versions can load."""
     with quiet_transformers():
         reader.model.save_pretrained(folder)
         reader.tokenizer.hf.save_pretrained(folder)
@@ -103,7 +103,7 @@ def save_plain_model(reader: Backbone, folder: Path, *, max_length: int) -> None
 
 @contextmanager
 def _started(words: Sequence[str], log: Path) -> Iterator[tuple[int, int]]:
-    """A process that listens at a free port, from its first good answer on."""
+    """Start a process that listens at a free port, and wait for its first successful response."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The speed benchmark: encoding against the bare frozen LLM, sentence-transformers and the machine's own rates."""
+"""Speed benchmark: encoding against the bare frozen LLM, sentence-transformers and the machine's own rates."""
 
 import dataclasses
 import statistics
@@ -30,19 +30,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """What is measured.
+    """Configuration of the speed benchmark.
 
     Attributes:
-        prompter: None takes `default_prompter(reader)`.
-        lengths: Tokens of a text, where lengths are compared.
-        length: Tokens of a text elsewhere.
-        texts: Numbers of texts, where they are compared.
-        instructions: Numbers of instructions, where they are compared.
-        soft_tokens: Numbers of soft tokens, where they are compared.
-        batch: Pairs of a training step.
-        tokens: Of all texts of a case, about.
-        dtype: Of the reader; see `BackboneConfig`.
-        repeats: Times each way is timed; they take turns.
+        prompter: Name of the prompter. If None, `default_prompter(reader)` is used.
+        lengths: Text lengths in tokens in the length comparison.
+        length: Text length in tokens in the other comparisons.
+        texts: Numbers of texts that are compared.
+        instructions: Numbers of instructions that are compared.
+        soft_tokens: Numbers of soft tokens that are compared.
+        batch: Number of pairs in a training step.
+        tokens: Approximate number of tokens of all texts of a case.
+        dtype: Number format of the reader. See `BackboneConfig`.
+        repeats: Number of timings of each method. The methods alternate.
     """
 
     reader: str = "smollm2-135m"
@@ -73,11 +73,11 @@ class SpeedConfig:
 
     @property
     def number_format(self) -> str:
-        """What `dtype` stands for on this device."""
+        """Return the number format that `dtype` resolves to on this device."""
         return str(resolve_dtype(self.dtype, device=self.device)).removeprefix("torch.")
 
     def command(self) -> str:
-        """The command that measures just this."""
+        """Return the command that repeats this measurement."""
         words = ["python -m benchmarks speed", f"--reader {self.reader}"]
         words += [] if self.prompter is None else [f"--prompter {self.prompter}"]
         for name in ("lengths", "texts", "instructions", "soft_tokens"):
@@ -91,7 +91,7 @@ class SpeedConfig:
         return " ".join([*words, f"--dtype {self.number_format}", f"--repeats {self.repeats}"])
 
     def cases(self) -> list[Case]:
-        """Everything that is timed."""
+        """Return all timed cases."""
         length, some = self.length, max(self.tokens // self.length, 1)
         top = max((each for each in self.lengths if each <= 512), default=length)
         found = [Case(kind="length", length=each, texts=max(self.tokens // each, 1)) for each in self.lengths]
@@ -110,14 +110,14 @@ def run_speed(
     overwrite: bool = False,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Time what `folder`'s journal does not hold yet; an interrupted run goes on.
+    """Time the cases that are missing from `folder`'s journal, so that an interrupted run resumes.
 
-    Returns the content of `speed.json`. Each row holds the seconds of all repeats; the n-th of every way were taken
-    right after each other.
+    Return the content of `speed.json`. Each row contains the seconds of all repeats. The n-th repeats of all methods
+    follow each other immediately.
 
     Raises:
-        BackboneError: Reader or prompter cannot be found or loaded.
-        DataError: The journal is of another machine or other versions.
+        BackboneError: If the reader or the prompter cannot be found or loaded.
+        DataError: If the journal is from another machine or other versions.
     """
     prompter = settings.prompter or default_prompter(settings.reader)
     for name in {settings.reader, prompter}:
@@ -141,7 +141,7 @@ def run_speed(
 
 
 def slowest_profile(settings: SpeedConfig, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the case takes its time for that encodes the fewest tokens a second, as torch's profiler tells."""
+    """Return torch's profile of the case that encodes the fewest tokens a second."""
     slow = min((row for row in rows if row["method"] == OURS and row["kind"] == "length"), key=_tokens_a_second)
     case = Case(kind="length", length=slow["length"], texts=slow["texts"])
     model = _model(settings, settings.prompter or default_prompter(settings.reader), case)
@@ -156,14 +156,14 @@ def slowest_profile(settings: SpeedConfig, rows: Sequence[Mapping[str, Any]]) ->
 
 
 class _Run:
-    """One pass over all cases; what the journal holds is not measured again."""
+    """Pass over all cases that skips those in the journal."""
 
     def __init__(self, settings: SpeedConfig, prompter: str, journal: Journal) -> None:
         self.settings, self.prompter, self.journal = settings, prompter, journal
         self._model: tuple[Case, PromptEmbedder] | None = None
 
     def rates(self) -> dict[str, Any]:
-        """What the machine does at best, and what one text needs of it."""
+        """Return the machine's peak rates, and the operations that one text requires."""
         settings, key = self.settings, self._key("rates", None)
         found = self.journal.get(key)
         if found is None:
@@ -182,7 +182,7 @@ class _Run:
         return found
 
     def measure(self, case: Case) -> list[Row]:
-        """A row for each way to do the case's work."""
+        """Return a row for each method of the case."""
         key = self._key("case", case)
         held = self.journal.get(key)
         if held is None:
@@ -191,10 +191,10 @@ class _Run:
         return [dict(row) for row in held["rows"]]
 
     def model(self, case: Case) -> PromptEmbedder:
-        """The case's model; the last one stays, since the next case often has the same."""
+        """Return the case's model. The last model is cached, because the next case often uses the same one."""
         same = dataclasses.replace(case, kind="", texts=0, instructions=0)
         if self._model is None or self._model[0] != same or case.kind == "epoch":
-            self._model = None  # first let go of the old one
+            self._model = None  # free the old model first
             self._model = (same, _model(self.settings, self.prompter, case))
         return self._model[1]
 
@@ -206,7 +206,7 @@ class _Run:
                 call()
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
             for turn in range(self.settings.repeats):
-                for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:  # a steady drift evens out
+                for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:  # a steady drift cancels
                     times[name].append(seconds_of(calls[name], device=device))
         rows = model.encoder.reader.tokenizer.tokenize(
             texts_of(case, model.encoder.reader), max_length=model.max_seq_length

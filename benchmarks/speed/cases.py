@@ -1,4 +1,4 @@
-"""What the speed benchmark times: texts of given lengths, and ways to go over them."""
+"""Cases of the speed benchmark: texts of given lengths, and methods to encode them."""
 
 import random
 import tempfile
@@ -56,12 +56,12 @@ hour game line end member law car city community name president team minute idea
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is timed.
+    """Timed case.
 
     Attributes:
         kind: `length`, `mixed`, `texts`, `bare`, `instructions`, `soft_tokens`, `early_exit_fraction` or `epoch`.
             `bare` is `length` without sentence-transformers, whose model is a copy of the reader on the disk.
-        length: Tokens of a text; of the longest, where they are mixed (the shortest has 16).
+        length: Text length in tokens. For mixed lengths, the length of the longest text (the shortest has 16).
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Case:
 
 
 def build_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype: str) -> PromptEmbedder:
-    """An untrained model for the case; how long it takes does not depend on its weights."""
+    """Build an untrained model for the case. Its speed does not depend on its weights."""
     config = ModelConfig(
         prompter=PrompterConfig(backbone=BackboneConfig(source=prompter, dtype="float32")),
         reader=BackboneConfig(source=reader, dtype=dtype),
@@ -83,7 +83,7 @@ def build_embedder(case: Case, *, reader: str, prompter: str, device: str, dtype
 
 
 def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
-    """Texts of common nouns, each cut to its number of tokens, what the reader puts before it included."""
+    """Return texts of common nouns, each truncated to its number of tokens, including the reader's prefix tokens."""
     drawn = random.Random(seed)
     lengths = [case.length] * case.texts
     if case.kind == "mixed":
@@ -94,7 +94,7 @@ def texts_of(case: Case, reader: Backbone, *, seed: int = 0) -> list[str]:
 
 
 def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
-    text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has one token at least
+    text = " ".join(drawn.choice(_WORDS) for _ in range(tokens))  # a word has at least one token
     ids = reader.tokenizer.hf(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
     decoded: str = reader.tokenizer.hf.decode(ids)
     return decoded
@@ -102,7 +102,7 @@ def _text(reader: Backbone, tokens: int, drawn: random.Random) -> str:
 
 @contextmanager
 def calls_of(case: Case, model: PromptEmbedder) -> Iterator[dict[str, Call]]:
-    """The ways to do the case's work, by name; ready to be timed."""
+    """Yield the methods of the case by name, ready to be timed."""
     texts = texts_of(case, model.encoder.reader)
     instructions = [f"{INSTRUCTION}, way {number}" for number in range(case.instructions)]
     many: Call = lambda: model.encode_instructions(texts, instructions)  # noqa: E731
@@ -138,7 +138,7 @@ def _encoding_at(depth: float, model: PromptEmbedder, texts: Sequence[str]) -> C
 
 
 def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
-    """One pass of the frozen reader over the texts in batches of like length, and nothing else."""
+    """Return a call that runs only the frozen reader over the texts, in batches of similar length."""
     encoder = model.encoder
     rows = unpad(encoder.token_features(texts))
     budget = max(encoder.packed_tokens() or encoder.reading.max_batch_tokens, *map(len, rows))
@@ -157,12 +157,12 @@ def bare_forward(model: PromptEmbedder, texts: Sequence[str]) -> Call:
 
 @contextmanager
 def last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransformer]:
-    """The same LLM as sentence-transformers encodes with it."""
+    """Yield the same LLM as a sentence-transformers model."""
     with tempfile.TemporaryDirectory() as folder:
         with quiet_transformers():
             reader.model.save_pretrained(folder)
             reader.tokenizer.hf.save_pretrained(folder)
-            # with one, sentence-transformers would make a chat of each text, with a system message before it
+            # otherwise sentence-transformers would format each text as a chat with a system message
             (Path(folder) / "chat_template.jinja").unlink(missing_ok=True)
             kwargs = {"dtype": reader.input_embeddings.dtype}
             transformer = Transformer(folder, model_kwargs=kwargs, max_seq_length=case.length)
@@ -173,7 +173,7 @@ def last_token_model(reader: Backbone, case: Case) -> Iterator[SentenceTransform
 
 
 def _training_steps(case: Case, model: PromptEmbedder) -> dict[str, Call]:
-    """A step that reads its texts, and one whose texts were read in an earlier epoch."""
+    """Return a training step without and with cached hidden states of its texts."""
     model.max_seq_length = 2 * case.length
     trainee = TrainStep(model)
     columns = trainee.columns(case.length - 1, case.texts // 2)

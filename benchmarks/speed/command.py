@@ -33,9 +33,9 @@ def speed(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encoding speed against the bare frozen LLM and sentence-transformers, by length, texts and instructions.
+    """Measure encoding speed against the bare frozen LLM and sentence-transformers, by length, texts and instructions.
 
-    Stopped at any moment, the same command goes on where it was.
+    If the command was interrupted, run it again to resume.
 
     Example: python -m benchmarks speed --lengths 32,128
     """

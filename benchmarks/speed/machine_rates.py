@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what a pass over texts needs of it: the floor under all timings."""
+"""Peak rates of the machine, and operations of a forward pass: the lower bound of all timings."""
 
 import time
 from collections.abc import Callable
@@ -18,10 +18,10 @@ _COPIED_BYTES = 256 << 20
 
 
 def require_device(device: str) -> None:
-    """Check the name of a device, and that it is there.
+    """Check that a device is known and available.
 
     Raises:
-        ConfigError: It is neither `cpu` nor `cuda`, or there is no GPU.
+        ConfigError: If the device is neither `cpu` nor `cuda`, or there is no GPU.
     """
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"unknown device {device!r}. Use cpu or cuda.")
@@ -30,7 +30,7 @@ def require_device(device: str) -> None:
 
 
 def seconds_of(call: Callable[[], object], *, device: torch.device) -> tuple[float, float]:
-    """Seconds on the clock, and processor seconds of all threads, of one call."""
+    """Return wall-clock seconds, and CPU seconds of all threads, of one call."""
     started, started_cpu = time.perf_counter(), time.process_time()
     call()
     if device.type == "cuda":
@@ -40,7 +40,7 @@ def seconds_of(call: Callable[[], object], *, device: torch.device) -> tuple[flo
 
 @torch.inference_mode()
 def matmul_rate(decoder: PreTrainedModel, *, rows: int, repeats: int) -> float:
-    """FLOP/s of a product of `rows` states with the matrix of a layer that is fastest, the best of the repeats."""
+    """Return FLOP/s of a product of `rows` states with the fastest matrix of a layer, the best of the repeats."""
     matrices = {weight.shape: weight for weight in _matrices(decoder_layers(decoder)[0])}
     rates = []
     for (outer, inner), weight in matrices.items():
@@ -53,7 +53,7 @@ def matmul_rate(decoder: PreTrainedModel, *, rows: int, repeats: int) -> float:
 
 @torch.inference_mode()
 def copy_rate(device: torch.device, *, repeats: int) -> float:
-    """Bytes a second read and written by a copy of 256 MiB, the best of the repeats."""
+    """Return bytes a second read and written by a copy of 256 MiB, the best of the repeats."""
     source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = [seconds_of(lambda: target.copy_(source), device=device)[0] for _ in range(repeats + 1)]
@@ -61,9 +61,10 @@ def copy_rate(device: torch.device, *, repeats: int) -> float:
 
 
 def forward_flops(decoder: PreTrainedModel, *, texts: int, length: int) -> int:
-    """FLOP of one pass over texts of `length` tokens: two for each weight and token, and causal attention.
+    """Return the FLOP of one pass over texts of `length` tokens: two for each weight and token, and causal attention.
 
-    Attention: each of L tokens looks at (L + 1) / 2 on average, two products of the heads' whole width.
+    Attention: each of L tokens attends to (L + 1) / 2 tokens on average, in two products of the total width of the
+        heads.
     """
     config, layers = decoder.config, decoder_layers(decoder)
     weights = sum(weight.numel() for layer in layers for weight in _matrices(layer))
@@ -74,7 +75,7 @@ def forward_flops(decoder: PreTrainedModel, *, texts: int, length: int) -> int:
 
 
 def _matrices(module: nn.Module) -> list[torch.Tensor]:
-    """Weights [out in] of all linear maps."""
+    """Return the weights [out in] of all linear maps."""
     found: list[torch.Tensor] = []
     for part in module.modules():
         if isinstance(part, nn.Linear):

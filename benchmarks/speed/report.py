@@ -1,4 +1,4 @@
-"""What the speed benchmark found, as a page to read."""
+"""Report of the speed benchmark."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ the repeats, ways take turns.
 
 
 def speed_ratio(over: Row, of: Row) -> float:
-    """How many times as long `of` took as `over`: the median of the quotients, round by round."""
+    """Return the median over rounds of the time of `of` divided by the time of `over`."""
     name = "all_cpu_seconds" if min(*of["all_cpu_seconds"], *over["all_cpu_seconds"]) > 0.05 else "all_seconds"
     pairs = zip(of[name], over[name], strict=True)
     return statistics.median(own / other for own, other in pairs)
 
 
 def speed_markdown(content: Mapping[str, Any]) -> str:
-    """Tables of all kinds of cases, and how they were made."""
+    """Return Markdown tables of all kinds of cases with their provenance."""
     rows: list[Row] = list(content["rows"])
     rates = content["rates"]
     parts = [
@@ -55,7 +55,7 @@ def speed_markdown(content: Mapping[str, Any]) -> str:
 
 
 def write_speed(content: Mapping[str, Any], profile: str, folder: Path) -> list[Path]:
-    """JSON, CSV, page and profile; returns the files."""
+    """Write the JSON, CSV, Markdown and profile files, and return their paths."""
     files = [folder / f"speed.{ending}" for ending in ("json", "csv", "md")] + [folder / "speed_profile.txt"]
     write_json(files[0], dict(content))
     write_csv(files[1], [{name: row[name] for name in _COLUMNS} for row in content["rows"]], _COLUMNS)
@@ -86,7 +86,7 @@ def _share(floor: float, row: Row) -> str:
 
 
 def _growth(rows: Sequence[Row], kind: str, label: str) -> str:
-    """How the time grows over that of the first row."""
+    """Return the growth of the time relative to the first row."""
     own = [row for row in rows if row["kind"] == kind and row["method"] == OURS]
     if not own:
         return ""

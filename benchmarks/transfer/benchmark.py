@@ -1,4 +1,4 @@
-"""The move benchmark: how soon a model moved to another reader is as good as one trained there."""
+"""Transfer benchmark: training steps that a transferred model needs to match a model trained on the new reader."""
 
 import dataclasses
 import hashlib
@@ -43,15 +43,15 @@ _RESULT_NAME = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class MoveBenchConfig(MixtureConfig):
-    """What is moved where, and what it is compared with.
+    """Configuration of the transfer benchmark.
 
     Attributes:
-        routes: Pairs of readers, from and to.
-        starts: Of the moved alignment: a carried `ridge` or `procrustes`, `vocabulary`, `fresh` (ridge from the
-            prompter's table alone) or `random`.
-        native: What is trained on the new reader from scratch; names of the quality benchmark's methods.
-        source_steps: Steps of the model that is moved.
-        points: Steps after which everything is scored, in order; 0 is before training.
+        routes: Pairs of source and target readers.
+        starts: Initial alignments of the transferred model: `ridge` or `procrustes` (transferred), `vocabulary`,
+            `fresh` (ridge from the prompter's table alone) or `random`.
+        native: Methods trained on the new reader from scratch. Names of the quality benchmark's methods.
+        source_steps: Training steps of the source model.
+        points: Steps after which everything is scored, in ascending order. 0 is before training.
     """
 
     routes: tuple[tuple[str, str], ...] = (("smollm2-135m", "gemma3-270m"), ("gemma3-270m", "smollm2-135m"))
@@ -78,12 +78,12 @@ class MoveBenchConfig(MixtureConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MoveRun:
-    """One way to a good model on the new reader, scored on its way.
+    """Run of one method on the new reader, with its scores during training.
 
     Attributes:
-        method: `moved`, or what was trained there from scratch.
-        start: Of the moved alignment; empty for the others.
-        points: Scores are named seen/..., unseen/...: under instructions that training used or did not.
+        method: `moved`, or the method trained on the new reader from scratch.
+        start: Initial alignment of a transferred model. Empty for other methods.
+        points: Scored points. Scores are named seen/... and unseen/..., by the presence of the instruction in training.
     """
 
     source: str
@@ -97,12 +97,12 @@ class MoveRun:
 def bench_move(
     config: MoveBenchConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
 ) -> list[MoveRun]:
-    """The runs of the benchmark; those that the work folder holds already are read.
+    """Run the benchmark and return its runs. Finished runs in the work folder are loaded.
 
     Raises:
-        DataError: A file is missing or malformed.
-        ConfigError: The work folder holds runs of other settings.
-        BackboneError: A reader is missing, or shares too few strings.
+        DataError: If a file is missing or malformed.
+        ConfigError: If the work folder contains runs with other settings.
+        BackboneError: If a reader is missing, or the vocabularies share too few strings.
     """
     for name in dict.fromkeys([config.prompter, *(reader for route in config.routes for reader in route)]):
         find_source(name)
@@ -148,7 +148,7 @@ class _Bench:
         return MoveRun(source=source, target=target, method=method, start="", trained_bytes=trained, points=points)
 
     def _source(self, reader: str) -> str:
-        """The folder of the model that is moved, trained if it is not there."""
+        """Return the folder of the source model. Train the model if it is missing."""
         recipe = self._recipe(reader, _NATIVE, f"source-{_named(reader)}", steps=self.config.source_steps)
         folder, key = Path(recipe.run.output), settings_key(recipe, [])
         if _held(folder, key) is None:
@@ -163,7 +163,7 @@ class _Bench:
     def _run(
         self, recipe: Recipe, make: Callable[[], PromptedSentenceTransformer], *, told: Sequence[object] = ()
     ) -> tuple[int, tuple[CurvePoint, ...]]:
-        """Bytes that train, and the scores on the way; `told`: what they depend on beside recipe and tasks."""
+        """Return the number of trained bytes and the scored points, which depend on recipe, tasks and extra values."""
         folder, key = Path(recipe.run.output), self._key(recipe, told)
         held = _held(folder, key)
         if held is None:
@@ -203,16 +203,16 @@ class _Bench:
         return recipe_of(base, METHODS[method])
 
     def _key(self, recipe: Recipe, told: Sequence[object]) -> str:
-        """Hash of everything that a run's scores depend on."""
+        """Return a hash of all settings that affect a run's scores."""
         whole = [settings_key(recipe, self.tasks), self.config.points, *told]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 
 def _held(folder: Path, key: str) -> dict[str, Any] | None:
-    """What a finished run left in its folder.
+    """Return the result of a finished run in its folder, or None.
 
     Raises:
-        ConfigError: It was made with other settings.
+        ConfigError: If the run has other settings.
     """
     path = folder / _RESULT_NAME
     if not path.is_file():
@@ -224,7 +224,7 @@ def _held(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _checkpoint(recipe: Recipe) -> Path | None:
-    """Where an unfinished run goes on; one that was cut off between its model and its scores is made again."""
+    """Return the checkpoint of an unfinished run. A run that was interrupted before scoring starts again."""
     return prepare_output(recipe, overwrite=(Path(recipe.run.output) / MANIFEST_NAME).is_file())
 
 

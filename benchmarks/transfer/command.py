@@ -1,4 +1,4 @@
-"""`python -m benchmarks transfer`: how soon a moved model is as good as one trained on the new reader."""
+"""`python -m benchmarks transfer`: training steps that a transferred model needs to match a native one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,7 @@ from promptembedder.cli.console import Report, one_line_errors
 from promptembedder.cli.options import ConfigOption, JsonOption, parse_ints, split_commas
 from promptembedder.errors import ConfigError
 
-if TYPE_CHECKING:  # importing these takes seconds, and `--help` needs none of them
+if TYPE_CHECKING:  # imported lazily, because these imports take seconds and `--help` needs none of them
     from benchmarks.transfer.benchmark import MoveBenchConfig
 
 __all__ = ["transfer"]
@@ -60,9 +60,9 @@ def transfer(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Scores over steps of moved models, random alignments, the method from scratch and LoRA from scratch.
+    """Score transferred models, random alignments, the method from scratch and LoRA from scratch over training steps.
 
-    Stopped at any moment, the same command goes on where it was; finished runs are read from the work folder.
+    If the command was interrupted, run it again to resume. Finished runs are loaded from the work folder.
 
     Example: python -m benchmarks transfer --mixture mixture.json --tasks tasks.json --limit 50
     """

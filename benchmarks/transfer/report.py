@@ -1,4 +1,4 @@
-"""The move benchmark's results as files: JSON for programs, CSV and Markdown for people."""
+"""Result files of the transfer benchmark: JSON, CSV and Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,22 @@ from promptembedder.storage import write_csv, write_json, write_text
 
 __all__ = ["merge_results", "move_content", "move_markdown", "steps_to_share", "write_move"]
 
-_SHARE = 0.95  # of the native score: what counts as there
+_SHARE = 0.95  # share of the native score that counts as equal
 _HELD_OUT = "held-out"
-_MAY_DIFFER = ("routes", "starts", "native", "points", "work")  # between the commands that fill one file
+# settings that may differ between the commands that fill one file
+_MAY_DIFFER = ("routes", "starts", "native", "points", "work")
 
 
 def move_content(runs: Sequence[MoveRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What `move.json` holds: one entry for each run and point."""
+    """Return the content of `move.json`: one entry for each run and point."""
     return {**provenance, "runs": [_row(run, point) for run in runs for point in run.points]}
 
 
 def merge_results(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with the runs that `folder` already holds and that are not among its own.
+    """Return `content` merged with the other runs of the results in `folder`.
 
     Raises:
-        ConfigError: They were made with other settings, or on another machine.
+        ConfigError: If those runs have other settings or are from another machine.
     """
     return merged_content(folder / "move.json", content, may_differ=_MAY_DIFFER, identity=_identity)
 
@@ -58,12 +59,12 @@ def _row(run: MoveRun, point: CurvePoint) -> dict[str, Any]:
 
 
 def steps_to_share(rows: Sequence[Mapping[str, Any]], native: float) -> int | None:
-    """Steps of the first point at 95 % of the native score; None if none is there."""
+    """Return the steps of the first point with at least 95 % of the native score. None if there is none."""
     return next((row["steps"] for row in rows if row["mean"] >= _SHARE * native), None)
 
 
 def write_move(folder: Path, content: Mapping[str, Any]) -> list[Path]:
-    """Write `move.json`, `.csv` and `.md` into `folder`; returns their paths."""
+    """Write `move.json`, `.csv` and `.md` into `folder`, and return their paths."""
     paths = [folder / f"move.{ending}" for ending in ("json", "csv", "md")]
     write_json(paths[0], content)
     flat = [
@@ -82,7 +83,7 @@ def write_move(folder: Path, content: Mapping[str, Any]) -> list[Path]:
 
 
 def move_markdown(content: Mapping[str, Any]) -> str:
-    """A table for each new reader: the mean of the tasks over steps, and when it is at 95 % of the native score."""
+    """Return a table for each new reader: mean score over steps, and the step that reaches 95 % of the native score."""
     parts = []
     for target in dict.fromkeys(row["to"] for row in content["runs"]):
         by_label: dict[str, list[Mapping[str, Any]]] = {}

@@ -238,5 +238,5 @@ def test_more_processes_than_rows_are_refused(folder: Path, monkeypatch: pytest.
     recipe = runs.recipe_of("pairs", folder, together=False)
     monkeypatch.setattr("promptembedder.training.run.init_distributed", lambda: Ranks(0, 7))
     data = load_training_data(recipe.data, seed=0)
-    with pytest.raises(ConfigError, match="optim.batch_size is 6, for 7 processes together. Raise it to 7"):
+    with pytest.raises(ConfigError, match="optim.batch_size is 6, for 7 processes together. Raise it to at least 7"):
         train_model(PromptEmbedder.create(config=recipe.model, device="cpu"), data, recipe)

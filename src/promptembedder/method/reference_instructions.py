@@ -6,7 +6,7 @@ _WORDINGS = (
     "Group the texts by {aspect}",
     "Represent the text by {aspect} and ignore everything else",
     "Find texts that agree in {aspect}",
-    "What can be said about {aspect}?",
+    "How do the texts differ in {aspect}?",
 )
 
 _ASPECTS = (
