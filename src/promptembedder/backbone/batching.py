@@ -120,7 +120,7 @@ def _cut(batch: list[int], room: int | None) -> list[list[int]]:
 
 logger = logging.getLogger(__name__)
 
-# On a CPU 2,000 tokens already run at full speed; a GPU wants more, and what a batch keeps for soft tokens to look at
+# On a CPU 2,000 tokens already run at full speed; a GPU needs more, and the KV cache of a batch
 # is then 0.4 GB for a model of 135M parameters and 1 GB for one of 7B.
 MAX_BATCH_TOKENS = 8192
 
@@ -173,7 +173,7 @@ class TokenBudgetBatcher:
         self.single_batch = False
         self._width_for, self._packed_tokens = width_for, packed_tokens
         self._max_batch_tokens = MAX_BATCH_TOKENS
-        self._oom_limit: int | None = None  # tokens that the GPU had memory for, once it had none for more
+        self._oom_limit: int | None = None  # token limit after an out-of-memory error
 
     @property
     def max_batch_tokens(self) -> int:

@@ -19,7 +19,7 @@ class _ExitState(threading.local):
     """State of the running layer, one per thread, because threads share the layers."""
 
     def __init__(self) -> None:
-        self.returns_tuple = False  # whether the preceding layer returned a tuple, as some families do
+        self.returns_tuple = False  # True if the preceding layer returned a tuple, as in some families
         self.skip_queries = False  # True while a layer computes only keys and values
 
 
@@ -58,7 +58,7 @@ class EarlyExitCache(DynamicCache):
 
 
 class _EarlyExitForward:
-    """Layer forward that honours an `EarlyExitCache`. An object, so that layers can be copied and pickled."""
+    """Layer forward that supports `EarlyExitCache`. An object, so that layers can be copied and pickled."""
 
     def __init__(self, layer: nn.Module, index: int) -> None:
         self._plain, self._index = layer.forward, index

@@ -77,8 +77,8 @@ def forward_with_suffix(
 ) -> tuple[Float[Tensor, "batch prompt dim"], Float[Tensor, "batch seq dim"]]:
     """Run `prefill` and `forward_suffix` in one pass without a KV cache.
 
-    For one suffix, without gradient. A single short text takes half the time of two passes, each of which reads all
-    weights. Padding is dropped where the decoder `supports_packing`; texts of one length should be adjacent.
+    For one suffix, without gradient. A single short text takes half the time of two passes, each of which loads all
+    weights. Padding is dropped where the decoder `supports_packing`. Texts of one length should be adjacent.
 
     Returns:
         Final hidden states of `embeddings`, and hidden states of the texts.
@@ -100,7 +100,7 @@ class _Texts:
 
     @property
     def present(self) -> Int[Tensor, "batch columns"]:
-        """1 for a token, soft or not."""
+        """Attention mask of texts and soft tokens."""
         return torch.cat([self.mask, self.mask.new_ones(self.embeddings.shape[:2])], dim=1)
 
 
@@ -141,7 +141,7 @@ def _forward_packed(
     ):
         output = decoder(
             inputs_embeds=torch.cat([text, texts.embeddings.reshape(-1, dim).to(text.dtype)]).unsqueeze(0),
-            # without one, transformers would look for packed texts itself
+            # without a mask, transformers would detect packed texts itself
             attention_mask=texts.mask.new_ones(1, len(text) + packing.suffix_tokens),
             position_ids=torch.cat([positions[:, :-prompt][of_text], positions[:, -prompt:].flatten()]).unsqueeze(0),
             past_key_values=cache,
@@ -155,9 +155,9 @@ def _forward_packed(
 
 
 def supports_packing(decoder: PreTrainedModel) -> bool:
-    """Return True if `decoder` gives the same states for unpadded and padded batches: tried once, then cached.
+    """Return True if `decoder` computes the same states for unpadded and padded batches. The result is cached.
 
-    A family may mix tokens elsewhere than in attention, or attend in a way of its own: texts in one row would then mix.
+    In a family that mixes tokens outside of attention, or has an attention of its own, texts in one row would mix.
     """
     known: dict[tuple[torch.device, torch.dtype], bool] = decoder.__dict__.setdefault(_PACKS, {})
     where = decoder.device, decoder.dtype
@@ -167,11 +167,11 @@ def supports_packing(decoder: PreTrainedModel) -> bool:
 
 
 def _may_pack(decoder: PreTrainedModel) -> bool:
-    if decoder.config._attn_implementation != ATTENTION or is_sharded(decoder):  # a trial would be one call more
+    if decoder.config._attn_implementation != ATTENTION or is_sharded(decoder):  # a trial would be an additional call
         return False
     if decoder.device.type != "cpu":
         return has_varlen(decoder.device, decoder.dtype)
-    return decoder.dtype.itemsize == 4  # in half precision each new width costs memory for good: see `bucket_width`
+    return decoder.dtype.itemsize == 4  # in half precision each new width permanently uses memory: see `bucket_width`
 
 
 @torch.no_grad()
@@ -188,7 +188,7 @@ def _packing_is_exact(decoder: PreTrainedModel) -> bool:
     return bool((padded - packed).abs().max() <= near)
 
 
-_QUERIES = 128  # beside each other in one pass; each also meets the others, only to be masked
+_QUERIES = 128  # queries per pass: scores between different suffixes are computed and masked
 
 
 @dataclass(frozen=True)
@@ -219,17 +219,17 @@ def prefill(
 ) -> TextCache:
     """Compute the KV cache and hidden states of left-padded texts, always without gradient.
 
-    Padding is dropped where the decoder `supports_packing`; texts of one length should be adjacent.
+    Padding is dropped where the decoder `supports_packing`. Texts of one length should be adjacent.
 
     Args:
         hidden_layers: Number of layers after which `TextCache.hidden` is captured. If None, the final states.
         early_exit_layer: Number of layers that the texts run through. Deeper layers compute their keys and values from
             the hidden states there. If None, all layers.
     """
-    if ids.shape[1] == 0:  # nothing but empty texts
+    if ids.shape[1] == 0:  # all texts are empty
         width = decoder.config.hidden_size
         return TextCache((), (), mask, torch.zeros(ids.shape[0], 0, width, device=ids.device))
-    # A plain cache keeps every position in every layer; sliding windows are then a matter of the mask alone. The
+    # A plain cache keeps every position in every layer; sliding windows are then applied by the mask alone. The
     # per-layer window caches drop positions by column, padding included.
     cache = DynamicCache() if early_exit_layer is None else early_exit_cache(decoder, early_exit_layer)
     of_text, positions = mask.bool(), text_positions(mask)
@@ -260,7 +260,7 @@ def hidden_states_at(
     decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, layers: int
 ) -> Float[Tensor, "batch seq dim"]:
     """Compute the hidden states of left-padded texts after the first `layers` layers and skip the others."""
-    if ids.shape[1] == 0:  # nothing but empty texts
+    if ids.shape[1] == 0:  # all texts are empty
         return torch.zeros(ids.shape[0], 0, decoder.config.hidden_size, device=ids.device)
     with capture_hidden_state(decoder, layers, is_last=True) as kept, suppress(StopForward):
         decoder(input_ids=ids, attention_mask=mask, position_ids=text_positions(mask), use_cache=False)
@@ -271,7 +271,7 @@ def gather_text_caches(parts: Sequence[TextCache], rows: Sequence[tuple[int, int
     """Gather texts from several caches into one batch, left-padded to the longest.
 
     Args:
-        rows: For each text of the result the batch it is in and its place there; a text may come more than once.
+        rows: Index of the cache and of the row in it for each text of the result. Texts may repeat.
     """
     if len(parts) == 1 and list(rows) == [(0, place) for place in range(len(parts[0].mask))]:
         return parts[0]
@@ -312,7 +312,7 @@ def forward_suffix(
     `states` is not modified, so it can be reused for any number of suffixes.
 
     Args:
-        additions: By layer: added to the states of the embeddings where they enter it.
+        additions: Vectors by layer, added to the hidden states of the embeddings that enter the layer.
     """
     batch, prompt = embeddings.shape[:2]
     # the cache is changed by the forward pass, the tensors in it are not
@@ -376,7 +376,7 @@ def _forward_side_by_side(
     cache = DynamicCache(zip(states.keys, states.values, strict=True)) if states.keys else DynamicCache()
     place = torch.arange(count * prompt, device=embeddings.device)
     own, step = place // prompt, place % prompt
-    among = (own.unsqueeze(1) == own) & (step.unsqueeze(1) >= step)  # its own continuation up to itself
+    among = (own.unsqueeze(1) == own) & (step.unsqueeze(1) >= step)  # earlier tokens of the same suffix
     text = states.mask.bool()[:, None, None, :].expand(-1, 1, len(place), -1)
     with add_to_layer_inputs(decoder, {layer: addition.reshape(1, -1, dim) for layer, addition in additions.items()}):
         output = decoder(
@@ -392,7 +392,7 @@ def _forward_side_by_side(
 def forward_embeddings(
     decoder: PreTrainedModel, embeddings: Float[Tensor, "batch seq dim"], mask: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq dim"]:
-    """Compute the final hidden states of input embeddings in one full pass, with gradient; padding may be anywhere."""
+    """Compute the final hidden states of input embeddings in one full pass, with gradient and padding on any side."""
     output = decoder(
         inputs_embeds=embeddings.to(decoder.dtype),
         attention_mask=mask,
@@ -405,12 +405,12 @@ def forward_embeddings(
 def forward_tokens(
     decoder: PreTrainedModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], *, bidirectional: bool
 ) -> Float[Tensor, "batch seq dim"]:
-    """Compute the final hidden states of left-padded tokens in one full pass, with gradient if the weights want it.
+    """Compute the final hidden states of left-padded tokens in one full pass, with gradient to trainable weights.
 
     Args:
         bidirectional: Let every token attend to all tokens of its text.
     """
-    if ids.shape[1] == 0:  # nothing but empty texts
+    if ids.shape[1] == 0:  # all texts are empty
         return torch.zeros(ids.shape[0], 0, decoder.config.hidden_size, device=ids.device)
     attention = {"is_causal": False} if bidirectional else {}
     output = decoder(

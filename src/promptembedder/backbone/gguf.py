@@ -28,7 +28,7 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_ENTRIES, _MOST_ITEMS, _MOST_CHARS, _MOST_DIMS = 100_000, 4_000_000, 1 << 22, 4
-# what a model is built from: none can be more than the widest tensor, or than there are tensors
+# sizes of a model: none can exceed the largest tensor dimension, or the number of tensors
 _WIDTHS = (
     *("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "vocab_size"),
     *("attention.key_length", "attention.value_length", "rope.dimension_count"),
@@ -41,8 +41,8 @@ class GgufHeader:
     """Integer metadata and tensor shapes of a GGUF file.
 
     Attributes:
-        numbers: Whole numbers of the metadata by key.
-        shapes: Of the tensors, by name.
+        numbers: Integers of the metadata by key.
+        shapes: Tensor shapes by name.
     """
 
     numbers: Mapping[str, int]
@@ -53,10 +53,10 @@ def check_gguf(path: Path, *, name: str) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
     Args:
-        name: What the user calls it, for messages.
+        name: Name of the model in error messages.
 
     Raises:
-        BackboneError: The file is damaged, or not as large as it says.
+        BackboneError: If the file is damaged, or if its size differs from its header.
     """
     try:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ class _HeaderReader:
             return struct.unpack(packed, self._take(struct.calcsize(packed)))[0]
         if kind == _STRING:
             length = self._number("Q")
-            self._take(length)  # a word of the vocabulary may be half a character
+            self._take(length)  # a token of the vocabulary may be an incomplete character
             return None
         if kind != _ARRAY:
             raise ValueError(f"an entry is of the unknown kind {kind}")
@@ -166,25 +166,25 @@ def _check_tensors(header: GgufHeader, offsets: Mapping[str, tuple[int, int]], r
 
 logger = logging.getLogger(__name__)
 
-_LAYOUT = 1  # counts up when the converted files change meaning, so that an old cache is not read as a new one
+_LAYOUT = 1  # increment when the format of the converted files changes, so that old caches are not used
 
 
 def convert_gguf(source: BackboneSource, cache_folder: Path) -> tuple[Path, str]:
-    """Folder with the float32 model and tokenizer of a GGUF, and the sha256 of the GGUF it was made from.
+    """Return the folder with the float32 model and tokenizer of a GGUF, and the sha256 of the GGUF.
 
-    The first call converts; the folder then appears under its final name in one step, so that a killed or a concurrent
-    call leaves nothing half-made.
+    The first call converts the file. The folder is renamed to its final name in one step, so an interrupted or
+    concurrent call leaves no incomplete folder.
 
     Raises:
-        BackboneError: The file is damaged, hashes to something else than promised, or its architecture is unknown.
+        BackboneError: If the file is damaged, has a different sha256 than expected, or has an unknown architecture.
     """
-    # An installed model's hash is known beforehand: its cache is found without reading the file again.
+    # The hash of an installed model is known, so its cache is found without reading the file.
     digest = source.sha256 or sha256_of(source.parts)
     folder = cache_folder / f"gguf-v{_LAYOUT}" / digest[:24]
     if _is_complete(folder):
         return folder, digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # a second process waits for the first one's work instead of repeating it
+    with FileLock(f"{folder}.lock"):  # a second process waits instead of converting again
         if not _is_complete(folder):
             found = sha256_of(source.parts)
             if found != digest:
@@ -212,15 +212,15 @@ def _convert(source: BackboneSource, folder: Path) -> None:
         check_gguf(gguf, name=source.name)
         target = Path(scratch) / "model"
         try:
-            # the reader's own progress bar heeds no setting
+            # the progress bar of gguf's reader cannot be disabled
             with quiet_transformers(), redirect_stderr(io.StringIO()):
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
                 model, report = AutoModelForCausalLM.from_pretrained(
                     gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
                 )
-                if report["missing_keys"]:  # transformers draws them at random and carries on
+                if report["missing_keys"]:  # transformers initializes missing weights at random
                     raise ValueError(f"it lacks {min(report['missing_keys'])}")
-                # The weights are dense now; transformers still thinks of them as packed and would refuse to save.
+                # The weights are dense now, but transformers still marks them as quantized and cannot save them.
                 model.hf_quantizer, model.is_quantized = None, False
                 if hasattr(model.config, "quantization_config"):
                     del model.config.quantization_config
@@ -232,7 +232,7 @@ def _convert(source: BackboneSource, folder: Path) -> None:
 
 
 def _single_file(source: BackboneSource, scratch: Path) -> Path:
-    """The GGUF as one file: itself, or its parts put together in `scratch`."""
+    """Return the GGUF as one file. Several parts are concatenated in `scratch`."""
     if len(source.parts) == 1:
         return source.parts[0].resolve()
     joined = scratch / "joined.gguf"
@@ -244,13 +244,13 @@ def _single_file(source: BackboneSource, scratch: Path) -> Path:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Sync the files to disk, then give the folder its final name."""
+    """Sync the files to disk, then rename the folder to its final name."""
     sizes = {path.name: path.stat().st_size for path in made.iterdir()}
     (made / "sizes.json").write_text(json.dumps(sizes))
     for path in made.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    if folder.exists():  # incomplete, or we would not be here
+    if folder.exists():  # an incomplete folder
         shutil.rmtree(folder)
     made.rename(folder)
 

@@ -41,10 +41,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_dtype(name: str, *, device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype that `name` stands for; `auto` is bfloat16 where the device multiplies it much faster, else float32.
+    """Return the dtype called `name`. `auto` is bfloat16 where it makes matrix products much faster, else float32.
 
     Raises:
-        ConfigError: `name` is unknown.
+        ConfigError: If `name` is unknown.
     """
     if name == "auto":
         return torch.bfloat16 if _is_fast_in_bfloat16(torch.device(device).type) else torch.float32
@@ -61,10 +61,10 @@ def _is_fast_in_bfloat16(device_type: str) -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """Instruction sets as Linux names them; empty elsewhere.
+    """Return the instruction sets of the CPU by their Linux names. Empty on other systems.
 
-    Only matrix units make bf16 much faster on a CPU (10x here, where plain vector units gain nothing or lose). Timing a
-    small product instead was tried: on a busy machine it gave different answers from run to run.
+    Only matrix units make bfloat16 much faster on a CPU: 10 times in measurements, where plain vector units gain
+    nothing or lose. Timing a small product instead gave different results from run to run on a busy machine.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -75,13 +75,13 @@ def _cpu_flags() -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureQuirks:
-    """How a family departs from the plain case (Llama, Qwen, Mistral, SmolLM: all defaults).
+    """Differences of a model family from the plain case (Llama, Qwen, Mistral, SmolLM: all defaults).
 
     Attributes:
-        table_scale: What the embedding module multiplies its rows by: `none` or `sqrt_dim`. Inputs given as vectors
-            must carry that factor themselves. Families that multiply inside the forward pass count as `none`.
-        needs_bos: Reads badly without its begin-of-sequence token, whatever the tokenizer's files say.
-        learned_positions: Positions past the table do not exist: the length limit is hard.
+        table_scale: Factor that the embedding module applies to its rows: `none` or `sqrt_dim`. Inputs given as vectors
+            must include this factor. Families that multiply inside the forward pass have `none`.
+        needs_bos: The model degrades without its begin-of-sequence token, regardless of the tokenizer's files.
+        learned_positions: Positions are a learned table, so its size is a hard length limit.
     """
 
     table_scale: str = "none"
@@ -89,7 +89,7 @@ class ArchitectureQuirks:
     learned_positions: bool = False
 
     def expected_scale(self, config: PretrainedConfig) -> float:
-        """Factor between a row of the embedding weights and the input vector that the model makes of it."""
+        """Return the factor between a row of the embedding weights and the model's input vector for that token."""
         return float(config.hidden_size) ** 0.5 if self.table_scale == "sqrt_dim" else 1.0
 
 
@@ -115,12 +115,13 @@ class BackboneConfig:
     Attributes:
         source: Installed name, hub id, folder, `.gguf` file or `random:NAME`.
         revision: Branch, tag or commit of a hub id.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`; auto is bfloat16 where the device is much faster in it.
-        layers: Keep the first N layers only; None keeps all.
-        text_start: What every text begins with where the tokenizer puts no BOS before it; empty for nothing. The first
-            token of all serves a decoder as attention sink (Xiao et al. 2024, arXiv:2309.17453) and its own meaning
-            is lost, so it should not be a word of the text.
-        quantization: `int8` keeps the weights of a frozen LLM in a quarter of float32's memory; None as they are.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 on devices where it is much faster.
+        layers: Number of layers to keep, from the first. If None, all layers.
+        text_start: Text before every text if the tokenizer adds no BOS. If empty, nothing is added. The first token of
+            a sequence is an attention sink of decoders (Xiao et al. 2024, arXiv:2309.17453) and loses its own meaning,
+            so it should not be a word of the text.
+        quantization: `int8` stores the weights of a frozen LLM in a quarter of the memory of float32. If None, the
+            weights are not quantized.
     """
 
     source: str = "smollm2-135m"
@@ -151,7 +152,7 @@ class BackboneIdentity:
 
 
 class Backbone(nn.Module):
-    """A frozen decoder with its tokenizer, input table and quirks."""
+    """Frozen decoder with its tokenizer, input embeddings and quirks."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: TextTokenizer, ref: BackboneIdentity) -> None:
         """Freeze `model` (with or without a language-model head) in evaluation mode."""
@@ -166,27 +167,27 @@ class Backbone(nn.Module):
 
     @property
     def decoder(self) -> PreTrainedModel:
-        """The stack of layers, without a head."""
+        """Stack of layers without the language-model head."""
         return self.model.base_model
 
     @property
     def input_embeddings(self) -> Float[Tensor, "vocab dim"]:
-        """Input embedding weights; times `embedding_scale` they are what the first layer reads."""
+        """Input embedding weights. Multiplied by `embedding_scale`, they are the inputs of the first layer."""
         return self.model.get_input_embeddings().weight
 
     @property
     def dim(self) -> int:
-        """Width of the input space."""
+        """Dimension of the input space."""
         return self.input_embeddings.shape[1]
 
     @property
     def max_positions(self) -> int | None:
-        """Hard limit on text plus soft tokens, where positions are a learned table; None elsewhere."""
+        """Hard limit on the number of text and soft tokens if positions are a learned table, else None."""
         return int(self.model.config.max_position_embeddings) if self.quirks.learned_positions else None
 
     @torch.no_grad()
     def init_embeddings(self, phrase: str, count: int) -> Float[Tensor, "prompt dim"]:
-        """Input vectors of the last `count` tokens of `phrase`, repeated if it is shorter; zeros for no phrase."""
+        """Return the input vectors of the last `count` tokens of `phrase`, repeated if shorter. Zeros if empty."""
         if not phrase:
             return torch.zeros(count, self.dim)
         ids = self.tokenizer.hf(phrase, add_special_tokens=False)["input_ids"]
@@ -194,8 +195,8 @@ class Backbone(nn.Module):
         return self.embedding_scale * self.input_embeddings[ids].float()
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in evaluation mode: dropout and cache-less training paths are not for a frozen model."""
-        # going through all modules of an LLM takes milliseconds, and every `encode` asks for it
+        """Stay in evaluation mode: a frozen model needs neither dropout nor training paths without a KV cache."""
+        # recursing into all modules of an LLM takes milliseconds in every `encode`
         return super().train(False) if self.training else self
 
 
@@ -203,11 +204,11 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
     """Load the frozen LLM of `config` on the CPU.
 
     Args:
-        head: Keep the language-model head; the prompter needs it, the reader does not.
-        cache_folder: Where converted GGUF files are kept; None is `default_cache_folder()`.
+        head: Keep the language-model head, which the prompter needs and the reader does not.
+        cache_folder: Folder for converted GGUF files. If None, `default_cache_folder()`.
 
     Raises:
-        BackboneError: It cannot be found, is damaged, or scales its inputs in a way we do not know.
+        BackboneError: If the LLM is missing or damaged, or if it scales its inputs by an unknown factor.
     """
     source = find_source(config.source)
     dtype = resolve_dtype(config.dtype)
@@ -234,7 +235,7 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
 def _load_files(
     source: BackboneSource, config: BackboneConfig, dtype: torch.dtype, head: bool, cache_folder: Path
 ) -> tuple[PreTrainedModel, object, str]:
-    """Model, tokenizer and fingerprint from a GGUF, a folder or the hub."""
+    """Load model, tokenizer and fingerprint from a GGUF, a folder or the hub."""
     if source.kind in ("installed", "gguf"):
         folder, digest = convert_gguf(source, cache_folder)
         location, fingerprint = str(folder), f"sha256:{digest}"
@@ -265,7 +266,7 @@ def _load_files(
         refusal = hub_refusal(source.name, error, instead=INSTEAD) if source.kind == "hub" else None
         reason = refusal or str(error).strip().splitlines()[0]
         raise BackboneError(f"cannot load backbone {source.name!r}: {reason}") from error
-    if report["missing_keys"]:  # transformers draws them at random and carries on
+    if report["missing_keys"]:  # transformers initializes missing weights at random
         missing = sorted(report["missing_keys"])
         raise BackboneError(f"backbone {source.name!r} lacks {len(missing)} weights, {missing[0]} first. Get it again.")
     if source.kind == "hub":
@@ -274,12 +275,12 @@ def _load_files(
 
 
 def _check_table(model: PreTrainedModel, name: str) -> None:
-    """Refuse what reads no tokens, and a table that would make every embedding NaN."""
+    """Raise BackboneError if the model has no input embeddings, or if they are not finite."""
     kind = model.config.model_type
     no_table = f"backbone {name!r} ({kind}) has no table of input embeddings. Choose a text decoder."
     try:
         table = model.get_input_embeddings()
-    except NotImplementedError as error:  # what transformers raises where it finds none
+    except NotImplementedError as error:  # transformers found no input embeddings
         raise BackboneError(no_table) from error
     if not isinstance(table, nn.Embedding):
         raise BackboneError(no_table)

@@ -29,7 +29,7 @@ __all__ = [
     "varlen_attention",
 ]
 
-# of a batch: queries [batch heads new head_dim], keys and values, mask; gives [batch new heads head_dim]
+# attention of a batch: (queries [batch heads new head_dim], keys, values, mask) -> [batch new heads head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 new seq"] | None], Tensor]
 
 
@@ -177,10 +177,10 @@ def varlen_attention(
     *,
     scaling: float,
 ) -> Float[Tensor, "1 new heads head_dim"]:
-    """`packed_attention` without a mask as one call of FlashAttention's kernel for texts of any lengths; GPUs only."""
-    from torch.nn.attention.varlen import varlen_attn  # takes a while, and only GPUs need it
+    """Compute `packed_attention` without a mask in one call of FlashAttention's varlen kernel, on GPUs only."""
+    from torch.nn.attention.varlen import varlen_attn  # slow import, needed on GPUs only
 
-    attend: Any = varlen_attn  # gives more than a tensor only where it is asked to
+    attend: Any = varlen_attn  # returns only a tensor by default
     keys, values = (each[0].transpose(0, 1).index_select(0, packing.order) for each in (key, value))
     queries, cu_seqlens, max_seqlen = query[0].transpose(0, 1), packing.cu_seqlens, packing.max_seqlen
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": True}
@@ -214,7 +214,7 @@ def _rows(tensor: Tensor, columns: slice, texts: int) -> Float[Tensor, "texts he
 
 ATTENTION = "promptembedder"
 
-_FEW = 32  # queries; beyond, the weights written out cost more memory than the fused kernel saves time
+_FEW = 32  # queries: above, the explicit attention weights take too much memory
 
 
 def few_query_attention(
@@ -226,11 +226,11 @@ def few_query_attention(
     scaling: float,
     softcap: float | None = None,
 ) -> Float[Tensor, "batch heads new head_dim"]:
-    """Plain attention; query heads that share a key head are stacked, so keys and values are not copied.
+    """Compute attention with explicit products, stacking query heads of a key head to avoid copies of keys and values.
 
     Args:
         mask: True where a query may attend. If None, the queries are the last positions, and causal.
-        softcap: Scores are squeezed into +-softcap by tanh (Gemma 2).
+        softcap: Limit of the scores, applied as softcap * tanh(score / softcap) (Gemma 2).
     """
     batch, heads, new, width = query.shape
     groups = heads // key.shape[1]
@@ -265,7 +265,7 @@ def _attention_forward(
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         new, seq = query.shape[2], key.shape[2]
-        if mask is None and 1 < new < seq:  # what torch takes for the first ones
+        if mask is None and 1 < new < seq:  # torch aligns them to the first keys
             mask = torch.ones(1, 1, new, seq, dtype=torch.bool, device=query.device).tril(seq - new)
         return _dispatch_attention(module, query, key, value, mask, scaling, kwargs)
 
@@ -284,9 +284,9 @@ def _dispatch_attention(
     """Compute attention of a padded batch with the fastest kernel for its shape."""
     is_few = query.device.type == "cpu" and not torch.compiler.is_compiling() and _is_few(query, key)
     softcap = kwargs.get("softcap")
-    if is_few or softcap is not None:  # torch's fused attention knows no cap
+    if is_few or softcap is not None:  # torch's fused attention has no softcap
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        if attention_mask is None and kwargs.get("is_causal") is False:  # bidirectional, and nothing is padded
+        if attention_mask is None and kwargs.get("is_causal") is False:  # bidirectional without padding
             attention_mask = query.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
         output = few_query_attention(query, key, value, mask=attention_mask, scaling=scale, softcap=softcap)
         return output.transpose(1, 2).contiguous()

@@ -22,7 +22,7 @@ from promptembedder.errors import BackboneError
 
 __all__ = ["RANDOM_MODELS", "random_model", "random_tokenizer"]
 
-_TINY_VOCAB = 260  # 256 bytes and four specials
+_TINY_VOCAB = 260  # 256 bytes and four special tokens
 _TINY = {"vocab_size": _TINY_VOCAB, "num_hidden_layers": 3, "bos_token_id": 256, "eos_token_id": 257}
 _TINY_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 
@@ -39,7 +39,7 @@ def _tiny_gemma3() -> PretrainedConfig:
     return Gemma3TextConfig(
         hidden_size=48,
         intermediate_size=64,
-        sliding_window=8,  # shorter than the test texts, so that the window matters
+        sliding_window=8,  # shorter than the texts of the tests, so that the window has an effect
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         **_TINY,
         **_TINY_HEADS,
@@ -79,7 +79,7 @@ def _smollm2_135m() -> PretrainedConfig:
 
 
 def _llama_1b() -> PretrainedConfig:
-    """Llama 3.2 1B."""
+    """Return the configuration of Llama 3.2 1B."""
     return LlamaConfig(
         vocab_size=128256,
         hidden_size=2048,
@@ -125,12 +125,13 @@ RANDOM_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def random_model(name: str, *, layers: int | None, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
-    """A causal LM of the shape `name` with weights drawn from `seed`; the caller's random state is left alone.
+    """Build a causal LM of the shape `name` with weights drawn from `seed`, without changing the caller's random state.
 
-    Inside `with torch.device(...)` the weights are made right there, in `dtype`; a large shape never visits the CPU.
+    Inside `with torch.device(...)`, the weights are created on that device in `dtype`, so a large shape uses no CPU
+    memory.
 
     Raises:
-        BackboneError: No shape has this name.
+        BackboneError: If no shape has this name.
     """
     if name not in RANDOM_MODELS:
         raise BackboneError(f"no random model is named {name!r}. Use one of: {', '.join(RANDOM_MODELS)}.")
@@ -141,10 +142,10 @@ def random_model(name: str, *, layers: int | None, dtype: torch.dtype, seed: int
 
 
 def shortened(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """The configuration with only its first `layers` layers (all, if None); changed in place.
+    """Reduce the configuration to its first `layers` layers in place and return it. If None, keep all layers.
 
     Raises:
-        BackboneError: `layers` is out of range.
+        BackboneError: If `layers` is out of range.
     """
     depth = config.num_hidden_layers
     if layers is None:
@@ -158,7 +159,7 @@ def shortened(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
 
 
 def random_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer without merges or padding token: every text is its UTF-8 bytes."""
+    """Build a byte-level tokenizer without merges or padding token: each UTF-8 byte of a text is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""A frozen backbone that fits no single device: each process keeps a part of every layer."""
+"""Sharding of a frozen backbone that exceeds the memory of one device: each process stores a part of every layer."""
 
 import torch
 import torch.distributed as dist
@@ -14,23 +14,23 @@ _SHARDED = "_promptembedder_sharded"
 
 
 def shard_layers(backbone: Backbone, device: torch.device) -> None:
-    """Spread the weights of each layer over all processes; a layer is whole on `device` only while it computes.
+    """Shard the weights of each layer over all processes. A layer is complete on `device` only during its computation.
 
-    By hooks, so the modules stay what they are. The input table, position tables and last norm stay whole. From then
-    on all processes have to call the decoder equally often. The backbone must be in CPU memory, and the process group
-    must exist.
+    FSDP hooks gather the weights, so the modules do not change. Input embeddings, position tables and the last norm are
+    not sharded. All processes must then call the decoder equally often. The backbone must be in CPU memory, and the
+    process group must exist.
 
     Raises:
-        BackboneError: The decoder's layers cannot be found.
+        BackboneError: If the decoder's layers cannot be found.
     """
-    from torch.distributed.fsdp import fully_shard  # takes a while, and few need it
+    from torch.distributed.fsdp import fully_shard  # slow import, rarely needed
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = decoder_layers(backbone.decoder)
     whole = set(backbone.decoder.parameters()) - set(layers.parameters())
     for layer in layers:
         fully_shard(layer, mesh=mesh)
-    # the decoder holds nothing itself, but as the root it lets a layer be fetched while the one before computes
+    # the decoder has no sharded weights itself, but as the root module it prefetches the next layer
     fully_shard(backbone.decoder, mesh=mesh, ignored_params=whole)
     setattr(backbone.decoder, _SHARDED, True)
 

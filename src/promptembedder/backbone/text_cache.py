@@ -61,7 +61,7 @@ class StoredKV:
 
     Attributes:
         numbers: All keys and values, [layers * 2 * heads * tokens * head_dim].
-        scales: For int8, what each run of head_dim numbers is multiplied by, float32 [runs]; empty otherwise.
+        scales: For int8, the factor of each run of head_dim numbers, float32 [runs]. Empty for other kinds.
     """
 
     numbers: Tensor
@@ -69,20 +69,20 @@ class StoredKV:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.numbers.nbytes + self.scales.nbytes
 
 
 def packed_texts(states: TextCache, lengths: Sequence[int], kind: str) -> list[StoredKV]:
-    """Each text of a left-padded batch, on the CPU.
+    """Extract each text of a left-padded batch into CPU memory.
 
     Args:
-        lengths: Tokens of each text, at least one.
-        kind: `exact` keeps the reader's own dtype; `bfloat16`; `int8` has one scale for each head of each token, the
-            largest number of which becomes 127: a rounding error of at most 1/254 of it.
+        lengths: Number of tokens of each text, at least 1.
+        kind: `exact` (dtype of the reader), `bfloat16` or `int8`. int8 has one scale per head and token, which maps the
+            largest absolute value to 127: the rounding error is at most 1/254 of that value.
 
     Raises:
-        ConfigError: `kind` is unknown.
+        ConfigError: If `kind` is unknown.
     """
     if kind not in KINDS:
         raise ConfigError(f"unknown kind of stored states {kind!r}. Use one of: {', '.join(KINDS)}.")
@@ -95,7 +95,7 @@ def packed_texts(states: TextCache, lengths: Sequence[int], kind: str) -> list[S
 
 
 def unpacked_states(texts: Sequence[StoredKV], layout: KVLayout, *, device: torch.device) -> TextCache:
-    """The texts as one left-padded batch; `TextCache.hidden` is empty."""
+    """Return the texts as one left-padded batch. `TextCache.hidden` is empty."""
     per_token = sum(heads * width for heads, width in layout.shapes)
     lengths = [text.numbers.numel() // per_token for text in texts]
     longest = max(lengths)
@@ -126,7 +126,7 @@ def _packed(parts: Sequence[Float[Tensor, "heads tokens head_dim"]], kind: str) 
 
 
 def _numbers(text: StoredKV, layout: KVLayout, length: int) -> Tensor:
-    """All keys and values of one text in the reader's dtype."""
+    """Return all keys and values of one text in the reader's dtype."""
     if not text.scales.numel():
         return text.numbers.to(layout.dtype)
     runs = torch.tensor([heads * length for heads, _ in layout.shapes])
@@ -149,10 +149,10 @@ class TextCacheConfig:
     A text of 128 tokens takes 5.9 MB with SmolLM2-135M in float32, half of it in bfloat16, a quarter in int8.
 
     Attributes:
-        memory_gib: At most so much in memory; 0 keeps nothing there.
-        disk_gib: At most so much in `folder`, for what memory has no room for; 0 keeps nothing there.
-        folder: May be used again by later runs with the same reader.
-        kind: `exact` (the reader's own dtype), `bfloat16` or `int8`.
+        memory_gib: Maximum memory in GiB. 0 stores nothing in memory.
+        disk_gib: Maximum disk space in GiB in `folder`, used once memory is full. 0 stores nothing on disk.
+        folder: Folder of the disk cache. Later runs with the same reader can reuse it.
+        kind: `exact` (dtype of the reader), `bfloat16` or `int8`.
     """
 
     memory_gib: float = 0.0
@@ -187,18 +187,19 @@ class _Place:
 class TextCacheStore:
     """KV caches of texts by token ids, in memory up to the limit, then on disk.
 
-    What is full takes nothing more and throws nothing away: an epoch asks for every text once, and of a store that
-    made room for the latest the next epoch would find nothing.
+    A full store accepts no more texts and evicts none. An epoch requests each text once, so with eviction of the oldest
+    texts the next epoch would have no hits.
     """
 
     def __init__(self, config: TextCacheConfig, reader: BackboneIdentity, *, early_exit_fraction: float = 1.0) -> None:
-        """Open the folder, if there is one.
+        """Open the folder of the configuration, if it has one.
 
         Args:
-            early_exit_fraction: The depth at which texts leave the reader: see `ModelConfig`.
+            early_exit_fraction: Fraction of the reader's layers that texts run through, see `ModelConfig`.
 
         Raises:
-            ConfigError: The folder holds states of another reader, depth or kind, or its disk has too little space.
+            ConfigError: If the folder contains states of another reader, depth or kind, or if its disk has too little
+                space.
         """
         self._config = config
         self._layout: KVLayout | None = None
@@ -232,7 +233,7 @@ class TextCacheStore:
 
     def add(self, texts: Sequence[TokenIds], states: TextCache) -> None:
         """Store the texts that fit."""
-        if not states.keys:  # nothing but empty texts
+        if not states.keys:  # all texts are empty
             return
         self._layout = self._layout or KVLayout.of(states)
         if self._memory_full and (self._disk is None or self._disk.full):
@@ -262,7 +263,7 @@ class TextCacheStore:
 
 
 class _DiskTier:
-    """Safetensors shards, read by memory map, and an index with the checksum of each text."""
+    """Memory-mapped safetensors shards, and an index with the checksum of each text."""
 
     def __init__(
         self, folder: Path, config: TextCacheConfig, reader: BackboneIdentity, early_exit_fraction: float
@@ -291,7 +292,7 @@ class _DiskTier:
         return len(self._index) + len(self._waiting)
 
     def get(self, key: str) -> StoredKV | None:
-        """The text, unless it is missing or its checksum is wrong; then it is forgotten."""
+        """Return the text, or None if it is missing. A text with a wrong checksum is removed from the index."""
         if key in self._waiting:
             return self._waiting[key]
         place = self._index.get(key)
@@ -307,7 +308,7 @@ class _DiskTier:
         return pack
 
     def add(self, key: str, pack: StoredKV) -> None:
-        """Keep the text, if there is room."""
+        """Store the text if the disk tier is not full."""
         if self.full or key in self._index or key in self._waiting:
             return
         if self._bytes + pack.size > self._limit:
@@ -319,7 +320,7 @@ class _DiskTier:
             self.flush()
 
     def flush(self) -> None:
-        """Write the texts that wait; with no space left on the disk, keep no more of them."""
+        """Write all pending texts. If the write fails, drop them and store no more texts."""
         if not self._waiting:
             return
         name = f"states-{uuid.uuid4().hex}.safetensors"
@@ -332,7 +333,7 @@ class _DiskTier:
             save_tensors(self._folder / name, {**tensors, **scales})
             with (self._folder / _INDEX).open(
                 "a", encoding="utf-8"
-            ) as file:  # after the shard: never names half of one
+            ) as file:  # after the shard, so that the index lists complete shards only
                 file.writelines(json.dumps({"key": key, **asdict(place)}) + "\n" for key, place in places.items())
         except (OSError, SafetensorError) as error:
             logger.warning("cannot store more states in %s (%s); going on without", self._folder, error)
@@ -364,7 +365,7 @@ def _key(text: TokenIds) -> str:
 
 
 def _checksum(pack: StoredKV) -> int:
-    """CRC-32 of all bytes: finds damage, not malice."""
+    """Compute the CRC-32 of all bytes, which detects damage but not tampering."""
     parts = (each.contiguous().view(torch.uint8).numpy().data for each in (pack.numbers, pack.scales))
     return functools.reduce(lambda before, part: zlib.crc32(part, before), parts, 0)
 
@@ -387,7 +388,7 @@ def _check_owner(folder: Path, header: Mapping[str, Any]) -> None:
 
 
 def _read_index(path: Path) -> dict[str, _Place]:
-    """The texts of the index; a line cut off by a kill, or of a shard that is gone, is left out."""
+    """Read the texts of the index. Truncated lines and texts of missing shards are ignored."""
     places: dict[str, _Place] = {}
     if not path.is_file():
         return places

@@ -1,4 +1,4 @@
-"""From texts to token ids: special strings are text, padding is on the left, truncation is counted."""
+"""Tokenize texts: special strings are plain text, padding is on the left, truncation is counted."""
 
 import logging
 import os
@@ -19,29 +19,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Left-padded token ids. A text without tokens, where nothing is put before it, is a row of padding."""
+    """Left-padded token ids. An empty text without a prefix is a row of padding."""
 
     ids: Int[Tensor, "batch seq"]
     mask: Int[Tensor, "batch seq"]
     text_mask: Int[Tensor, "batch seq"]
-    """1 for the tokens of the text itself, without what was put around it."""
+    """1 for tokens of the text itself, 0 for its prefix, suffix and padding."""
     truncated: int
-    """How many texts were longer than the limit and lost their end."""
+    """Number of truncated texts."""
 
 
 class TextTokenizer:
     """Wrapper of a transformers tokenizer with one interface for every family.
 
     Attributes:
-        prefix: Ids that every text begins with: BOS, or `text_start`.
+        prefix: Token ids at the start of every text: BOS, or `text_start`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, needs_bos: bool, text_start: str = "") -> None:
         """Wrap `tokenizer`.
 
         Args:
-            needs_bos: Begin every text with its BOS even if it does not do so itself.
-            text_start: What texts begin with where they begin with no BOS.
+            needs_bos: Start every text with BOS even if the tokenizer does not add it.
+            text_start: Start of every text if there is no BOS.
         """
         self.hf, self.text_start = tokenizer, text_start
         self._begin()
@@ -61,12 +61,12 @@ class TextTokenizer:
         prefixes: Sequence[str] | None = None,
         suffixes: Sequence[str] | None = None,
     ) -> TokenBatch:
-        """Ids of each text, at most `max_length` a row, BOS or `text_start` included.
+        """Tokenize each text to at most `max_length` tokens per row, including BOS or `text_start`.
 
         Args:
-            text_length: At most so many tokens of the text itself; None leaves it what prefixes and suffixes leave.
-            prefixes: Put before each text; where they do not fit beside it, the text gives way and they stay whole.
-            suffixes: Put after each text, likewise.
+            text_length: Maximum number of tokens of the text itself. If None, limited only by prefixes and suffixes.
+            prefixes: Strings before each text. If a row is too long, the text is truncated and the prefix is not.
+            suffixes: Strings after each text, truncated like `prefixes`.
         """
         begins = [
             self.prefix + head for head in (self.text_ids(prefixes) if prefixes is not None else [[] for _ in texts])
@@ -83,7 +83,7 @@ class TextTokenizer:
             for begin, row, end in zip(begins, kept, ends, strict=True)
         ]
         return TokenBatch(
-            # 0 as padding: masked positions are never read, so no pad token is needed
+            # 0 as padding: masked positions are never attended to, so no pad token is needed
             ids=_left_padded(whole),
             mask=_left_padded([[1] * len(row) for row in whole]),
             text_mask=_left_padded(of_text),
@@ -91,23 +91,23 @@ class TextTokenizer:
         )
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text alone, whatever its length: nothing before it, nothing after it. For any thread."""
+        """Return the token ids of each text without prefix, suffix or truncation. Safe to call from any thread."""
         if not texts:  # transformers tokenizers fail on an empty list
             return []
         self._notice_fork()
-        # split_special_tokens: "<|im_end|>" in a text is ten characters, not an order to the model; it is set anew in
-        # each call, which the tokenizer refuses while it works for another thread
+        # split_special_tokens: "<|im_end|>" in a text is ten characters, not a control token. The option is set in each
+        # call, which raises an error while the tokenizer runs in another thread.
         with self._one_at_a_time:
             return self.hf(
                 list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
             )["input_ids"]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes: without the lock, which belongs to this one."""
+        """Return the state without the lock and process id, for copies and other processes."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_one_at_a_time", "_process")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With a lock of its own."""
+        """Restore the state with a new lock."""
         self.__dict__.update(state)
         self._begin()
 
@@ -115,10 +115,10 @@ class TextTokenizer:
         self._one_at_a_time, self._process = threading.Lock(), os.getpid()
 
     def _notice_fork(self) -> None:
-        """Make a forked process able to compute; here, since every text and instruction comes by before it is read.
+        """Make a forked process able to compute. Every text and instruction is tokenized before its forward pass.
 
-        A fork takes the memory along and no threads: torch would wait for ever for those that its parent computed with,
-        and so would this for a thread that held the lock.
+        A fork copies the memory but no threads: torch would wait forever for the parent's threads, and this tokenizer
+        for a thread that held the lock.
         """
         if os.getpid() != self._process:
             self._begin()

@@ -1,4 +1,4 @@
-"""Strings that two vocabularies share, whatever marks their families write for spaces and bytes."""
+"""Strings in both of two vocabularies, independent of how their families encode spaces and bytes."""
 
 import json
 from functools import cache
@@ -12,9 +12,9 @@ __all__ = ["shared_token_ids"]
 
 
 def shared_token_ids(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Ids of the tokens that spell the same bytes in both vocabularies: source ids and target ids, row by row.
+    """Return the ids of tokens that decode to the same bytes in both vocabularies: source ids and target ids, aligned.
 
-    Special tokens are left out: they spell nothing. Sorted by source id.
+    Special tokens are excluded, since they decode to no text. Ids are sorted by source id.
     """
     source_ids, target_ids = _spelling(source), _spelling(target)
     pairs = sorted((source_ids[piece], target_ids[piece]) for piece in source_ids.keys() & target_ids.keys())
@@ -30,7 +30,7 @@ def _spelling(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
         if index not in special:
             piece = _from_byte_level(token) if byte_level else _from_sentencepiece(token)
             if piece:
-                spelled[piece] = min(index, spelled.get(piece, index))  # two tokens, one spelling: the older one
+                spelled[piece] = min(index, spelled.get(piece, index))  # same bytes: keep the lowest id
     return spelled
 
 
@@ -39,7 +39,7 @@ def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _from_byte_level(token: str) -> bytes:
-    """The bytes that a token spells; none if it holds a symbol outside the alphabet."""
+    """Return the bytes of a token, or none if it contains a symbol outside of the alphabet."""
     table = _byte_of_symbol()
     return bytes(table[symbol] for symbol in token) if all(symbol in table for symbol in token) else b""
 
@@ -52,7 +52,7 @@ def _from_sentencepiece(token: str) -> bytes:
 
 @cache
 def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for code points from 256 up."""
+    """Return the byte of each symbol in GPT-2's alphabet. Bytes that are not printable have code points from 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

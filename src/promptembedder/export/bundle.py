@@ -57,8 +57,8 @@ def export_soft_tokens(
         with_backbone: Also save the reader. If None, only if no engine could load it by name.
 
     Raises:
-        ConfigError: An engine without hooks cannot compute the embedding.
-        DataError: `folder` exists.
+        ConfigError: If an engine without hooks cannot compute the embedding.
+        DataError: If `folder` exists.
     """
     encoder = model.encoder.eval()
     require_new(folder)
@@ -136,7 +136,7 @@ def require_new(folder: Path) -> None:
     """Check that a folder does not exist.
 
     Raises:
-        DataError: The folder exists.
+        DataError: If the folder exists.
     """
     if folder.exists():
         raise DataError(f"{folder} exists. Name a new folder.")

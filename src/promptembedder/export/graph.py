@@ -104,7 +104,7 @@ def require_traceable(encoder: SoftTokenEncoder) -> None:
     """Check that the model for one instruction can be traced.
 
     Raises:
-        ConfigError: Soft tokens depend on the text or precede it, or a layer has an unsupported kind of attention.
+        ConfigError: If soft tokens depend on the text or precede it, or a layer has an unsupported kind of attention.
     """
     config, reader_config = encoder.config, encoder.reader.model.config
     if not encoder.reads_text_once:

@@ -38,10 +38,10 @@ def export_onnx(model: PromptEmbedder, folder: Path, *, instruction: str) -> Exp
     is float32 and on the CPU.
 
     Raises:
-        ImportError: The extra `onnx` is not installed.
-        ConfigError: The model cannot be traced as one graph.
-        BackboneError: The exporter cannot trace this reader, or the graph computes other embeddings.
-        DataError: `folder` exists.
+        ImportError: If the extra `onnx` is not installed.
+        ConfigError: If the model cannot be traced as one graph.
+        BackboneError: If the exporter cannot trace this reader, or the graph computes other embeddings.
+        DataError: If `folder` exists.
     """
     for name in _MODULES:
         extras.require(name, extra="onnx")

@@ -59,7 +59,7 @@ def tokenize(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[list[
     """Tokenize texts: prefix, then the text, truncated at the limit. Special strings are plain text."""
     rules = export.settings["text"]
     begin: list[int] = rules["begins_with"]
-    # half an emoji, as JSON's escapes and cut strings leave it, becomes U+FFFD
+    # unpaired surrogates, from JSON escapes or truncated strings, become U+FFFD
     clean = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
     rows = tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [(begin + row[: max(rules["max_tokens"] - len(begin), 0)])[: rules["max_tokens"]] for row in rows]
@@ -202,7 +202,7 @@ def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str
     engine = LLM(model=export.backbone, runner="pooling", dtype=dtype, enable_prompt_embeds=True)
     outputs = engine.encode(
         [{"prompt_embeds": sequence} for sequence in sequences],
-        pooling_params=PoolingParams(use_activation=False),  # states as they are: `pool_and_normalize` normalises
+        pooling_params=PoolingParams(use_activation=False),  # raw states: `pool_and_normalize` normalizes
         pooling_task="embed" if export.settings["pooling"] == "last" else "token_embed",
     )
     for output in outputs:

@@ -19,8 +19,8 @@ def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False)
         leave_out_text: Export the embedding without text pooling, as with text_pooling_weight 0.
 
     Raises:
-        ConfigError: The model has deep prompts, early exit or text pooling, its soft tokens depend on the text, or the
-            reader is quantised.
+        ConfigError: If the model has deep prompts, early exit or text pooling, its soft tokens depend on the text, or
+            the reader is quantised.
     """
     settings = encoder.config
     gaps, fixes = [], []
@@ -52,7 +52,7 @@ def require_plain_weights(reader: Backbone) -> None:
     """Check that the reader is not quantised.
 
     Raises:
-        ConfigError: The reader is quantised.
+        ConfigError: If the reader is quantised.
     """
     if reader.identity.quantization is not None:
         raise ConfigError(
@@ -73,7 +73,7 @@ def select_instructions(compiled: Sequence[str], requested: Sequence[str], model
     """Return the requested compiled instructions without duplicates, or all compiled ones if none is requested.
 
     Raises:
-        ConfigError: A requested instruction is not compiled, or the model has no compiled instruction.
+        ConfigError: If a requested instruction is not compiled, or the model has no compiled instruction.
     """
     wanted = list(dict.fromkeys(clean_text(text).strip() for text in requested)) or list(compiled)
     missing = [text for text in wanted if text not in compiled]

@@ -61,7 +61,7 @@ WEIGHTS_FILE = "baseline.safetensors"
 
 
 def save_baseline(folder: Path, encoder: TextEncoder, config: ModelConfig, baseline: BaselineConfig) -> None:
-    """Write what training and fitting gave the encoder into `folder`, the manifest last."""
+    """Write the trained and fitted tensors of the encoder into `folder`, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     state = saved_state(encoder)
     if state:
@@ -79,11 +79,15 @@ def save_baseline(folder: Path, encoder: TextEncoder, config: ModelConfig, basel
 def load_baseline(
     folder: Path, make: Callable[[ModelConfig, BaselineConfig, Backbone], Encoder], *, cache_folder: Path | None = None
 ) -> Encoder:
-    """The encoder that `save_baseline` wrote; `make` builds it untrained.
+    """Load the encoder that `save_baseline` wrote.
+
+    Args:
+        make: Builds the untrained encoder.
 
     Raises:
-        ModelFormatError: The folder is torn, holds no baseline, or its backbone's weights have changed.
-        BackboneError: The backbone is missing.
+        ModelFormatError: If the folder is incomplete or contains no baseline, or if the backbone's weights have
+            changed.
+        BackboneError: If the backbone is missing.
     """
     manifest = read_manifest(folder)
     if manifest.kind != BASELINE_KIND or not {"model", "baseline"} <= manifest.config.keys():
@@ -96,10 +100,10 @@ def load_baseline(
 
 
 def restore_baseline(encoder: TextEncoder, folder: Path) -> None:
-    """Copy the trained weights of a saved baseline into `encoder`, in place.
+    """Copy the trained weights of a saved baseline into `encoder` in place.
 
     Raises:
-        ModelFormatError: The folder is torn or holds another model's weights.
+        ModelFormatError: If the folder is incomplete or contains the weights of another model.
     """
     read_manifest(folder)
     state = saved_state(encoder)
@@ -107,7 +111,7 @@ def restore_baseline(encoder: TextEncoder, folder: Path) -> None:
         restore_tensors(state, folder / WEIGHTS_FILE)
 
 
-# (before the text without an instruction, before it with one, after it)
+# (prefix without an instruction, prefix with an instruction, suffix)
 _TEMPLATES = {
     "plain": ("", "", ""),
     "instruct": ("", "Instruct: {instruction}\nQuery: ", ""),
@@ -116,13 +120,13 @@ _TEMPLATES = {
 
 
 class PooledEncoder(TextEncoder):
-    """A reader with its text states pooled (mean), or its last state of all (last)."""
+    """Reader with pooled text states: their mean, or the state at the last position."""
 
     def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0) -> None:
-        """Read with `reader`, which is changed where `baseline` trains it.
+        """Prepare `reader` for the baseline: add LoRA adapters, or unfreeze its weights, in place.
 
         Args:
-            seed: Of the adapters' random start.
+            seed: Seed of the adapter initialization.
         """
         super().__init__(reader, max_seq_length=config.max_seq_length)
         self.config, self.baseline = config, baseline
@@ -136,21 +140,23 @@ class PooledEncoder(TextEncoder):
             (enable or reader.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Token ids of the texts within their template; no prompt leaves the instruction out."""
+        """Tokenize the texts within their template. If `prompt` is None, the template has no instruction."""
         instruction = clean_instruction(prompt)
         bare, instructed, tail = _TEMPLATES[self.baseline.template]
         head = instructed.replace("{instruction}", instruction) if instruction else bare
         return dict(self.token_features(inputs, prefixes=[head] * len(inputs), suffixes=[tail] * len(inputs)))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Add `sentence_embedding`, [batch dim_r], float32 and of length 1 (0 for an empty text, pool alone).
+        """Add `sentence_embedding`, [batch dim_r], float32.
+
+        Embeddings have unit length, or length 0 for an empty text of which no position is pooled.
 
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
         """
         ids, mask = left_pad(features["input_ids"], features["attention_mask"])
         over = mask
-        if self.config.pooling == "mean":  # over the text alone, moved to where its tokens were moved
+        if self.config.pooling == "mean":  # over the text only, shifted like its tokens
             over = left_pad(features["text_mask"], features["attention_mask"])[0]
         trains = self.training and torch.is_grad_enabled() and self.baseline.kind != "frozen"
         bidirectional = self.baseline.attention == "bidirectional"
@@ -160,40 +166,40 @@ class PooledEncoder(TextEncoder):
         return {**features, "sentence_embedding": self.check_finite(vectors)}
 
     def embed_columns(self, columns: Sequence[dict[str, Any]]) -> None:
-        """Add `sentence_embedding` to the features of all columns of a batch, one column after the other."""
+        """Add `sentence_embedding` to the features of each column of a batch, one column at a time."""
         for features in columns:
             features |= self.forward(features)
 
     def train(self, mode: bool = True) -> "PooledEncoder":
-        """Training mode reaches the reader's layers where it is needed: checkpointing happens in it alone."""
+        """Set the mode, also of the reader's layers with gradient checkpointing, which works in training mode only."""
         super().train(mode)
         if self.baseline.gradient_checkpointing:
             for layer in decoder_layers(self.reader.decoder):
-                layer.training = mode  # and not what is inside: GPT-2 has dropout there
+                layer.training = mode  # not its submodules: GPT-2 has dropout there
         return self
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write what was trained and the manifest."""
+        """Write the trained weights and the manifest."""
         save_baseline(Path(output_path), self, self.config, self.baseline)
 
     @classmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "PooledEncoder":
-        """The module that `save` wrote."""
+        """Load the module that `save` wrote."""
         return load_baseline(folder, cls, cache_folder=cache_folder)
 
     def restore(self, folder: Path) -> None:
-        """Copy the trained weights of a saved model into this one, in place."""
+        """Copy the trained weights of a saved model into this module in place."""
         restore_baseline(self, folder)
 
 
 class StaticEncoder(SoftTokenEncoder):
-    """K free vectors for each task, trained like a soft prompt (Lester et al. 2021, arXiv:2104.08691); no prompter.
+    """K free vectors per task, trained as a soft prompt (Lester et al. 2021, arXiv:2104.08691), without a prompter.
 
-    They start as the words of the prompter's anchor, as the generated tokens do.
+    The vectors are initialized with the embeddings of the prompter's `init_text`, as the generated tokens are.
     """
 
     def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
-        """Read with `reader`; the default instruction gets a set of its own unless a task names it."""
+        """Initialize a set of vectors per task and for the default instruction, or one shared set."""
         super().__init__(
             config, reader, text_pooling=build_text_pooling(config, reader), head=build_head(config, reader)
         )
@@ -206,7 +212,7 @@ class StaticEncoder(SoftTokenEncoder):
             )
         self.baseline = baseline
         shared = baseline.fallback == "shared"
-        self._set_of = {  # by what `preprocess` makes of a wording, which data may give with blanks around it
+        self._set_of = {  # keys as in `preprocess`: wordings in data may have surrounding spaces
             self.instruction_of(wording): 0 if shared else place
             for place, one in enumerate(baseline.instruction_variants)
             for wording in one
@@ -217,19 +223,19 @@ class StaticEncoder(SoftTokenEncoder):
         self.vectors = nn.Parameter(torch.cat([start, deeper], dim=-1).repeat(count, 1, 1))
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Token ids of the texts, and the instruction they are read under (`prompt`, or the default)."""
+        """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""
         return self.instructed_features(inputs, prompt)
 
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
-        """The vectors of each instruction, or of the one that stands in for it."""
+        """Return the vectors of each instruction, or of its fallback."""
         return self.vectors[[self.set_of(instruction) for instruction in instructions]]
 
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
-        """Refuse: static tokens do not depend on the text."""
+        """Raise ConfigError: static tokens do not depend on the text."""
         raise ConfigError("static soft tokens do not depend on the text. Set conditioning to 'instruction'.")
 
     def set_of(self, instruction: str) -> int:
-        """Number of the set of vectors that serves `instruction`."""
+        """Return the index of the set of vectors for `instruction`."""
         known = self._set_of.get(self.instruction_of(instruction))
         if known is not None:
             return known
@@ -238,10 +244,10 @@ class StaticEncoder(SoftTokenEncoder):
         return 0 if self.baseline.fallback == "shared" else self._set_of[self._default]
 
     def use_fallback(self, fallback: str) -> None:
-        """Serve unseen instructions another way; between `nearest` and `default`, which share their weights.
+        """Change the fallback for unseen instructions between `nearest` and `default`, which share their weights.
 
         Raises:
-            ConfigError: It is one of the two ways that share no weights with the present one.
+            ConfigError: If exactly one of the current and the new fallback is `shared`, which has weights of its own.
         """
         if "shared" in (fallback, self.baseline.fallback) and fallback != self.baseline.fallback:
             raise ConfigError("fallback 'shared' has weights of its own. Train a model with it.")
@@ -249,32 +255,32 @@ class StaticEncoder(SoftTokenEncoder):
         self.store.clear()
 
     def nearest(self, instruction: str) -> str:
-        """The seen wording that the frozen reader finds most like `instruction`."""
+        """Return the seen wording with the mean hidden state most similar to that of `instruction`."""
         seen = list(self._set_of)
         limit = min(MAX_TEMPLATE_TOKENS, self.reader.max_positions or MAX_TEMPLATE_TOKENS)
         batch = self.reader.tokenizer.tokenize([instruction, *seen], max_length=limit)
         states = prefill(self.reader.decoder, batch.ids.to(self.device), batch.mask.to(self.device))
         vectors = l2_normalize(pool(states.hidden, batch.text_mask.to(self.device), pooling="mean"))
-        # a decoder's mean states share one large direction, which says nothing about the words
+        # a decoder's mean states share one large direction, independent of the words
         vectors = l2_normalize(vectors - vectors.mean(dim=0))
         return seen[int((vectors[1:] @ vectors[0]).argmax())]
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the vectors and the manifest; never the backbone."""
+        """Write the vectors and the manifest, but never the backbone."""
         save_baseline(Path(output_path), self, self.config, self.baseline)
 
     @classmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "StaticEncoder":
-        """The module that `save` wrote."""
+        """Load the module that `save` wrote."""
         return load_baseline(folder, cls, cache_folder=cache_folder)
 
     def restore(self, folder: Path) -> None:
-        """Copy the vectors of a saved model into this one, in place."""
+        """Copy the vectors of a saved model into this module in place."""
         restore_baseline(self, folder)
 
 
 class BaselineEmbedder(PromptedSentenceTransformer):
-    """A baseline: same reader, same meaning of `prompt`, same trainer, data and losses as the method."""
+    """Baseline with the same reader, meaning of `prompt`, trainer, data and losses as the method."""
 
     @classmethod
     def create(
@@ -287,16 +293,17 @@ class BaselineEmbedder(PromptedSentenceTransformer):
         device: str | None = None,
         seed: int = 0,
     ) -> "BaselineEmbedder":
-        """An untrained baseline.
+        """Build an untrained baseline.
 
         Args:
-            config: Reader, length, pooling, soft tokens; what concerns the prompter is not looked at.
-            reader: A loaded backbone to use; adapters and full training change it. None loads `config.reader`.
-            seed: Of the adapters' random start.
+            config: Reader, maximum length, pooling and soft tokens. Other settings are ignored.
+            reader: Loaded backbone, modified in place by adapters and full training. If None, load
+                `config.reader`.
+            seed: Seed of the adapter initialization.
 
         Raises:
-            BackboneError: The reader cannot be loaded.
-            ConfigError: The config do not fit the kind of baseline.
+            BackboneError: If the reader cannot be loaded.
+            ConfigError: If the configuration does not fit the kind of baseline.
         """
         if reader is None:
             reader = load_backbone(config.reader, head=False, cache_folder=cache_folder)
@@ -306,11 +313,12 @@ class BaselineEmbedder(PromptedSentenceTransformer):
     def from_pretrained(
         cls, name: str | Path, *, cache_folder: Path | None = None, device: str | None = None
     ) -> "BaselineEmbedder":
-        """A saved baseline; the backbone comes from its own source.
+        """Load a saved baseline, and its backbone from the backbone's own source.
 
         Raises:
-            ModelFormatError: The folder is torn, holds no baseline, or its backbone's weights have changed.
-            BackboneError: The backbone is missing.
+            ModelFormatError: If the folder is incomplete or contains no baseline, or if the backbone's weights have
+                changed.
+            BackboneError: If the backbone is missing.
         """
         folder = saved_folder(name)
         model = cls(modules=[load_baseline(folder, _new_encoder, cache_folder=cache_folder)], device=device)
@@ -329,14 +337,15 @@ def _new_encoder(
 def frozen_pooling(
     reader: Backbone, *, pooling: str = "mean", template: str = "plain", max_seq_length: int = 512
 ) -> SentenceTransformer:
-    """A SentenceTransformer that pools the frozen reader's text states.
+    """Build a SentenceTransformer that pools the frozen reader's text states.
 
     Args:
-        pooling: `mean` over the text, or `last` state of all.
-        template: `plain` ignores the instruction; see `BaselineConfig`.
+        pooling: `mean` of the text, or `last` for the state at the last position.
+        template: Name of a template, see `BaselineConfig`. `plain` has an empty template for texts without an
+            instruction.
 
     Raises:
-        ConfigError: The pooling or template is unknown.
+        ConfigError: If the pooling or template is unknown.
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")

@@ -1,4 +1,4 @@
-"""Saving and loading a dual encoder: trained weights, compiled soft tokens and a manifest; never a backbone."""
+"""Save and load a dual encoder: trained weights, compiled soft tokens and a manifest, but never a backbone."""
 
 import dataclasses
 from pathlib import Path
@@ -58,15 +58,13 @@ _DELTA = "delta"
 
 
 def save_parts(folder: Path, parts: EncoderParts, *, self_test: SelfTest | None = None) -> None:
-    """Write the parts' own weights into `folder`, those of further readers too, the manifest last.
-
-    Parts that were loaded without their prompter cannot be saved: its weights are not in memory.
+    """Write the trained weights of the parts and of all further readers into `folder`, the manifest last.
 
     Args:
-        self_test: Of these parts, on their reader.
+        self_test: Self-test of these parts on their reader.
 
     Raises:
-        ModelFormatError: There is no prompter.
+        ModelFormatError: If the parts were loaded without their prompter, whose weights are then not in memory.
     """
     away = parts.prompter_snapshot if parts.prompter is None else snapshot_prompter(parts.prompter)
     if away is None:
@@ -102,17 +100,17 @@ def load_parts(
     cache_folder: Path | None = None,
     with_prompter: bool = True,
 ) -> EncoderParts:
-    """The parts that `save_parts` wrote, on the backbones they were trained with.
+    """Load the parts that `save_parts` wrote, on the backbones of their training.
 
     Args:
-        reader: Which of the model's readers, as its backbone string; None: the one it was saved with.
-        quantization: Of the reader, instead of what it was trained with; see `BackboneConfig`.
-        with_prompter: False leaves the prompter out: compiled instructions only, half the memory.
+        reader: Backbone string of one of the model's readers. If None, the reader that the model was saved with.
+        quantization: Quantization of the reader, see `BackboneConfig`. If None, that of the training.
+        with_prompter: If False, load compiled instructions only, in half the memory.
 
     Raises:
-        ModelFormatError: The folder is torn, of a newer format, holds a baseline, has no such reader, or a backbone's
-            weights have changed.
-        BackboneError: A backbone is missing.
+        ModelFormatError: If the folder is incomplete, has a newer format, contains a baseline or has no such reader, or
+            if the weights of a backbone have changed.
+        BackboneError: If a backbone is missing.
     """
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
@@ -135,7 +133,7 @@ def load_parts(
         backbone = load_verified_backbone(
             config.prompter.backbone, manifest, "prompter", head=True, cache_folder=cache_folder
         )
-        # trained with an anchor it keeps it, though the alignment to this reader may have no use for it
+        # a trained soft prompt is kept even if the alignment to this reader does not use it
         prompter = build_prompter(
             backbone, config, train_soft_prompt="soft_prompt_delta" in load_tensors(folder / PROMPTER_FILE)
         )
@@ -162,10 +160,10 @@ def load_parts(
 
 
 def restore_parts(parts: EncoderParts, folder: Path) -> None:
-    """Copy the trained weights of a saved model into `parts`, in place; its backbones are not loaded.
+    """Copy the trained weights of a saved model into `parts` in place, without loading its backbones.
 
     Raises:
-        ModelFormatError: The folder is torn or holds another model's weights.
+        ModelFormatError: If the folder is incomplete or contains the weights of another model.
     """
     entry = reader_records(read_manifest(folder))[0]
     if parts.prompter is not None:
@@ -174,30 +172,30 @@ def restore_parts(parts: EncoderParts, folder: Path) -> None:
 
 
 def reader_state_of(parts: EncoderParts) -> ReaderState:
-    """The reader's half of the parts as it is now: later training of theirs does not reach it."""
+    """Return a copy of the current reader state of the parts, independent of later training."""
     return ReaderState(
         config=parts.config,
         identity=backbone_identity(parts.reader),
         state={
             name: tensor.detach().cpu().clone()
             for name, tensor in _alignment_state(parts).items()
-            if name != _DELTA or bool(tensor.any())  # as wide as the map itself, and zero once it has settled
+            if name != _DELTA or bool(tensor.any())  # as large as the map itself, and zero once merged
         },
         compiled=parts.compiled,
     )
 
 
 def snapshot_prompter(prompter: Prompter) -> PrompterSnapshot:
-    """What a save needs of the prompter, without its backbone."""
+    """Return the prompter's trained weights and identity, without its backbone."""
     state = {name: weight.detach().cpu().clone() for name, weight in saved_state(prompter).items()}
     return PrompterSnapshot(identity=backbone_identity(prompter.backbone), state=state)
 
 
 def manifest_on(manifest: Manifest, reader: str | None, folder: Path) -> Manifest:
-    """The manifest of the model in `folder` as if it opened with this reader; None: as it is.
+    """Return the manifest of the model in `folder` for one of its readers. If `reader` is None, the unchanged manifest.
 
     Raises:
-        ModelFormatError: The model was never moved to this reader.
+        ModelFormatError: If the model has no alignment to this reader.
     """
     return manifest if reader is None else _seen_from(manifest, find_reader(manifest, reader, folder))
 
@@ -216,7 +214,7 @@ def _restore_alignment(parts: EncoderParts, path: Path) -> None:
 
 
 def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
-    """Everything that belongs to the reader's side: alignment, deeper alignments, text_pooling, head."""
+    """Return all tensors of the reader's side: alignment, deep alignments, text pooling and output projection."""
     state = dict(parts.alignment.state_dict())
     for name, module in (("deep", parts.deep), ("text_pooling", parts.text_pooling), ("head", parts.head)):
         if module is not None:
@@ -225,8 +223,8 @@ def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
 
 
 def _new_alignment(found: dict[str, Tensor], config: AlignmentConfig, dim_r: int) -> Alignment:
-    """An alignment of the size of the saved one, its values still to be restored."""
-    rows = len(found.get("base", found.get("source_ids", ())))  # the prompter's width, or how many strings are shared
+    """Build an alignment with the shape of the saved one. Its values are restored later."""
+    rows = len(found.get("base", found.get("source_ids", ())))  # dimension of the prompter, or number of shared strings
     if config.kind == "vocabulary":
         ids = torch.zeros(rows, dtype=torch.long)
         return VocabularyAlignment(ids, ids, norm=0.0)
@@ -234,11 +232,11 @@ def _new_alignment(found: dict[str, Tensor], config: AlignmentConfig, dim_r: int
 
 
 def model_config(manifest: Manifest) -> ModelConfig:
-    """The configuration in a manifest; settings that did not exist yet are what the model was trained with.
+    """Return the configuration in a manifest. Fields that its version did not have get the values of the training.
 
     Raises:
-        ModelFormatError: A part of it is no mapping, or the reader's depth is missing.
-        ConfigError: A setting is unknown or out of range.
+        ModelFormatError: If a part of the configuration is not a mapping, or if the reader's depth is missing.
+        ConfigError: If a setting is unknown or out of range.
     """
     saved = _mapping(manifest.config.get("model", manifest.config), "config")
     config = {
@@ -270,14 +268,14 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
 
 
 def backbone_identity(backbone: Backbone) -> dict[str, Any]:
-    """What a manifest remembers of a backbone."""
+    """Return the identity of a backbone as a mapping for the manifest."""
     return dataclasses.asdict(backbone.identity)
 
 
 def load_verified_backbone(
     config: BackboneConfig, manifest: Manifest, role: str, *, head: bool, cache_folder: Path | None
 ) -> Backbone:
-    """The backbone of `role`, refused unless its weights are those of the training."""
+    """Load the backbone of `role` and check that its weights are those of the training."""
     backbone = load_backbone(config, head=head, cache_folder=cache_folder)
     trained_on = manifest.backbones.get(role, {}).get("fingerprint")
     if backbone.identity.fingerprint != trained_on:

@@ -1,4 +1,4 @@
-"""The model that users touch: a SentenceTransformer whose prompt is the instruction."""
+"""Public model class: a SentenceTransformer with the instruction as its prompt."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,15 +19,15 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["PromptEmbedder"]
 
-_TOKENIZED_TEXTS = 1024  # at once, before they are put into batches
+_TOKENIZED_TEXTS = 1024  # texts tokenized at once, before batching
 
 
 class PromptEmbedder(PromptedSentenceTransformer):
-    """A frozen LLM that embeds texts under instructions.
+    """Frozen LLM that embeds texts under instructions.
 
-    Everything a SentenceTransformer does works: `encode(texts, prompt=instruction)`, `prompts`, `encode_query`,
-    `encode_document`, its trainer, losses, evaluators and hub methods. A text without an instruction gets the
-    configuration's default one.
+    It supports the whole interface of SentenceTransformer: `encode(texts, prompt=instruction)`, `prompts`,
+    `encode_query`, `encode_document`, its trainer, losses, evaluators and hub methods. A text without an instruction
+    gets the default instruction of the configuration.
     """
 
     model_card_data_class = PromptEmbedderCardData
@@ -43,18 +43,18 @@ class PromptEmbedder(PromptedSentenceTransformer):
         device: str | None = None,
         seed: int = 0,
     ) -> "PromptEmbedder":
-        """An untrained model.
+        """Build an untrained model.
 
         Args:
-            prompter: Backbone string; stands for `ModelConfig(prompter=PrompterConfig(backbone=...))`.
-            reader: Backbone string; the prompter's backbone if None.
-            config: The whole configuration, instead of the two names.
-            cache_folder: Where converted GGUF backbones are kept.
-            seed: Of the adapters' random start.
+            prompter: Backbone string, short for `ModelConfig(prompter=PrompterConfig(backbone=...))`.
+            reader: Backbone string. If None, the prompter's backbone.
+            config: Whole configuration, instead of the two backbone strings.
+            cache_folder: Folder for converted GGUF backbones.
+            seed: Seed of the adapter initialization.
 
         Raises:
-            ConfigError: Both names and a configuration are given.
-            BackboneError: A backbone cannot be loaded.
+            ConfigError: If both backbone strings and a configuration are given.
+            BackboneError: If a backbone cannot be loaded.
         """
         if config is None:
             source = prompter or "smollm2-135m"
@@ -78,17 +78,18 @@ class PromptEmbedder(PromptedSentenceTransformer):
         cache_folder: Path | None = None,
         device: str | None = None,
     ) -> "PromptEmbedder":
-        """A saved model, from a folder or a hub id; the backbone comes from its own source.
+        """Load a saved model from a folder or hub id, and its backbones from their own sources.
 
         Args:
-            reader: Which of the LLMs that it was moved to, as its backbone string; None: the one it was saved with.
-            quantization: `int8` keeps the reader's weights in a quarter of float32's memory; None as it was trained.
-            with_prompter: False serves compiled instructions only, without loading the Prompting LLM.
+            reader: Backbone string of an LLM that the model was transferred to. If None, the one it was saved with.
+            quantization: `int8` stores the reader's weights in a quarter of the memory of float32. If None, as in
+                training.
+            with_prompter: If False, serve compiled instructions only, without loading the Prompting LLM.
 
         Raises:
-            ModelFormatError: The folder is torn, of a newer format, has no such reader, or a backbone's weights have
-                changed.
-            BackboneError: The backbone is missing.
+            ModelFormatError: If the folder is incomplete, has a newer format or has no such reader, or if the weights
+                of a backbone have changed.
+            BackboneError: If a backbone is missing.
         """
         folder = saved_folder(name, revision=revision)
         parts = load_parts(
@@ -96,44 +97,44 @@ class PromptEmbedder(PromptedSentenceTransformer):
         )
         model = cls(modules=[DualEncoder(parts)], device=device)
         model.restore_config(folder)
-        return model.eval()  # in training mode compiled soft tokens would be dropped, and they may be all there is
+        return model.eval()  # training mode drops compiled soft tokens, possibly the only ones
 
     @property
     def encoder(self) -> DualEncoder:
-        """The one module: prompter, alignment, reader and pooling."""
+        """The only module: prompter, alignment, reader and pooling."""
         module = self[0]
         assert isinstance(module, DualEncoder)
         return module
 
     def soft_tokens(self, instruction: str) -> Float[Tensor, "prompt width"]:
-        """Soft tokens of one instruction, float32: in the reader's input space, width = dim_r.
+        """Return the soft tokens of one instruction in the reader's input space, float32, width = dim_r.
 
-        With `deep_prompt_interval` set, what is added at the deeper layers follows, width = levels * dim_r.
+        With `deep_prompt_interval` set, the additions to deeper layers follow, width = levels * dim_r.
         """
         self.eval()
         with torch.no_grad():
             return self.encoder.soft_tokens([instruction])[0]
 
     def compile_instructions(self, instructions: Sequence[str]) -> None:
-        """Keep the soft tokens of these instructions: saved with the model, served without the prompter."""
+        """Compile the soft tokens of these instructions, which are then saved and served without the prompter."""
         self.encoder.compile_instructions(list(dict.fromkeys(check_text_list(instructions, name="instructions"))))
 
     def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
-        """Take from some texts, without labels, what all texts share, so that embeddings leave it out.
+        """Fit the whitening of text pooling on unlabelled texts, to remove what all texts have in common.
 
-        A few hundred texts of the kind that will be embedded are enough. Training from a recipe does this first.
+        A few hundred texts of the kind to be embedded are enough. Training from a recipe calls this method first.
 
         Raises:
-            ConfigError: The model has no text text_pooling (`text_pooling_weight` 0), or there are fewer than two
+            ConfigError: If the model has no text pooling (`text_pooling_weight` 0), or if there are fewer than two
                 texts.
         """
         self.encoder.fit_whitening(check_text_list(texts, name="texts"), batch_size=batch_size)
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens of texts read at once, padding included: what bounds memory, whatever `batch_size` is.
+        """Maximum number of text tokens of a forward pass, padding included. It limits memory for any `batch_size`.
 
-        Where a GPU has no memory for them, half of them are read at once, and a warning says so.
+        If a GPU runs out of memory, the limit is halved with a warning.
         """
         return self.encoder.reading.max_batch_tokens
 
@@ -143,10 +144,11 @@ class PromptEmbedder(PromptedSentenceTransformer):
 
     @property
     def early_exit_fraction(self) -> float:
-        """Share of the reader's layers that a text goes through; may be changed at any time, and is saved.
+        """Fraction of the reader's layers that texts run through. It can be changed at any time and is saved.
 
         Raises:
-            ConfigError: It is not in (0, 1], or the text's own states are taken deeper, or soft tokens come first.
+            ConfigError: If the fraction is not in (0, 1], if text pooling needs a deeper layer, or if soft tokens
+                precede the text.
         """
         return self.encoder.config.early_exit_fraction
 
@@ -158,7 +160,7 @@ class PromptEmbedder(PromptedSentenceTransformer):
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """The LLMs that a saved copy of this model can be opened on, the present one first."""
+        """Backbone strings of the LLMs that a saved copy of this model can be loaded with, the current one first."""
         return (self.encoder.reader.identity.source, *(str(side.identity["source"]) for side in self.encoder.others))
 
     def encode_instructions(
@@ -169,16 +171,16 @@ class PromptEmbedder(PromptedSentenceTransformer):
         batch_size: int | None = None,
         on_texts: Callable[[int], None] = lambda _: None,
     ) -> Float[np.ndarray, "instructions texts dim"]:
-        """Each text under each instruction from one pass over the texts, float32.
+        """Embed each text under each instruction with one prefill of the texts, float32.
 
         Args:
-            batch_size: Texts read at once at most; None: as many as `max_batch_tokens` allows.
-            on_texts: Called after each batch with the number of its texts.
+            batch_size: Maximum number of texts of a batch. If None, only `max_batch_tokens` limits a batch.
+            on_texts: Called after each batch with its number of texts.
 
         Raises:
-            ConfigError: Texts are not read independently of the instruction (prefix, instruction_and_text), or one is
+            ConfigError: If the prefill depends on the instruction (prefix, instruction_and_text), or if a text is
                 longer than `max_batch_tokens`.
-            DataError: A text or an instruction is no string, or one string stands for a list.
+            DataError: If a text or instruction is not a string, or if a single string is given instead of a list.
         """
         texts = [clean_text(text) for text in check_text_list(texts, name="texts")]
         instructions = check_text_list(instructions, name="instructions")
@@ -188,7 +190,7 @@ class PromptEmbedder(PromptedSentenceTransformer):
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
         if not instructions:
             return vectors
-        # longest first: what does not fit into memory fails at once, and the time left is never underrated
+        # longest first: lack of memory fails early, and the remaining time is not underestimated
         by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         with torch.inference_mode():
             soft = encoder.soft_tokens(instructions)

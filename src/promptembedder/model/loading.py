@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_self_test(model: PromptEmbedder, folder: Path) -> float | None:
-    """The cosine between the vector that was saved with the model and the one it computes now; None without one.
+    """Return the cosine between the saved and the recomputed self-test embedding, or None without a self-test.
 
     Raises:
-        WeightsError: They differ by more than another machine explains, or the vector is not finite.
-        ModelFormatError: The saved one cannot be read.
+        WeightsError: If the embeddings differ by more than another machine explains, or if one is not finite.
+        ModelFormatError: If the saved self-test is damaged.
     """
     saved, ref = read_self_test(folder), model.encoder.reader.identity
     if saved is None or saved.reader != ref.fingerprint:
@@ -45,7 +45,7 @@ def check_self_test(model: PromptEmbedder, folder: Path) -> float | None:
     return cosine
 
 
-# what is asked for as frozen:WAY:BACKBONE, as (pooling, template)
+# (pooling, template) by WAY of frozen:WAY:BACKBONE
 FROZEN_WAYS = {
     "mean": ("mean", "instruct"),
     "last": ("last", "instruct"),
@@ -56,11 +56,11 @@ FROZEN_WAYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedEncoder:
-    """An encoder and what it takes.
+    """Encoder with its origin and its use of instructions.
 
     Attributes:
-        takes_instructions: False for a model that was not made for them: an instruction would only blur its texts.
-        provenance: Where it comes from, for results files.
+        takes_instructions: False for a model trained without instructions, which would only blur its embeddings.
+        provenance: Origin of the model, for results files.
     """
 
     name: str
@@ -78,19 +78,19 @@ def load_encoder(
     cache_folder: Path | None = None,
     device: str | None = None,
 ) -> LoadedEncoder:
-    """The model that `name` stands for.
+    """Load the model called `name`.
 
     Args:
-        name: Folder or hub id of a PromptEmbedder or baseline; `frozen:mean:BACKBONE` (also last, prompteol, plain);
-            the distribution of an installed sentence-transformers model; or folder or hub id of one.
-        reader: For a PromptEmbedder that was moved: the LLM to open it on.
-        quantization: For a PromptEmbedder: of its reader.
-        early_exit_fraction: For a PromptEmbedder: the share of its reader's layers that texts go through.
+        name: Folder or hub id of a PromptEmbedder or baseline, `frozen:mean:BACKBONE` (also last, prompteol, plain),
+            the distribution of an installed sentence-transformers model, or the folder or hub id of one.
+        reader: For a transferred PromptEmbedder, the LLM to load it with.
+        quantization: For a PromptEmbedder, the quantization of its reader.
+        early_exit_fraction: For a PromptEmbedder, the fraction of its reader's layers that texts run through.
 
     Raises:
-        ModelFormatError: It is none of these, a damaged one, or cannot be opened on the reader.
-        BackboneError: A backbone is missing.
-        ConfigError: A frozen way is unknown, or the depth is none.
+        ModelFormatError: If the model has none of these kinds, is damaged, or cannot be loaded with the reader.
+        BackboneError: If a backbone is missing.
+        ConfigError: If the frozen baseline is unknown, or if `early_exit_fraction` is out of range.
     """
     folder = None if name.startswith("frozen:") else _own_folder(name)
     is_dual = folder is not None and read_manifest(folder).kind == KIND
@@ -121,14 +121,14 @@ def load_encoder(
 
 
 def _own_folder(name: str) -> Path | None:
-    """The folder of a model that this library saved, from the hub if need be; None if it is another one's."""
+    """Return the folder of a model that this library saved, or None for any other model. Hub ids are downloaded."""
     folder = Path(name)
     if is_hub_id(name) and not folder.exists():
         try:
             folder = Path(snapshot_download(name, allow_patterns=[MANIFEST_NAME]))
             if (folder / MANIFEST_NAME).is_file():
                 folder = saved_folder(name)
-        except (OSError, ValueError, HfHubHTTPError):  # no such model: sentence-transformers will say so
+        except (OSError, ValueError, HfHubHTTPError):  # no such model: sentence-transformers raises the error
             return None
     return folder if (folder / MANIFEST_NAME).is_file() else None
 
@@ -147,7 +147,7 @@ def _frozen(name: str, cache_folder: Path | None, device: str | None) -> LoadedE
 
 
 def _foreign(name: str, device: str | None) -> LoadedEncoder:
-    """Any sentence-transformers model; no code of its own is run."""
+    """Load any sentence-transformers model without running code from its repository."""
     folder, provenance = _installed(name), {"source": name}
     if folder is not None:
         provenance["version"] = importlib.metadata.version(name)
@@ -167,7 +167,7 @@ def _foreign(name: str, device: str | None) -> LoadedEncoder:
 
 
 def _installed(name: str) -> Path | None:
-    """The model's folder inside an installed distribution, found by its file list and never imported."""
+    """Return the model's folder in an installed distribution, from its file list and without importing it."""
     try:
         files = importlib.metadata.files(name) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):

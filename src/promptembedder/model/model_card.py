@@ -1,4 +1,4 @@
-"""The README of a saved model: what it was trained on and how, its LLMs, its instructions, and how to move it."""
+"""Model card of a saved model: training data, backbones, instructions, and how to transfer it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from promptembedder.model.dual_encoder import DualEncoder
 
 __all__ = ["PromptEmbedderCardData"]
 
-_SHOWN_WORDINGS = 5  # of a task
+_SHOWN_WORDINGS = 5  # per task
 
 
 @dataclass
 class PromptEmbedderCardData(SentenceTransformerModelCardData):
-    """What sentence-transformers' trainer notes down, and what is special about this kind of model.
+    """Model card data of sentence-transformers with the fields of this kind of model.
 
     Attributes:
-        task_instructions: By task, the wordings that it was trained under; `note_instructions` fills it.
+        task_instructions: Instructions of the training by task, set by `note_instructions`.
     """
 
     tags: list[str] = field(
@@ -35,7 +35,7 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
     task_instructions: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
 
     def note_instructions(self, task: str, instructions: Sequence[str], document_instructions: Sequence[str]) -> None:
-        """Keep the wordings that a task is trained under."""
+        """Add the instructions that a task is trained under."""
         named = {task: instructions, f"{task}, documents": document_instructions}
         for name, wordings in named.items():
             if wordings and not (name != task and tuple(wordings) == tuple(instructions)):
@@ -44,17 +44,17 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
                 self.task_instructions[name] = [*map(_one_line, wordings[:_SHOWN_WORDINGS]), *tail]
 
     def try_to_set_base_model(self) -> None:
-        """The reader, where it has a name on the hub: it is named in the manifest, so nothing is looked up."""
+        """Set the base model to the reader if the manifest contains a hub id for it, without a request to the hub."""
         ref = self._encoder().reader.identity
         if _is_hub_name(ref.source):
             self.base_model, self.base_model_revision = ref.source, ref.revision
 
     def get_default_model_name(self) -> str:
-        """The kind of model and the LLM that it reads with."""
+        """Return the default model name, which contains the reader."""
         return f"PromptEmbedder on {self._encoder().reader.identity.source}"
 
     def get_model_specific_metadata(self) -> dict[str, Any]:
-        """What the template needs beside what every SentenceTransformer has."""
+        """Return the variables of the template that other SentenceTransformers do not have."""
         if self.model is None:
             return {}
         encoder = self._encoder()
@@ -72,10 +72,10 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
         }
 
     def run_usage_snippet(self) -> None:
-        """Embed nothing: the template's example shows no numbers."""
+        """Do nothing: the template's example shows no numbers."""
 
     def generate_usage_snippet(self) -> str:
-        """Nothing: the template has its own, under an instruction."""
+        """Return an empty snippet: the template has its own, under an instruction."""
         return ""
 
     def _example_instruction(self, prompts: Mapping[str, str]) -> str:
@@ -96,7 +96,7 @@ def _is_hub_name(source: str) -> bool:
 
 
 def _described(ref: Mapping[str, Any]) -> str:
-    """One line about a backbone."""
+    """Describe a backbone in one line."""
     source = ref["source"]
     name = f"[{source}](https://huggingface.co/{source})" if _is_hub_name(source) else f"`{source}`"
     revision = f" at revision `{ref['revision']}`" if ref["revision"] else ""

@@ -34,10 +34,10 @@ def model_identity(folder: Path, *, reader: str | None = None) -> ModelIdentity:
     """Compute the identity of the model saved in `folder`.
 
     Args:
-        reader: Backbone string of the reader. If None, the reader that the model opens with.
+        reader: Backbone string of the reader. If None, the reader that the model was saved with.
 
     Raises:
-        ModelFormatError: The folder is not a complete saved model, or has no alignment for this reader.
+        ModelFormatError: If the folder is not a complete saved model, or if it has no alignment for this reader.
     """
     manifest = read_manifest(folder)
     weights = {PROMPTER_FILE, find_reader(manifest, reader, folder).alignment_file}
@@ -61,7 +61,7 @@ def _backbones(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def _weights_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """Select the fields that identify a backbone's weights, not the place or revision they were loaded from."""
+    """Select the fields that identify a backbone's weights, without the path or revision of their source."""
     if identity.get("fingerprint") is None:
         return identity
     return {name: identity.get(name) for name in ("fingerprint", "dtype", "layers")}

@@ -1,4 +1,4 @@
-"""A SentenceTransformer whose prompt is the instruction: base class of the model and its baselines."""
+"""SentenceTransformer with the instruction as its prompt: base class of the model and its baselines."""
 
 import json
 from collections.abc import Sequence
@@ -19,26 +19,27 @@ __all__ = ["Encoder", "PromptedSentenceTransformer", "is_hub_id", "saved_folder"
 
 
 class PromptedSentenceTransformer(SentenceTransformer):
-    """One `TextEncoder` behind all that a SentenceTransformer does."""
+    """SentenceTransformer with one `TextEncoder` as its only module."""
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The one module."""
+        """The only module."""
         module = self[0]
         assert isinstance(module, TextEncoder)
         return module
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Features of the texts under the instruction `prompt`.
+        """Return the features of the texts under the instruction `prompt`.
 
-        Overridden because the parent falls back to gluing the prompt to the text when a module raises TypeError.
+        Overridden because the parent class prepends the prompt to the text if a module raises TypeError.
         """
         return self.text_encoder.preprocess(inputs, prompt=prompt, **kwargs)
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Features with their `sentence_embedding`; of {"columns": [...]}, those of all columns of a batch.
+        """Add `sentence_embedding` to the features, or to those of all columns of a batch for {"columns": [...]}.
 
-        A wrapper that counts forward passes (DDP) so sees one a step. What is embedded already is left as it is.
+        With all columns in one call, a wrapper that counts forward passes (DDP) counts one per step. Features that
+        already contain a `sentence_embedding` are returned unchanged.
         """
         if "columns" in input:
             self.text_encoder.embed_columns(input["columns"])
@@ -46,26 +47,26 @@ class PromptedSentenceTransformer(SentenceTransformer):
         return input if "sentence_embedding" in input else super().forward(input, **kwargs)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Save as a SentenceTransformer does, whole or not at all; backbones are named, not copied."""
+        """Save atomically in the format of SentenceTransformer. Backbones are referenced, not copied."""
         with atomic_directory(Path(path)) as scratch:
             super().save(str(scratch), *args, **kwargs)
             hash_files(scratch)
 
     def restore_config(self, folder: Path) -> None:
-        """Prompts, similarity and the like, which sentence-transformers keeps beside the module, and the model card.
+        """Restore the model card and the configuration of sentence-transformers, such as its prompts.
 
         Raises:
-            ModelFormatError: Their file is damaged, or a link out of the folder.
+            ModelFormatError: If a file is damaged, or if it is a link to a path outside of the folder.
         """
         card = folder / "README.md"
-        if card.is_file():  # saved again it is written as it was: what it says of the training is nowhere else
-            card = resolve_file(folder, card.name)  # nothing has hashed it: a link may lead anywhere
+        if card.is_file():  # keep the card for the next save: only it describes the training
+            card = resolve_file(folder, card.name)  # not hashed: a link may point to any file
             self._model_card_text = card.read_text(encoding="utf-8", errors="replace")
         path = folder / "config_sentence_transformers.json"
         if not path.is_file():
             return
         path = resolve_file(folder, path.name)
-        # the parent keeps what is set already, and its empty prompts count as set; None does not
+        # the parent class replaces only prompts that are None, not empty ones
         for name in self.prompts:
             self.prompts[name] = None
         try:
@@ -78,15 +79,15 @@ class PromptedSentenceTransformer(SentenceTransformer):
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` is no folder and looks like `owner/name`."""
+    """Return True if `name` is not a folder and has the form `owner/name`."""
     return not Path(name).is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
 
 
 def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a saved model: itself, or the hub's copy of it.
+    """Return the folder of a saved model. A hub id is downloaded.
 
     Raises:
-        ModelFormatError: It looks like a hub id, and the hub does not give it.
+        ModelFormatError: If `name` has the form of a hub id and cannot be downloaded.
     """
     if not is_hub_id(name):
         return Path(name)
@@ -101,10 +102,10 @@ def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Texts in, one vector each out."""
+    """Model that maps each text to one embedding."""
 
     def encode(
         self, inputs: list[str], *, prompt: str | None = None, batch_size: int = 32, **kwargs: Any
     ) -> np.ndarray:
-        """Vectors of the texts under the instruction `prompt`, float32 [texts dim]."""
+        """Embed the texts under the instruction `prompt`, float32 [texts dim]."""
         ...

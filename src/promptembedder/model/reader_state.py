@@ -1,4 +1,4 @@
-"""The reader's half of a saved model: one for each LLM that its prompter has been moved to."""
+"""Reader-specific part of a saved model: one record for each LLM that the model was transferred to."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = ["ReaderRecord", "find_reader", "load_reader_state", "reader_records",
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderRecord:
-    """A reader's half as the manifest names it: settings and files, no tensors."""
+    """Manifest entry of a reader: configuration and file names without tensors."""
 
     config: dict[str, Any]
     backbone: dict[str, Any]
@@ -27,20 +27,21 @@ class ReaderRecord:
 
     @property
     def source(self) -> str:
-        """The reader as users name it."""
+        """Backbone string of the reader."""
         return str(self.backbone.get("source"))
 
     @property
     def files(self) -> list[str]:
-        """Those that the entry needs."""
+        """Names of the files of this entry."""
         return [self.alignment_file, *([self.soft_tokens_file] if self.instructions else [])]
 
 
 def reader_records(manifest: Manifest) -> list[ReaderRecord]:
-    """The readers of a saved model, the one that it opens with first.
+    """Return the readers of a saved model, the one that it was saved with first.
 
     Raises:
-        ModelFormatError: The manifest's list of readers is damaged, or names files that the manifest does not.
+        ModelFormatError: If the manifest's list of readers is damaged, or contains files that the manifest does not
+            list.
     """
     first = ReaderRecord(
         config=manifest.config, backbone=manifest.backbones.get("reader", {}), instructions=manifest.instructions
@@ -76,10 +77,10 @@ def _entry(saved: Any) -> ReaderRecord:
 
 
 def find_reader(manifest: Manifest, reader: str | None, folder: Path) -> ReaderRecord:
-    """The entry of `reader`; of the first one for None.
+    """Return the entry of `reader`. If `reader` is None, the first entry.
 
     Raises:
-        ModelFormatError: The model was never moved to it.
+        ModelFormatError: If the model has no alignment to this reader.
     """
     entries = reader_records(manifest)
     for entry in entries:
@@ -93,7 +94,7 @@ def find_reader(manifest: Manifest, reader: str | None, folder: Path) -> ReaderR
 
 
 def save_reader_state(folder: Path, side: ReaderState, place: int) -> ReaderRecord:
-    """Write the tensors of the reader at this place of the list (0: the one that the model opens with)."""
+    """Write the tensors of the reader at index `place`. Index 0 is the reader that the model is loaded with."""
     number = f".{place}" if place else ""
     entry = ReaderRecord(
         config=to_mapping(side.config),
@@ -109,14 +110,14 @@ def save_reader_state(folder: Path, side: ReaderState, place: int) -> ReaderReco
 
 
 def _narrow(tensor: Tensor) -> Tensor:
-    """The same numbers in half the bytes, where bfloat16 holds every one of them."""
+    """Convert a tensor to bfloat16 if the conversion is exact."""
     if tensor.dtype != torch.float32 or not torch.equal(tensor.bfloat16().float(), tensor):
         return tensor
     return tensor.bfloat16()
 
 
 def load_reader_state(folder: Path, entry: ReaderRecord, config: ModelConfig) -> ReaderState:
-    """The tensors of an entry, as they were saved."""
+    """Load the tensors of an entry."""
     return ReaderState(
         config=config,
         identity=entry.backbone,

@@ -1,4 +1,4 @@
-"""One sentence's vector, saved with a model: whoever loads it can see whether it still computes what it did."""
+"""Self-test of a saved model: the embedding of one sentence, for comparison after loading."""
 
 import json
 import math
@@ -15,18 +15,18 @@ __all__ = ["SELF_TEST_NAME", "SELF_TEST_TEXT", "SelfTest", "read_self_test"]
 
 SELF_TEST_NAME = "self_test.json"
 SELF_TEST_TEXT = "A river runs to the sea."
-# Float32 on another machine turns a vector by less than 1e-6, bfloat16 by 1e-4, int8 by some thousandths; wrong
-# weights, a wrong mask or a broken kernel by tenths.
+# An embedding changes by less than 1e-6 in float32 on another machine, 1e-4 in bfloat16, some thousandths in int8, and
+# tenths with wrong weights, a wrong mask or a broken kernel.
 _MIN_COSINE_SAME, _MIN_COSINE_OTHER = 0.999, 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What the model made of `SELF_TEST_TEXT` when it was saved.
+    """Embedding of `SELF_TEST_TEXT` at the time of saving.
 
     Attributes:
-        reader: Fingerprint of the LLM that read it.
-        dtype: That it was read in, with its quantisation.
+        reader: Fingerprint of the reader.
+        dtype: Dtype or quantization of the reader.
     """
 
     instruction: str
@@ -35,15 +35,15 @@ class SelfTest:
     vector: Sequence[float]
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder of a model."""
+        """Write the self-test into the folder of a model."""
         content = asdict(self) | {"vector": [round(number, 7) for number in self.vector]}
         (folder / SELF_TEST_NAME).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def check(self, vector: Float[np.ndarray, " dim"], *, dtype: str) -> float:
-        """The cosine between the saved vector and this one, of the same text and instruction.
+        """Return the cosine between the saved embedding and `vector`, of the same text and instruction.
 
         Raises:
-            WeightsError: They are further apart than another machine or `dtype` explains.
+            WeightsError: If the cosine is lower than another machine or `dtype` explains.
         """
         saved = np.asarray(self.vector, dtype=np.float64)
         if saved.shape != vector.shape:
@@ -60,10 +60,10 @@ class SelfTest:
 
 
 def read_self_test(folder: Path) -> SelfTest | None:
-    """The self-test of a saved model; None if it has none.
+    """Read the self-test of a saved model, or return None if the model has none.
 
     Raises:
-        ModelFormatError: Its file is damaged.
+        ModelFormatError: If the file is damaged.
     """
     path = folder / SELF_TEST_NAME
     if not path.is_file():

@@ -34,7 +34,7 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["TransferConfig", "TransferredEncoder", "hidden_maps", "transfer_config", "transfer_encoder"]
 
-_RIDGE = 1e-3  # of the mean variance of the source
+_RIDGE = 1e-3  # fraction of the source's mean variance
 _BATCH = 8
 _MAX_TOKENS = 128
 
@@ -43,10 +43,10 @@ _MAX_TOKENS = 128
 def hidden_maps(
     source: Backbone, target: Backbone, texts: Sequence[str], layers: Sequence[tuple[int, int]]
 ) -> list[Float[Tensor, "dim_s dim_t"]]:
-    """For each (a, b): the linear map from states that enter layer a of `source` to those entering b of `target`.
+    """Fit one linear map per pair (a, b), from the inputs of layer a of `source` to the inputs of layer b of `target`.
 
-    Ridge regression around the means, over the places where a token of both ends at the same letter: what a decoder
-    knows there comes from the same text, however its tokenizer cuts it. Summed up batch by batch, in float64.
+    The maps are centred ridge regressions over the characters at which a token ends in both tokenizations: both states
+    there depend on the same text. Sums are accumulated over batches in float64.
     """
     sums = [_Sums(source.dim, target.dim, source.input_embeddings.device) for _ in layers]
     cleaned = sorted((clean_text(text) for text in texts), key=len)
@@ -62,7 +62,7 @@ def hidden_maps(
 
 
 class _States:
-    """Hidden states of a batch of texts, by layer and by the letter at which a token ends."""
+    """Hidden states of a batch of texts, by layer and by the character offset at which a token ends."""
 
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         prefix = backbone.tokenizer.prefix
@@ -87,13 +87,13 @@ class _States:
             ).hidden_states
 
     def at(self, layer: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "places dim"]:
-        """States that enter the layer, at (row, letter)."""
+        """Return the states that enter the layer, at (row, character offset)."""
         rows = [row for row, _ in places]
         return self._hidden[layer][rows, [self.ends[row][end] for row, end in places]].double()
 
 
 class _Sums:
-    """What ridge regression needs of all pairs of rows."""
+    """Running sums for ridge regression over pairs of rows."""
 
     def __init__(self, dim_s: int, dim_t: int, device: torch.device) -> None:
         self.count = 0
@@ -122,15 +122,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig:
-    """Where to, and from which start.
+    """Target and initialization of a transfer.
 
     Attributes:
-        reader: The LLM to move to.
-        alignment: Of the new reader: kind, closed form and rank of what is trained.
-        carried: Compose the trained alignment with a map from the old reader to the new one, so that what it learned
-            comes along; else the alignment starts anew from the prompter's own table. A `random` start is always anew.
-        text_pooling_layer: As in `ModelConfig`, of the new reader.
-        early_exit_fraction: As in `ModelConfig`; None: that of the model.
+        reader: Target LLM.
+        alignment: Alignment to the new reader: kind, closed form and rank of the trained delta.
+        carried: If True, compose the trained alignment with a map from the old to the new reader, which preserves its
+            training. If False, initialize the alignment from the prompter's input embeddings. Start `random` ignores
+            this setting.
+        text_pooling_layer: As in `ModelConfig`, for the new reader.
+        early_exit_fraction: As in `ModelConfig`. If None, that of the model.
     """
 
     reader: BackboneConfig
@@ -142,7 +143,7 @@ class TransferConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferredEncoder:
-    """An encoder on the new reader, and how well the spaces fit."""
+    """Encoder on the new reader, with the fit of its alignment."""
 
     encoder: DualEncoder
     fit: AlignmentFit
@@ -157,16 +158,16 @@ def transfer_encoder(
     cache_folder: Path | None = None,
     seed: int = 0,
 ) -> TransferredEncoder:
-    """`old` on another reader, at its closed form, its prompter put away; `old` itself stays as it is.
+    """Transfer `old` to another reader with a closed-form alignment and an offloaded prompter. `old` is not modified.
 
     Args:
-        instructions: Those that the result can be trained under while the prompter is away.
-        texts: Some texts that both readers read, without labels: they tell how the deeper alignments are carried over,
-            which begin at zero without them.
+        instructions: Instructions for training without the prompter.
+        texts: Unlabelled texts to fit the maps between hidden states of both readers. Without texts, deep alignments
+            start at zero.
 
     Raises:
-        ConfigError: The model has no prompter in memory, or its soft tokens depend on the texts.
-        BackboneError: The reader cannot be loaded, or shares too few strings.
+        ConfigError: If the prompter is not in memory, or if the soft tokens depend on the texts.
+        BackboneError: If the reader cannot be loaded, or if the vocabularies share too few strings.
     """
     parts = old.parts()
     if parts.prompter is None:
@@ -203,7 +204,7 @@ def transfer_encoder(
 
 
 def transfer_config(config: ModelConfig, move: TransferConfig) -> ModelConfig:
-    """The configuration of a model of `config` after the move; a depth in layers does not go with it to another LLM."""
+    """Return the configuration of the transferred model. A depth in layers is kept only for the same LLM."""
     kept = config.text_pooling_layer if move.reader.source == config.reader.source else None
     return dataclasses.replace(
         config,
@@ -219,7 +220,7 @@ def transfer_config(config: ModelConfig, move: TransferConfig) -> ModelConfig:
 def _moved_alignment(
     parts: EncoderParts, reader: Backbone, move: TransferConfig, seed: int
 ) -> tuple[Alignment, AlignmentFit]:
-    """The new alignment; carried over, it is the old one followed by the map between the two readers' tables."""
+    """Build the new alignment, or compose the old one with the map between the readers' input embeddings if carried."""
     assert parts.prompter is not None
     linear = move.alignment.kind == "linear" and move.alignment.start != "random"
     carried = move.carried and linear and isinstance(parts.alignment, LinearAlignment)
@@ -240,9 +241,10 @@ def _moved_alignment(
 def _moved_deep(
     parts: EncoderParts, config: ModelConfig, reader: Backbone, texts: Sequence[str], *, alike: bool, seed: int
 ) -> DeepAlignment | None:
-    """Alignments of the deeper layers: the way down reads the prompter and comes along; the ways up follow the texts.
+    """Build the deep alignments: copy the down projection, and map the up projections to the new reader with the texts.
 
-    Each is that of the old layer at the same share of the depth, followed by the map between the two layers' states.
+    Each up projection is the one at the same relative depth in the old reader, composed with the map between the states
+    of both layers.
     """
     old = parts.deep
     if old is None:

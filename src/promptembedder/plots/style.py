@@ -91,7 +91,7 @@ def pictures() -> Iterator[None]:
     """Apply the common style to figures; the settings of the caller are restored on exit.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
     matplotlib = extras.require("matplotlib", extra="plots")
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_LOOK}):

@@ -40,7 +40,7 @@ def read_run_log(folder: Path) -> RunLog:
     """Read the log in the folder of a run. An incomplete last line is ignored.
 
     Raises:
-        DataError: The log is missing or contains nothing to plot.
+        DataError: If the log is missing or contains nothing to plot.
     """
     path = folder / LOG_NAME
     try:

@@ -36,7 +36,7 @@ class PlaneView:
 
 
 def plane_view(vectors: Float[np.ndarray, "texts dim"]) -> PlaneView:
-    """Project on the first two principal components; the largest entry of each is positive, so figures do not flip."""
+    """Project on the first two principal components. The largest entry of each is positive, so figures do not flip."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0)
     left, lengths, directions = np.linalg.svd(centred, full_matrices=False)
     first = directions[:2]
