@@ -35,8 +35,22 @@ def test_the_cosine_is_the_mean_over_pairs_of_different_tokens() -> None:
     )
 
 
+def test_a_constant_prompter_has_cosine_one_and_no_variance_between_instructions() -> None:
+    soft = torch.randn(1, 3, 5).expand(4, -1, -1)
+    report = soft_token_diagnostics(tokens_of(None), soft, mean_embedding_norm=1.0)
+    assert report["instruction_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert report["instruction_variance"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_opposite_tokens_of_two_instructions_have_cosine_minus_one_and_all_variance() -> None:
+    one = torch.randn(1, 3, 5)
+    report = soft_token_diagnostics(tokens_of(None), torch.cat([one, -one]), mean_embedding_norm=1.0)
+    assert report["instruction_cosine"] == pytest.approx(-1.0, abs=1e-5)
+    assert report["instruction_variance"] == pytest.approx(1.0, abs=1e-5)
+
+
 def test_what_cannot_be_measured_is_left_out() -> None:
-    report = soft_token_diagnostics(tokens_of(None, prompt=1), torch.ones(2, 1, 5), mean_embedding_norm=1.0)
+    report = soft_token_diagnostics(tokens_of(None, prompt=1), torch.ones(1, 1, 5), mean_embedding_norm=1.0)
     assert set(report) == {"soft_token_norm_ratio"}
 
 

@@ -137,21 +137,33 @@ def relax(
 def soft_token_diagnostics(
     tokens: RelaxedTokens, soft: Float[Tensor, "batch prompt dim_r"], *, mean_embedding_norm: float
 ) -> dict[str, float]:
-    """Compute diagnostics of the soft tokens: mean entropy in nats, norm ratio to the embedding table, mean cosine.
+    """Compute diagnostics of the soft tokens of a batch of instructions.
 
-    Known failures: entropy near log(vocab), or cosine near 1 between tokens, is a collapse to the mean of the table.
-    Entropy near 0 is a one-hot softmax, through which no gradient flows. `soft_token_entropy` is missing for
-    relaxations
-    without weights, `soft_token_cosine` for a single token.
+    - `soft_token_norm_ratio`: mean norm over that of the embedding table.
+    - `soft_token_entropy`: mean entropy of the vocabulary weights in nats. Near log(vocab) the tokens are the mean of
+      the table. Near 0 the softmax is one-hot, and no gradient flows through it. Missing without weights.
+    - `soft_token_cosine`: mean cosine between the tokens of one instruction. Missing for a single token.
+    - `instruction_cosine`: mean cosine between the tokens of different instructions at the same position. Near 1 the
+      prompter has become a constant.
+    - `instruction_variance`: share of the tokens' squared norm that is lost if each is replaced by its mean over the
+      instructions, 0..1. Both are missing for a single instruction.
     """
     report: dict[str, float] = {"soft_token_norm_ratio": float(soft.float().norm(dim=-1).mean()) / mean_embedding_norm}
     if tokens.weights is not None:
         weights = tokens.weights.float()
         report["soft_token_entropy"] = float(torch.special.entr(weights.clamp_min(0.0)).sum(dim=-1).mean())
-    count = soft.shape[1]
-    if count > 1:
-        unit = l2_normalize(soft)
-        cosines = unit @ unit.transpose(1, 2)  # [batch, prompt, prompt]
-        off_diagonal = cosines.sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(dim=1)
-        report["soft_token_cosine"] = float((off_diagonal / (count * (count - 1))).mean())
+    unit = l2_normalize(soft)
+    if soft.shape[1] > 1:
+        report["soft_token_cosine"] = _mean_cosine(unit)
+    if soft.shape[0] > 1:
+        report["instruction_cosine"] = _mean_cosine(unit.transpose(0, 1))
+        around = soft.float() - soft.float().mean(dim=0)
+        report["instruction_variance"] = float(around.square().sum() / soft.float().square().sum().clamp_min(1e-12))
     return report
+
+
+def _mean_cosine(unit: Float[Tensor, "groups members dim"]) -> float:
+    """Return the mean cosine between different members of a group."""
+    count = unit.shape[1]
+    total = unit.sum(dim=1).square().sum(dim=-1)  # of all pairs, each member with itself included
+    return float(((total - count) / (count * (count - 1))).mean())
