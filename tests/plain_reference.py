@@ -97,6 +97,7 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         if settings.deep_prompt_interval and layer % settings.deep_prompt_interval == 0
     ]
     additions = {layer: deeper[:, i * width : (i + 1) * width] for i, layer in enumerate(deep_layers)}
+    gate = deeper[:, len(deep_layers) * width :].flatten()
     batch = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length)
     ids, start = batch.ids[0], int((batch.text_mask[0] == 0).sum())
     text_inputs = reader.model.get_input_embeddings()(ids)
@@ -115,12 +116,17 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         pooled = pooled / pooled.square().mean().sqrt()
         pooled = pooled + pooled @ encoder.head.weight + encoder.head.bias
     pooled = pooled / pooled.norm()
-    if encoder.text_pooling is not None and not encoder.training and len(ids) > start:
+    if encoder.text_pooling is not None and (settings.gate_rank or not encoder.training) and len(ids) > start:
         layers = settings.text_pooling_layer or round(0.3 * reader.identity.layers)
         with eagerly(reader.decoder):
             read = reader.decoder(inputs_embeds=text_inputs[None], use_cache=False, output_hidden_states=True)
         own = read.hidden_states[layers][0, start:].mean(dim=0) - encoder.text_pooling.centre
         own = own - encoder.text_pooling.shared @ (encoder.text_pooling.shared.T @ own)
+        if settings.gate_rank:
+            metric = torch.eye(width)
+            for value, direction in zip(gate, encoder.text_pooling.directions.T, strict=True):
+                metric = metric + value * torch.outer(direction, direction)
+            own = metric @ own
         pooled = pooled + encoder.text_pooling.weight * own / own.norm()
     return pooled / pooled.norm()
 

@@ -51,7 +51,7 @@ from promptembedder.backbone.sources import (
     hub_refusal,
     quiet_transformers,
 )
-from promptembedder.backbone.text_cache import TextCacheConfig, TextCacheStore
+from promptembedder.backbone.text_cache import StoredKV, TextCacheConfig, TextCacheStore
 from promptembedder.backbone.tokenizer import TextTokenizer
 from promptembedder.backbone.vocabulary import shared_token_ids
 
@@ -60,6 +60,7 @@ __all__ = [
     "MAX_BATCH_TOKENS",
     "RANDOM_MODELS",
     "Backbone",
+    "StoredKV",
     "BackboneConfig",
     "BackboneIdentity",
     "BackboneSource",

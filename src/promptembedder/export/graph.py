@@ -93,7 +93,8 @@ class FixedInstructionModel(nn.Module):
         if self.encoder.text_pooling is not None:
             text_mask = content_mask(mask, self.encoder.reader)
             mean = pool(self._captured[0][:, :-count], text_mask, pooling="mean")
-            summary = self.encoder.text_pooling(summary, mean, text_mask.amax(dim=1, keepdim=True))
+            _, _, gate = self.encoder.split_by_layer(self.soft.unsqueeze(0))
+            summary = self.encoder.text_pooling(summary, mean, text_mask.amax(dim=1, keepdim=True), gate)
         return l2_normalize(summary)
 
     def _capture(self, _: nn.Module, __: Any, output: Any) -> None:

@@ -23,12 +23,14 @@ from promptembedder.method.encoder_parts import (
     ReaderState,
     alignment_fit,
     build_deep_alignment,
+    build_gate,
     build_head,
     build_parts,
     build_prompter,
     fit_alignment,
     num_prompt_layers,
 )
+from promptembedder.method.instruction_gate import InstructionGate, gate_width
 from promptembedder.method.pooling import POOLINGS, WhitenedTextPooling, l2_normalize, pool, whitening_directions
 from promptembedder.method.prompter import Prompter, add_lora
 from promptembedder.method.relaxation import (
@@ -47,7 +49,13 @@ from promptembedder.method.text_encoder import (
     saved_state,
     trained_state,
 )
-from promptembedder.method.text_pooling import build_text_pooling, content_mask, early_exit_layer, text_pooling_layer
+from promptembedder.method.text_pooling import (
+    build_text_pooling,
+    content_mask,
+    early_exit_layer,
+    gated_directions,
+    text_pooling_layer,
+)
 
 __all__ = [
     "MAX_TEMPLATE_TOKENS",
@@ -59,6 +67,7 @@ __all__ = [
     "BaselineConfig",
     "DeepAlignment",
     "EncoderParts",
+    "InstructionGate",
     "LinearAlignment",
     "LinearMap",
     "ModelConfig",
@@ -76,6 +85,7 @@ __all__ = [
     "add_lora",
     "alignment_fit",
     "build_deep_alignment",
+    "build_gate",
     "build_head",
     "build_parts",
     "build_prompter",
@@ -85,6 +95,8 @@ __all__ = [
     "content_mask",
     "early_exit_layer",
     "fit_alignment",
+    "gate_width",
+    "gated_directions",
     "l2_normalize",
     "num_prompt_layers",
     "pool",

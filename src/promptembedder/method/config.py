@@ -76,6 +76,8 @@ class ModelConfig:
             evaluation, both at length 1. 0 disables text pooling.
         text_pooling_layer: Number of reader layers before the pooled text states. If None, 30 % of the layers.
         whitening_rank: Number of directions of largest variance that whitening of the text states shrinks. 0: none.
+        gate_rank: Number of trained directions of the text states that the instruction scales. 0: the text states are
+            the same under every instruction. Needs text pooling.
         head: Train a linear map on the pooled state, initialised as the identity.
         pooling: `mean` or `last`, over the states at the soft tokens (placement `prefix`: at the text).
         max_seq_length: Maximum number of tokens of a text. Longer texts are truncated and counted.
@@ -95,6 +97,7 @@ class ModelConfig:
     text_pooling_weight: float = 1.0
     text_pooling_layer: int | None = None
     whitening_rank: int = 128
+    gate_rank: int = 0
     head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
@@ -107,6 +110,7 @@ class ModelConfig:
             "deep_prompt_rank": 1,
             "deep_prompt_interval": 0,
             "whitening_rank": 0,
+            "gate_rank": 0,
         }
         for name, least in least_values.items():
             if getattr(self, name) < least:
@@ -116,6 +120,8 @@ class ModelConfig:
             raise ConfigError(
                 f"text_pooling_weight must not be negative, got {self.text_pooling_weight}. Try 1, or 0 for none."
             )
+        if self.gate_rank and not self.text_pooling_weight:
+            raise ConfigError("gate_rank needs text pooling. Raise text_pooling_weight, or set gate_rank to 0.")
         if self.text_pooling_layer is not None and self.text_pooling_layer < 1:
             raise ConfigError(
                 f"text_pooling_layer must be at least 1, got {self.text_pooling_layer}. Leave it out for 30 %."

@@ -20,11 +20,12 @@ from promptembedder.method.alignment import (
     closed_form_map,
 )
 from promptembedder.method.config import ModelConfig
+from promptembedder.method.instruction_gate import InstructionGate
 from promptembedder.method.pooling import WhitenedTextPooling
 from promptembedder.method.prompter import Prompter
 from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
 from promptembedder.method.relaxation import RelaxedTokens
-from promptembedder.method.text_pooling import build_text_pooling
+from promptembedder.method.text_pooling import build_text_pooling, gated_directions
 from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ReaderState",
     "alignment_fit",
     "build_deep_alignment",
+    "build_gate",
     "build_head",
     "build_parts",
     "build_prompter",
@@ -86,6 +88,7 @@ class EncoderParts:
     Attributes:
         deep: Alignments of the deeper layers. None if soft tokens enter at the input alone.
         text_pooling: Addition of the frozen text states, or None.
+        gate: Scales of the text states by instruction, or None.
         head: Trained map on the pooled state, or None.
         prompter: None if the encoder serves compiled or cached soft tokens only.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
@@ -99,6 +102,7 @@ class EncoderParts:
     prompter: Prompter | None
     deep: DeepAlignment | None = None
     text_pooling: WhitenedTextPooling | None = None
+    gate: InstructionGate | None = None
     head: ResidualLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
     prompter_snapshot: PrompterSnapshot | None = None
@@ -123,6 +127,7 @@ def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: 
         alignment=alignment,
         deep=build_deep_alignment(config, backbone.dim, reader, seed=seed),
         text_pooling=build_text_pooling(config, reader),
+        gate=build_gate(config, backbone.dim, reader, seed=seed),
         head=build_head(config, reader),
         prompter=prompter,
     )
@@ -141,6 +146,14 @@ def build_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, s
         rank=config.deep_prompt_rank,
         seed=seed,
     )
+
+
+def build_gate(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int = 0) -> InstructionGate | None:
+    """Build an untrained gate. None without `config.gate_rank`."""
+    if not config.gate_rank:
+        return None
+    rank = gated_directions(config, reader)
+    return InstructionGate(dim_p=dim_p, prompt=config.num_soft_tokens, rank=rank, seed=seed)
 
 
 def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:

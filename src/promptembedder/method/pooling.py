@@ -56,16 +56,26 @@ class WhitenedTextPooling(nn.Module):
     features, which other tasks need. Mean states of a decoder share one large direction that is independent of the text
     (Ethayarajh 2019, arXiv:1909.00512), which `centre` removes, and vary most along a few others, which `shared`
     shrinks (whitening, Su et al. 2021, arXiv:2103.15316, of the first `rank` directions). Both are fitted to unlabelled
-    texts; nothing is trained.
+    texts.
+
+    With gate values g of an instruction, the whitened state w becomes w + (g * (w @ directions)) @ directions.T: a
+    metric of its own for each instruction, in which texts that agree in what it asks for are near. The directions are
+    trained.
     """
 
     centre: Tensor
     weight: Tensor
     shared: Tensor
+    directions: nn.Parameter | None
 
-    def __init__(self, centre: Float[Tensor, " dim"], *, weight: float, rank: int) -> None:
-        """Initialise with this centre and weight. No direction is shrunk before `fit`."""
+    def __init__(self, centre: Float[Tensor, " dim"], *, weight: float, rank: int, gate_rank: int = 0) -> None:
+        """Initialise with this centre and weight. No direction is shrunk before `fit`.
+
+        Args:
+            gate_rank: Number of directions that an instruction scales, at first those of the first coordinates.
+        """
         super().__init__()
+        self.directions = nn.Parameter(torch.eye(len(centre), gate_rank)) if gate_rank else None
         self.register_buffer("centre", centre.clone())
         self.register_buffer("weight", torch.tensor(float(weight)))
         rank = min(rank, len(centre) - 1)
@@ -79,7 +89,11 @@ class WhitenedTextPooling(nn.Module):
         self.shared.copy_(shared)
 
     def forward(
-        self, summary: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"], present: Int[Tensor, "batch 1"]
+        self,
+        summary: Float[Tensor, "batch dim"],
+        text: Float[Tensor, "batch dim"],
+        present: Int[Tensor, "batch 1"],
+        gate: Float[Tensor, "rows rank"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """Compute the sum, in float32, without normalising it.
 
@@ -87,9 +101,13 @@ class WhitenedTextPooling(nn.Module):
             summary: Pooled states of the soft tokens.
             text: Mean states of the text, float32.
             present: 1, or 0 for an empty text, which adds nothing.
+            gate: Gate values of each text's instruction, or one row for all. If None, no direction is scaled.
         """
         whitened = text - self.centre
         whitened = whitened - (whitened @ self.shared) @ self.shared.T
+        if gate is not None:
+            assert self.directions is not None
+            whitened = whitened + (gate * (whitened @ self.directions)) @ self.directions.T
         return l2_normalize(summary) + self.weight * present * l2_normalize(whitened)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from promptembedder.backbone import (
     Backbone,
+    StoredKV,
     TextCache,
     TextCacheStore,
     TokenBudgetBatcher,
@@ -31,6 +32,7 @@ from promptembedder.data import clean_instruction, clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.method.alignment import ResidualLinear
 from promptembedder.method.config import ModelConfig
+from promptembedder.method.encoder_parts import num_prompt_layers
 from promptembedder.method.pooling import WhitenedTextPooling, l2_normalize, pool, pool_prefixes
 from promptembedder.method.soft_token_cache import SoftTokenStore
 from promptembedder.method.text_encoder import TextEncoder
@@ -48,7 +50,8 @@ class SoftTokenEncoder(TextEncoder):
 
     The soft tokens of one instruction have shape [prompt, levels * dim_r]: the first dim_r numbers of each are its
     input vector in the reader, the others are added to its hidden state at the input of each deeper layer
-    (`config.deep_prompt_interval`).
+    (`config.deep_prompt_interval`). With `config.gate_rank`, the gate values of the instruction follow, distributed over
+    its soft tokens.
 
     Attributes:
         reading: Batcher of the texts and its counters.
@@ -79,6 +82,7 @@ class SoftTokenEncoder(TextEncoder):
         self.text_pooling, self.head = text_pooling, head
         self.reading = TokenBudgetBatcher(self._width_for, packed_tokens=self.packed_tokens)
         self.text_cache: TextCacheStore | None = None
+        self._cached_means: dict[TokenIds, Tensor] = {}
         self.return_prefix_embeddings = False
 
     @abstractmethod
@@ -162,14 +166,16 @@ class SoftTokenEncoder(TextEncoder):
         """
         texts = [row for features in columns for row in unpad(features)]
         distinct = list(dict.fromkeys(texts))
-        held, packed, new = ([], [], distinct) if self.text_cache is None else self.text_cache.split(distinct)
+        held, packed, new = ([], [], distinct) if self.text_cache is None else self._cached_texts(distinct)
 
         def read(places: list[int]) -> TextCache:
             rows = [new[place] for place in places]
             states = self.read_rows(rows)
             if self.text_cache is not None:
                 self.text_cache.add(rows, states)
-            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # unused in training
+            if self.config.gate_rank:
+                self._cached_means |= zip(rows, self._mean_states(states).cpu(), strict=True)
+            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # unused from here on
 
         batches, parts = self.reading.map_batches(new, read, supports_packing=True)
         rows = [[new[place] for place in batch] for batch in batches]
@@ -180,7 +186,24 @@ class SoftTokenEncoder(TextEncoder):
         if self.text_cache is not None:
             self.diagnostics["texts_held"] = len(held) / len(distinct)
         place_of = {row: (part, place) for part, batch in enumerate(rows) for place, row in enumerate(batch)}
-        return gather_text_caches(parts, [place_of[text] for text in texts])
+        gathered = gather_text_caches(parts, [place_of[text] for text in texts])
+        if not self.config.gate_rank:
+            return gathered
+        means = torch.stack([self._cached_means[text] for text in texts]).to(self.device)
+        if self.text_cache is None:
+            self._cached_means.clear()
+        return dataclasses.replace(gathered, mean=means)
+
+    def _cached_texts(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
+        """Split texts into stored ones, their KV, and missing ones: those whose mean state is missing, too."""
+        assert self.text_cache is not None
+        held, packed, new = self.text_cache.split(texts)
+        if self.config.gate_rank:
+            whole = [text in self._cached_means for text in held]
+            new += [text for text, known in zip(held, whole, strict=True) if not known]
+            packed = [kv for kv, known in zip(packed, whole, strict=True) if known]
+            held = [text for text, known in zip(held, whole, strict=True) if known]
+        return held, packed, new
 
     def embed_under_each(
         self,
@@ -227,7 +250,7 @@ class SoftTokenEncoder(TextEncoder):
     def read_rows(self, texts: Sequence[TokenIds]) -> TextCache:
         """Prefill a batch of texts, given as token ids, without gradient."""
         ids, mask = self._padded(texts)
-        layers = None if self.training else text_pooling_layer(self.config, self.reader)
+        layers = text_pooling_layer(self.config, self.reader) if self._pools_text else None
         last = early_exit_layer(self.config, self.reader)
         return prefill(self.reader.decoder, ids, mask, hidden_layers=layers, early_exit_layer=last)
 
@@ -253,7 +276,7 @@ class SoftTokenEncoder(TextEncoder):
         if torch.is_grad_enabled() or self.training:
             return self.embed_after(self.read_rows(texts), soft)
         ids, mask = self._padded(texts)
-        inputs, additions = self._split_by_layer(soft)
+        inputs, additions, gate = self.split_by_layer(soft)
         after, hidden = forward_with_suffix(
             self.reader.decoder,
             ids,
@@ -263,7 +286,7 @@ class SoftTokenEncoder(TextEncoder):
             hidden_layers=text_pooling_layer(self.config, self.reader),
             early_exit_layer=early_exit_layer(self.config, self.reader),
         )
-        return self._pool_and_normalize(after, self._text_means(TextCache((), (), mask, hidden)))
+        return self._pool_and_normalize(after, self._text_means(TextCache((), (), mask, hidden)), gate)
 
     def embed_after(self, states: TextCache, soft: Float[Tensor, "batch prompt width"]) -> Float[Tensor, "batch dim_r"]:
         """Embed prefilled texts with the soft tokens that follow them. Suffix placement only.
@@ -271,7 +294,8 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
         """
-        return self._pool_and_normalize(self._states_after(states, soft), self._text_means(states))
+        _, _, gate = self.split_by_layer(soft)
+        return self._pool_and_normalize(self._states_after(states, soft), self._text_means(states), gate)
 
     def embed_cached(
         self, states: TextCache, soft: Float[Tensor, "instructions prompt width"]
@@ -281,30 +305,43 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
         """
-        inputs, additions = self._split_by_layer(soft)
+        inputs, additions, gates = self.split_by_layer(soft)
         after = forward_suffixes(self.reader.decoder, states, inputs, additions)
         own = self._text_means(states)
-        return torch.stack([self._pool_and_normalize(one, own) for one in after])
+        rows = [None] * len(after) if gates is None else gates.split(1)
+        return torch.stack([self._pool_and_normalize(one, own, gate) for one, gate in zip(after, rows, strict=True)])
 
     def _text_means(self, states: TextCache) -> tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None:
         """Return the mean states of the texts and a mask of the non-empty ones, or None if text pooling is off."""
-        # added in training, they would replace part of what the soft tokens learn: docs/results.md
-        if self.text_pooling is None or self.training:
+        if not self._pools_text:
             return None
         own = content_mask(states.mask, self.reader)
         present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
-        return pool(states.hidden, own, pooling="mean"), present
+        return (self._mean_states(states) if states.mean is None else states.mean), present
+
+    def _mean_states(self, states: TextCache) -> Float[Tensor, "batch dim_r"]:
+        return pool(states.hidden, content_mask(states.mask, self.reader), pooling="mean")
+
+    @property
+    def _pools_text(self) -> bool:
+        """True if the text's mean state is added now.
+
+        States that no instruction scales are added in evaluation only: in training they would replace part of what the
+        soft tokens learn (docs/results.md).
+        """
+        return self.text_pooling is not None and (not self.training or self.config.gate_rank > 0)
 
     def _pool_and_normalize(
         self,
         after: Float[Tensor, "batch prompt dim_r"],
         own: tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None,
+        gate: Float[Tensor, "rows rank"] | None = None,
     ) -> Float[Tensor, "batch dim_r"]:
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = self._apply_head(pool(after, everywhere, pooling=self.config.pooling))
         if own is not None:
             assert self.text_pooling is not None
-            summary = self.text_pooling(summary, *own)
+            summary = self.text_pooling(summary, *own, gate)
         return self.check_finite(l2_normalize(summary))
 
     def prefix_embeddings(
@@ -327,17 +364,21 @@ class SoftTokenEncoder(TextEncoder):
     def _states_after(
         self, states: TextCache, soft: Float[Tensor, "batch prompt width"]
     ) -> Float[Tensor, "batch prompt dim_r"]:
-        inputs, additions = self._split_by_layer(soft)
+        inputs, additions, _ = self.split_by_layer(soft)
         return forward_suffix(self.reader.decoder, states, inputs, additions)
 
-    def _split_by_layer(
+    def split_by_layer(
         self, soft: Float[Tensor, "rows prompt width"]
-    ) -> tuple[Float[Tensor, "rows prompt dim_r"], dict[int, Float[Tensor, "rows prompt dim_r"]]]:
-        """Split soft tokens into input vectors and the additions of each deeper layer."""
-        inputs, *deeper = soft.split(self.reader.dim, dim=-1)
-        return inputs, {
-            (level + 1) * self.config.deep_prompt_interval: addition for level, addition in enumerate(deeper)
-        }
+    ) -> tuple[
+        Float[Tensor, "rows prompt dim_r"],
+        dict[int, Float[Tensor, "rows prompt dim_r"]],
+        Float[Tensor, "rows rank"] | None,
+    ]:
+        """Split soft tokens into input vectors, the additions of each deeper layer, and the gate values."""
+        levels = num_prompt_layers(self.config, self.reader) * self.reader.dim
+        inputs, *deeper = soft[..., :levels].split(self.reader.dim, dim=-1)
+        additions = {(level + 1) * self.config.deep_prompt_interval: addition for level, addition in enumerate(deeper)}
+        return inputs, additions, soft[..., levels:].flatten(1) if soft.shape[-1] > levels else None
 
     @torch.no_grad()
     def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:

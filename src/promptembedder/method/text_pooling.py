@@ -5,10 +5,11 @@ import torch
 from promptembedder.backbone import Backbone, hidden_states_at
 from promptembedder.errors import BackboneError, ConfigError
 from promptembedder.method.config import ModelConfig
+from promptembedder.method.instruction_gate import gate_width
 from promptembedder.method.pooling import WhitenedTextPooling, pool
 from promptembedder.types import Int, Tensor
 
-__all__ = ["build_text_pooling", "content_mask", "early_exit_layer", "text_pooling_layer"]
+__all__ = ["build_text_pooling", "content_mask", "early_exit_layer", "gated_directions", "text_pooling_layer"]
 
 # A dozen suffice: texts of five tasks, at 60 % of SmolLM2's depth, have a mean cosine of 0.89 as they are, 0.17 around
 # the mean of these sentences, and 0.57 around the mean of random tokens.
@@ -51,7 +52,15 @@ def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool =
         ids, mask, own = (one.to(reader.input_embeddings.device) for one in (batch.ids, batch.mask, batch.text_mask))
         hidden = hidden_states_at(reader.decoder, ids, mask, layers=layers)
         centre = pool(hidden, own, pooling="mean").mean(dim=0)
-    return WhitenedTextPooling(centre, weight=config.text_pooling_weight, rank=config.whitening_rank)
+    return WhitenedTextPooling(
+        centre, weight=config.text_pooling_weight, rank=config.whitening_rank, gate_rank=gated_directions(config, reader)
+    )
+
+
+def gated_directions(config: ModelConfig, reader: Backbone) -> int:
+    """Return the number of directions that an instruction scales: a multiple of the soft tokens, up to the width."""
+    prompt = config.num_soft_tokens
+    return prompt * min(gate_width(config.gate_rank, prompt=prompt), reader.dim // prompt)
 
 
 def text_pooling_layer(config: ModelConfig, reader: Backbone) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from torch.nn import functional as F
 
 from promptembedder.backbone import (
     Backbone,
@@ -30,6 +31,7 @@ from promptembedder.method import (
     add_lora,
     build_head,
     build_text_pooling,
+    gated_directions,
     l2_normalize,
     num_prompt_layers,
     pool,
@@ -219,8 +221,9 @@ class StaticEncoder(SoftTokenEncoder):
         }
         count = 1 if shared else len(baseline.instruction_variants)
         start = reader.init_embeddings(config.prompter.init_text, config.num_soft_tokens)
-        deeper = start.new_zeros(len(start), (num_prompt_layers(config, reader) - 1) * reader.dim)
-        self.vectors = nn.Parameter(torch.cat([start, deeper], dim=-1).repeat(count, 1, 1))
+        deeper = (num_prompt_layers(config, reader) - 1) * reader.dim
+        gated = gated_directions(config, reader) // config.num_soft_tokens
+        self.vectors = nn.Parameter(F.pad(start, (0, deeper + gated)).repeat(count, 1, 1))
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""

@@ -20,9 +20,11 @@ from promptembedder.method import (
     ReaderState,
     VocabularyAlignment,
     build_deep_alignment,
+    build_gate,
     build_head,
     build_prompter,
     build_text_pooling,
+    gated_directions,
     num_prompt_layers,
     restore_tensors,
     saved_state,
@@ -128,6 +130,8 @@ def load_parts(
     frozen = load_verified_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     found = load_tensors(folder / entry.alignment_file)
     dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0
+    if "gate.down" in found:
+        dim_p = found["gate.down"].shape[0] // config.num_soft_tokens
     prompter = None
     if with_prompter:
         backbone = load_verified_backbone(
@@ -141,6 +145,7 @@ def load_parts(
     compiled: dict[str, Tensor] = {}
     if entry.instructions:
         width = num_prompt_layers(config, frozen) * frozen.dim
+        width += gated_directions(config, frozen) // config.num_soft_tokens
         shape = torch.Size([len(entry.instructions), config.num_soft_tokens, width])
         rows = load_tensors(folder / entry.soft_tokens_file, {"soft_tokens": shape})["soft_tokens"]
         compiled = dict(zip(entry.instructions, rows, strict=True))
@@ -150,6 +155,7 @@ def load_parts(
         alignment=_new_alignment(found, config.alignment, frozen.dim),
         deep=build_deep_alignment(config, dim_p, frozen),
         text_pooling=build_text_pooling(config, frozen, centred=False),
+        gate=build_gate(config, dim_p, frozen),
         head=build_head(config, frozen),
         prompter=prompter,
         compiled=compiled,
@@ -214,9 +220,10 @@ def _restore_alignment(parts: EncoderParts, path: Path) -> None:
 
 
 def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
-    """Return all tensors of the reader's side: alignment, deep alignments, text pooling and output projection."""
+    """Return all tensors of the reader's side: alignment, deep alignments, text pooling, gate, output projection."""
     state = dict(parts.alignment.state_dict())
-    for name, module in (("deep", parts.deep), ("text_pooling", parts.text_pooling), ("head", parts.head)):
+    modules = {"deep": parts.deep, "text_pooling": parts.text_pooling, "gate": parts.gate, "head": parts.head}
+    for name, module in modules.items():
         if module is not None:
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
     return state

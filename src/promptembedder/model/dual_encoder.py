@@ -37,6 +37,7 @@ class DualEncoder(SoftTokenEncoder):
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
+        self.gate = parts.gate
         self.prompter_snapshot, self.others = parts.prompter_snapshot, parts.others
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
@@ -98,6 +99,7 @@ class DualEncoder(SoftTokenEncoder):
             alignment=self.alignment,
             deep=self.deep,
             text_pooling=self.text_pooling,
+            gate=self.gate,
             head=self.head,
             prompter=self.prompter,
             compiled=self.store.valid_compiled(self.trained_weights()),
@@ -146,12 +148,13 @@ class DualEncoder(SoftTokenEncoder):
         return self._soft_tokens_from(features["prompter_ids"], features["prompter_mask"])
 
     def align(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
-        """Map relaxed tokens of the prompter to soft tokens of the reader, float32."""
+        """Map relaxed tokens of the prompter to soft tokens of the reader and their gate values, float32."""
         if isinstance(self.alignment, VocabularyAlignment):
             inputs = self.alignment(tokens, self.reader.input_embeddings)
         else:
             inputs = self.alignment(tokens)
-        return inputs if self.deep is None else torch.cat([inputs, self.deep(tokens)], dim=-1)
+        further = [part(tokens) for part in (self.deep, self.gate) if part is not None]
+        return torch.cat([inputs, *further], dim=-1)
 
     def snapshot_prompter(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterSnapshot:
         """Return the prompter's trained weights and its relaxed tokens for these instructions.

@@ -25,6 +25,7 @@ from promptembedder.method import (
     alignment_fit,
     build_deep_alignment,
     build_head,
+    build_gate,
     build_text_pooling,
     fit_alignment,
 )
@@ -193,6 +194,7 @@ def transfer_encoder(
         alignment=alignment,
         deep=_moved_deep(parts, config, reader, texts if move.carried else (), alike=alike, seed=seed),
         text_pooling=_copied(parts.text_pooling, alike=alike) or build_text_pooling(config, reader),
+        gate=_copied(parts.gate, alike=alike) or build_gate(config, parts.prompter.backbone.dim, reader, seed=seed),
         head=_copied(parts.head, alike=alike) or build_head(config, reader),
         prompter=None,
         prompter_snapshot=old.snapshot_prompter(
