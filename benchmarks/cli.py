@@ -16,6 +16,7 @@ from benchmarks.quality.command import quality
 from benchmarks.report import report as rewrite_tables
 from benchmarks.serving.command import serve
 from benchmarks.speed.command import speed
+from benchmarks.steering.command import steering
 from benchmarks.transfer.command import transfer
 from promptembedder import extras
 from promptembedder.cli.console import Report, err, one_line_errors
@@ -34,6 +35,7 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command()(quality)
+bench.command()(steering)
 bench.command()(transfer)
 bench.command()(speed)
 bench.command()(serve)

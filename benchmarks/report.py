@@ -31,11 +31,12 @@ def report(
         from benchmarks.quality.report import quality_markdown
         from benchmarks.serving.report import serving_markdown
         from benchmarks.speed.report import speed_markdown
+        from benchmarks.steering.report import steering_markdown
         from benchmarks.transfer.report import move_markdown
 
         pages = {"quality": quality_markdown, "efficiency": efficiency_markdown, "move": move_markdown}
         pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
-        pages["reliability"] = reliability_markdown
+        pages |= {"reliability": reliability_markdown, "steering": steering_markdown}
         done = regenerate(document, results, pages)
     told.print(f"{escape(str(document))}: wrote {', '.join(done)}")
     told.result({"document": str(document), "written": done})

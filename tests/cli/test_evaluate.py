@@ -217,4 +217,22 @@ def test_aspects_are_scored_as_by_the_library(run: Run, saved_model: Path, tmp_p
 
 
 def test_tasks_and_aspects_exclude_each_other(refused: Refused, saved_model: Path) -> None:
-    assert "either --tasks or --aspects" in refused("evaluate", saved_model)
+    assert "one of --tasks, --aspects and --questions" in refused("evaluate", saved_model)
+
+
+def test_answer_choice_is_scored_as_by_the_library(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    from promptembedder.evaluation.aspects import answer_choice_score, read_questions
+
+    rows = [
+        {"text": f"{colour} {size}", "questions": ["Which colour?", "Which size?"], "answers": [colour, size]}
+        for colour in COLOURS
+        for size in SIZES
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    result = run("evaluate", saved_model, "--questions", tmp_path / "rows.jsonl", "--json", "-o", tmp_path / "out.json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    model = PromptEmbedder.from_pretrained(saved_model, device="cpu")
+    expected = answer_choice_score(model, read_questions(tmp_path / "rows.jsonl"))
+    assert [(one["accuracy"], one["blind"]) for one in record["questions"]] == [(expected.accuracy, 50.0)]
+    assert json.loads((tmp_path / "out.json").read_text())["questions"] == record["questions"]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from promptembedder.cli.console import Report, err, gc_paused, one_line_errors
-from promptembedder.cli.evaluate_aspects import evaluate_aspects, write_record
+from promptembedder.cli.evaluate_aspects import evaluate_aspects, evaluate_questions, write_record
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, describe_machine, file_sha256, versions, write_json
@@ -70,6 +70,10 @@ def evaluate(
     aspects: Annotated[
         Path | None, typer.Option(help="File of conflict triplets (.json) that measures steering, instead of --tasks.")
     ] = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of texts with questions and answers that measures answer choice. Repeatable."),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Name of a task of the file to score. Repeatable. Default: all.")
     ] = None,
@@ -112,13 +116,15 @@ def evaluate(
         output=output,
     )
     with one_line_errors():
-        if (tasks is None) == (aspects is None):
-            raise ConfigError("evaluate needs either --tasks or --aspects. Give one of them.")
-        if aspects is not None:
+        if [bool(tasks), aspects is not None, bool(questions)].count(True) != 1:
+            raise ConfigError("evaluate needs one of --tasks, --aspects and --questions. Give one of them.")
+        if aspects is not None or questions:
             _check_output(output)
             loaded = _load_model(options)
-            record = evaluate_aspects(loaded, aspects, report, name=model, limit=limit, batch_size=batch_size)
-            return write_record(record, output, report)
+            shared = {"name": model, "limit": limit, "batch_size": batch_size}
+            if aspects is not None:
+                return write_record(evaluate_aspects(loaded, aspects, report, **shared), output, report)
+            return write_record(evaluate_questions(loaded, questions or [], report, **shared), output, report)
         outcome, record = _evaluate(options, report)
     report.print(_table(outcome, options))
     for steering in outcome.steering:

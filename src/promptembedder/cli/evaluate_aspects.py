@@ -1,4 +1,4 @@
-"""`promptembedder evaluate MODEL --aspects FILE`: does the instruction decide what a vector means?"""
+"""`promptembedder evaluate MODEL --aspects FILE` or `--questions FILE`: does the instruction decide?"""
 
 import shlex
 import statistics
@@ -16,10 +16,10 @@ from promptembedder.cli.console import Report, gc_paused
 from promptembedder.storage import describe_machine, versions, write_json
 
 if TYPE_CHECKING:  # slow imports that `--help` does not need
-    from promptembedder.evaluation.aspects import AspectScore
+    from promptembedder.evaluation.aspects import AnswerChoiceScore, AspectScore
     from promptembedder.model import LoadedEncoder
 
-__all__ = ["evaluate_aspects", "write_record"]
+__all__ = ["evaluate_aspects", "evaluate_questions", "write_record"]
 
 
 def evaluate_aspects(
@@ -41,12 +41,39 @@ def evaluate_aspects(
         batch_size=batch_size,
     )
     report.print(_table(scores, title=f"{escape(name)} on {escape(path.name)}"))
+    means = {kind: _means([score for score in scores if score.kind == kind]) for kind in _kinds(scores)}
+    return _record(loaded, name, {"means": means, "aspects": [asdict(score) for score in scores]})
+
+
+def evaluate_questions(
+    loaded: "LoadedEncoder", paths: Sequence[Path], report: Report, *, name: str, limit: int | None, batch_size: int
+) -> dict[str, Any]:
+    """Score answer choice on each file, print the table and return the record for a results file.
+
+    Args:
+        name: The model as the user calls it.
+        limit: Texts of each file. If None, all.
+    """
+    with gc_paused():  # seconds
+        from promptembedder.evaluation.aspects import answer_choice_score, read_questions
+
+    files = {path.name.split(".")[0]: read_questions(path, limit=limit) for path in paths}
+    scores = [
+        answer_choice_score(
+            loaded.model, rows, name=file, takes_instructions=loaded.takes_instructions, batch_size=batch_size
+        )
+        for file, rows in files.items()
+    ]
+    report.print(_questions_table(scores, title=f"{escape(name)}, answer choice"))
+    return _record(loaded, name, {"questions": [{**asdict(score), "gain": score.gain} for score in scores]})
+
+
+def _record(loaded: "LoadedEncoder", name: str, scores: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": name,
         "provenance": loaded.provenance,
         "takes_instructions": loaded.takes_instructions,
-        "means": {kind: _means([score for score in scores if score.kind == kind]) for kind in _kinds(scores)},
-        "aspects": [asdict(score) for score in scores],
+        **scores,
         "versions": versions(),
         "machine": {**describe_machine(), "device": str(loaded.model.device)},
         "command": shlex.join(sys.argv),
@@ -88,6 +115,18 @@ def _table(scores: "Sequence[AspectScore]", *, title: str) -> Table:
         shares = map(_number, _means(rows).values())
         table.add_row(f"mean, {escape(kind)}", "", *shares, "", style="bold", end_section=True)
     table.caption = "percent of conflict triplets; 50 ignores the instruction"
+    return table
+
+
+def _questions_table(scores: "Sequence[AnswerChoiceScore]", *, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for column in ("right", "blind", "of the way", "questions"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for score in scores:
+        shares = map(_number, (score.accuracy, score.blind, score.gain))
+        table.add_row(escape(score.name), *shares, str(score.questions))
+    table.caption = "percent of questions whose own answer is nearest; blind: expected without reading the question"
     return table
 
 

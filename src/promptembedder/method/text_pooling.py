@@ -53,7 +53,10 @@ def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool =
         hidden = hidden_states_at(reader.decoder, ids, mask, layers=layers)
         centre = pool(hidden, own, pooling="mean").mean(dim=0)
     return WhitenedTextPooling(
-        centre, weight=config.text_pooling_weight, rank=config.whitening_rank, gate_rank=gated_directions(config, reader)
+        centre,
+        weight=config.text_pooling_weight,
+        rank=config.whitening_rank,
+        gate_rank=gated_directions(config, reader),
     )
 
 

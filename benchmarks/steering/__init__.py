@@ -1,0 +1,1 @@
+"""Steering: does the instruction decide what a vector means, and is it the prompter that decides?"""
