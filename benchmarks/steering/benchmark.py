@@ -38,7 +38,7 @@ class SteeringRun:
     questions: list[AnswerChoiceScore]
 
     def means(self) -> dict[str, dict[str, float | None]]:
-        """Return the mean own, foreign and unseen-wording shares of each kind of aspect."""
+        """Return the mean shares of each kind of aspect."""
         kinds = dict.fromkeys(score.kind for score in self.aspects)
         return {kind: _means([score for score in self.aspects if score.kind == kind]) for kind in kinds}
 
@@ -118,7 +118,7 @@ def text_pooling_weight(encoder: SoftTokenEncoder, weight: float) -> Iterator[No
 def _means(scores: Sequence[AspectScore]) -> dict[str, float | None]:
     columns = {
         "own": [score.own for score in scores],
-        "foreign": [score.foreign for score in scores if score.foreign is not None],
+        "others": [score.others for score in scores if score.others is not None],
         "unseen_wording": [score.unseen_wording for score in scores if score.unseen_wording is not None],
     }
     return {name: fmean(column) if column else None for name, column in columns.items()}

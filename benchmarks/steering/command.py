@@ -32,7 +32,7 @@ def steering(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score models under own, foreign and unseen instructions, a PromptEmbedder also with a constant prompter.
+    """Score models under own, other and unseen instructions, a PromptEmbedder also with a constant prompter.
 
     Example: python -m benchmarks steering runs/steering frozen:mean:smollm2-135m --aspects aspects.json
     """

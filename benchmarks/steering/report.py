@@ -12,7 +12,7 @@ from promptembedder.storage import write_json, write_text
 
 __all__ = ["steering_content", "steering_markdown", "write_steering"]
 
-_SHARES = ("own", "foreign", "unseen_wording")
+_SHARES = ("own", "others", "unseen_wording")
 
 
 def steering_content(runs: Sequence[SteeringRun], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,16 +65,16 @@ def steering_markdown(content: Mapping[str, Any]) -> str:
         ]
     whole = [run for run in runs if run["variant"] == "whole" and run["aspects"]]
     if whole:
-        names = [f"{run['model']}: own / foreign" for run in whole]
+        names = [f"{run['model']}: own / others" for run in whole]
         rows = [
             [first["corpus"], first["attribute"], first["kind"]]
-            + [f"{_shown(run['aspects'][i]['own'])} / {_shown(run['aspects'][i]['foreign'])}" for run in whole]
+            + [f"{_shown(run['aspects'][i]['own'])} / {_shown(run['aspects'][i]['others'])}" for run in whole]
             for i, first in enumerate(whole[0]["aspects"])
         ]
         parts.append(markdown_table(["corpus", "attribute", "kind", *names], rows))
     parts += [
         "Percent of conflict triplets that are right under the attribute's own instruction, under those of the other "
-        "attributes of the corpus (foreign), and under unseen wordings; 50 ignores the instruction.\n",
+        "attributes of the corpus, and under unseen wordings; 50 ignores the instruction.\n",
         *provenance_markdown(content),
     ]
     return "\n".join(parts)
@@ -89,7 +89,7 @@ def _shown(value: float | None) -> str:
 
 
 def _plot(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot own against foreign shares by corpus, one panel per model."""
+    """Plot the shares under own and other instructions by corpus, one panel per model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(runs), 5.2), layout="constrained")
@@ -99,11 +99,11 @@ def _plot(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         for row, corpus in enumerate(reversed(corpora)):
             shares = [score for score in run["aspects"] if score["corpus"] == corpus]
             own = sum(score["own"] for score in shares) / len(shares)
-            others = [score["foreign"] for score in shares if score["foreign"] is not None]
-            foreign = sum(others) / len(others) if others else own
-            panel.plot([foreign, own], [row, row], color="0.75", zorder=1)
+            known = [score["others"] for score in shares if score["others"] is not None]
+            others = sum(known) / len(known) if known else own
+            panel.plot([others, own], [row, row], color="0.75", zorder=1)
             panel.scatter(
-                [foreign], [row], color="tab:orange", zorder=2, label="others' instructions" if not row else None
+                [others], [row], color="tab:orange", zorder=2, label="others' instructions" if not row else None
             )
             panel.scatter([own], [row], color="tab:blue", zorder=2, label="own instruction" if not row else None)
         panel.axvline(50, color="0.4", linewidth=0.8, linestyle=":")

@@ -67,12 +67,12 @@ def aspects_file(tmp_path: Path) -> Path:
 
 def test_steered_model_is_right_under_its_own_and_wrong_under_a_foreign_instruction(aspects_file: Path) -> None:
     for score in aspect_scores(WordModel(), read_aspects(aspects_file)):
-        assert (score.own, score.foreign, score.unseen_wording) == (100, 0, 100)
+        assert (score.own, score.others, score.unseen_wording) == (100, 0, 100)
 
 
 def test_model_without_instructions_scores_the_same_under_every_instruction(aspects_file: Path) -> None:
     scores = aspect_scores(WordModel(), read_aspects(aspects_file), takes_instructions=False)
-    assert [score.own for score in scores] == [score.foreign for score in scores]
+    assert [score.own for score in scores] == [score.others for score in scores]
     assert np.mean([score.own for score in scores]) == pytest.approx(50)
 
 

@@ -95,7 +95,7 @@ def _kinds(scores: "Sequence[AspectScore]") -> list[str]:
 def _means(scores: "Sequence[AspectScore]") -> dict[str, float | None]:
     values = {
         "own": [score.own for score in scores],
-        "foreign": [score.foreign for score in scores if score.foreign is not None],
+        "others": [score.others for score in scores if score.others is not None],
         "unseen_wording": [score.unseen_wording for score in scores if score.unseen_wording is not None],
     }
     return {name: statistics.fmean(column) if column else None for name, column in values.items()}
@@ -110,7 +110,7 @@ def _table(scores: "Sequence[AspectScore]", *, title: str) -> Table:
     for kind in _kinds(scores):
         rows = [score for score in scores if score.kind == kind]
         for score in rows:
-            shares = map(_number, (score.own, score.foreign, score.unseen_wording))
+            shares = map(_number, (score.own, score.others, score.unseen_wording))
             table.add_row(escape(score.corpus), escape(score.attribute), *shares, str(score.triplets))
         shares = map(_number, _means(rows).values())
         table.add_row(f"mean, {escape(kind)}", "", *shares, "", style="bold", end_section=True)

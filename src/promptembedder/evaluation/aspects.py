@@ -57,7 +57,7 @@ class AspectScore:
 
     Attributes:
         own: Under the instruction of the attribute.
-        foreign: Mean under the instructions of the corpus's other attributes. None if there is no other.
+        others: Mean under the instructions of the corpus's other attributes. None if there is no other.
         unseen_wording: Mean under the unseen wordings. None if there are none.
     """
 
@@ -66,7 +66,7 @@ class AspectScore:
     kind: str
     triplets: int
     own: float
-    foreign: float | None
+    others: float | None
     unseen_wording: float | None
 
 
@@ -166,7 +166,7 @@ def aspect_scores(
 
     Args:
         model: Encodes texts with `encode(texts, prompt=instruction)`; a PromptEmbedder encodes each text once.
-        takes_instructions: If False, the model encodes without any; own and foreign shares are then equal.
+        takes_instructions: If False, the model encodes without any; the shares `own` and `others` are then equal.
     """
     by_corpus: dict[str, list[Aspect]] = {}
     for aspect in aspects:
@@ -190,8 +190,8 @@ def aspect_scores(
 
 
 def _score(aspect: Aspect, group: Sequence[Aspect], accuracies: Mapping[tuple[str, str], float]) -> AspectScore:
-    others = [other.instruction for other in group if other.attribute != aspect.attribute]
-    foreign = [accuracies[aspect.attribute, instruction] for instruction in others]
+    of_others = [other.instruction for other in group if other.attribute != aspect.attribute]
+    others = [accuracies[aspect.attribute, instruction] for instruction in of_others]
     unseen = [accuracies[aspect.attribute, instruction] for instruction in aspect.unseen_wordings]
     return AspectScore(
         corpus=aspect.corpus,
@@ -199,7 +199,7 @@ def _score(aspect: Aspect, group: Sequence[Aspect], accuracies: Mapping[tuple[st
         kind=aspect.kind,
         triplets=len(aspect.triplets),
         own=accuracies[aspect.attribute, aspect.instruction],
-        foreign=fmean(foreign) if foreign else None,
+        others=fmean(others) if others else None,
         unseen_wording=fmean(unseen) if unseen else None,
     )
 
