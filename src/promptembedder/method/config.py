@@ -116,16 +116,7 @@ class ModelConfig:
             if getattr(self, name) < least:
                 usual = getattr(type(self), name)
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}. Try {usual}.")
-        if not 0 <= self.text_pooling_weight < float("inf"):
-            raise ConfigError(
-                f"text_pooling_weight must not be negative, got {self.text_pooling_weight}. Try 1, or 0 for none."
-            )
-        if self.gate_rank and not self.text_pooling_weight:
-            raise ConfigError("gate_rank needs text pooling. Raise text_pooling_weight, or set gate_rank to 0.")
-        if self.text_pooling_layer is not None and self.text_pooling_layer < 1:
-            raise ConfigError(
-                f"text_pooling_layer must be at least 1, got {self.text_pooling_layer}. Leave it out for 30 %."
-            )
+        self._check_text_pooling()
         if not 0 < self.early_exit_fraction <= 1:
             raise ConfigError(
                 f"early_exit_fraction must be above 0 and at most 1, got {self.early_exit_fraction}. Try 0.7."
@@ -149,6 +140,18 @@ class ModelConfig:
             )
         if not self.default_instruction.strip():
             raise ConfigError("default_instruction is empty. Describe the task of texts without an instruction.")
+
+    def _check_text_pooling(self) -> None:
+        if not 0 <= self.text_pooling_weight < float("inf"):
+            raise ConfigError(
+                f"text_pooling_weight must not be negative, got {self.text_pooling_weight}. Try 1, or 0 for none."
+            )
+        if self.gate_rank and not self.text_pooling_weight:
+            raise ConfigError("gate_rank needs text pooling. Raise text_pooling_weight, or set gate_rank to 0.")
+        if self.text_pooling_layer is not None and self.text_pooling_layer < 1:
+            raise ConfigError(
+                f"text_pooling_layer must be at least 1, got {self.text_pooling_layer}. Leave it out for 30 %."
+            )
 
     @classmethod
     def paper(cls, *, placement: str = "suffix", **changes: Any) -> "ModelConfig":

@@ -50,8 +50,8 @@ class SoftTokenEncoder(TextEncoder):
 
     The soft tokens of one instruction have shape [prompt, levels * dim_r]: the first dim_r numbers of each are its
     input vector in the reader, the others are added to its hidden state at the input of each deeper layer
-    (`config.deep_prompt_interval`). With `config.gate_rank`, the gate values of the instruction follow, distributed over
-    its soft tokens.
+    (`config.deep_prompt_interval`). With `config.gate_rank`, the gate values of the instruction follow, distributed
+    over its soft tokens.
 
     Attributes:
         reading: Batcher of the texts and its counters.

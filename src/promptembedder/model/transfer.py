@@ -24,8 +24,8 @@ from promptembedder.method import (
     ModelConfig,
     alignment_fit,
     build_deep_alignment,
-    build_head,
     build_gate,
+    build_head,
     build_text_pooling,
     fit_alignment,
 )
