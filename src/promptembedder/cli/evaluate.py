@@ -121,10 +121,12 @@ def evaluate(
         if aspects is not None or questions:
             _check_output(output)
             loaded = _load_model(options)
-            shared = {"name": model, "limit": limit, "batch_size": batch_size}
             if aspects is not None:
-                return write_record(evaluate_aspects(loaded, aspects, report, **shared), output, report)
-            return write_record(evaluate_questions(loaded, questions or [], report, **shared), output, report)
+                record = evaluate_aspects(loaded, aspects, report, name=model, limit=limit, batch_size=batch_size)
+            else:
+                paths = questions or []
+                record = evaluate_questions(loaded, paths, report, name=model, limit=limit, batch_size=batch_size)
+            return write_record(record, output, report)
         outcome, record = _evaluate(options, report)
     report.print(_table(outcome, options))
     for steering in outcome.steering:
