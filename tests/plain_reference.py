@@ -112,9 +112,6 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
     else:
         states = states[start:]
     pooled = states.mean(dim=0) if settings.pooling == "mean" else states[-1]
-    if encoder.head is not None:
-        pooled = pooled / pooled.square().mean().sqrt()
-        pooled = pooled + pooled @ encoder.head.weight + encoder.head.bias
     pooled = pooled / pooled.norm()
     if encoder.text_pooling is not None and (settings.gate_rank or not encoder.training) and len(ids) > start:
         layers = settings.text_pooling_layer or round(0.3 * reader.identity.layers)
@@ -156,7 +153,7 @@ def slow_vector() -> Callable[[SoftTokenEncoder, str, Tensor], Tensor]:
 
 @pytest.fixture
 def new_baseline(new_config: Callable[..., ModelConfig]) -> Callable[..., BaselineEmbedder]:
-    """Make a tiny baseline: `new_baseline("static", "tiny-gpt2", model={"head": True}, **fields)`.
+    """Make a tiny baseline: `new_baseline("static", "tiny-gpt2", model={"pooling": "last"}, **fields)`.
 
     Its trained weights are moved away from their start, unless `moved=False`.
     """

@@ -63,7 +63,6 @@ METHODS = {
         about="trained with texts that leave the reader after 0.7 of its layers",
         changes={"model": {"early_exit_fraction": 0.7}},
     ),
-    "promptembedder-head": Method(about="with a linear head", changes={"model": {"head": True}}),
     "static": Method(
         about="free soft tokens for each task; unseen instructions get those of the nearest seen one",
         changes={"baseline": {"kind": "static"}, "model": {"deep_prompt_interval": 0, "text_pooling_weight": 0.0}},

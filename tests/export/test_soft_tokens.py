@@ -37,9 +37,7 @@ def largest_difference(script: dict[str, Any], folder: Path, model: PromptEmbedd
     return float(np.abs(np.stack(found) - np.stack(expected)).max())
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"pooling": "last"}, {"placement": "prefix"}, {"head": True, "text_start": ""}]
-)
+@pytest.mark.parametrize("changes", [{}, {"pooling": "last"}, {"placement": "prefix"}, {"text_start": ""}])
 def test_the_script_gives_the_models_vectors(new_model: NewModel, tmp_path: Path, changes: dict[str, Any]) -> None:
     model = new_model(**STOCK, **changes)
     script = exported(model, tmp_path / "out")

@@ -31,14 +31,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix": {"placement": "prefix", "pooling": "last"},
     "with text": {"conditioning": "instruction_and_text"},
     "three tokens": {"num_soft_tokens": 3, "max_seq_length": 7},
-    "head": {"head": True},
     "at the input alone": {"deep_prompt_interval": 0},
     "at every second layer": {
         "deep_prompt_interval": 2,
         "deep_prompt_rank": 3,
         "alignment": AlignmentConfig(kind="vocabulary"),
     },
-    "prefix with head": {"placement": "prefix", "head": True},
 }
 
 
@@ -286,30 +284,26 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(
     ("change", "message"),
     [
         (lambda tensors: tensors.pop("deep.down"), "1 tensors missing .'deep.down'."),
-        (lambda tensors: tensors.pop("head.bias"), "1 tensors missing .'head.bias'."),
         (lambda tensors: tensors.update({"deep.down": torch.ones(3)}), "'deep.down' has shape"),
         (lambda tensors: tensors.update({"deep.up": torch.ones(2, 32, 7)}), "'deep.up' has shape"),
     ],
 )
-def test_deeper_alignments_or_a_head_that_do_not_fit_are_refused(
+def test_deeper_alignments_that_do_not_fit_are_refused(
     change: Callable[[dict[str, torch.Tensor]], object], message: str, new_model: NewModel, tmp_path: Path
 ) -> None:
-    new_model("tiny-qwen3", deep_prompt_interval=1, head=True).save(str(tmp_path / "model"))
+    new_model("tiny-qwen3", deep_prompt_interval=1).save(str(tmp_path / "model"))
     changed(tmp_path / "model", "alignment.safetensors", change)
     rehashed(tmp_path / "model")
     with pytest.raises(ModelFormatError, match=message):
         PromptEmbedder.from_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("changes", [{"deep_prompt_interval": 1}, {"head": True}])
-def test_restoring_deeper_alignments_and_head_gives_the_saved_vectors(
-    changes: dict[str, Any], new_model: NewModel, tmp_path: Path
-) -> None:
-    model = new_model("tiny-qwen3", **changes)
+def test_restoring_deeper_alignments_gives_the_saved_vectors(new_model: NewModel, tmp_path: Path) -> None:
+    model = new_model("tiny-qwen3", deep_prompt_interval=1)
     expected = model.encode(["a"], prompt=INSTRUCTION)
     model.save(str(tmp_path / "model"))
     with torch.no_grad():
-        for weight in (model.encoder.deep or model.encoder.head).parameters():
+        for weight in model.encoder.deep.parameters():
             weight.add_(0.3)
     assert np.abs(model.encode(["a"], prompt=INSTRUCTION) - expected).max() > 1e-4
     model.encoder.restore(tmp_path / "model")
@@ -381,7 +375,6 @@ def test_a_model_saved_before_today_s_defaults_loads_as_it_was(
     for name in (
         "deep_prompt_interval",
         "deep_prompt_rank",
-        "head",
         "text_pooling_weight",
         "text_pooling_layer",
         "whitening_rank",

@@ -1,4 +1,4 @@
-"""Soft tokens that enter deeper layers too, and a trained head: nothing at first, exact later, and nowhere else."""
+"""Soft tokens that enter deeper layers too: nothing at first, exact later, and nowhere else."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ NewBaseline = Callable[..., BaselineEmbedder]
 SlowVectors = Callable[[PromptEmbedder, Sequence[str], str], Tensor]
 INSTRUCTION = "find the same thing"
 INSTRUCTIONS = [INSTRUCTION, "tell the mood", "name the language"]
-EVERYWHERE: dict[str, Any] = {"deep_prompt_interval": 1, "head": True}
-NEW_WEIGHTS = {"0.deep.down", "0.deep.up", "0.deep.bias", "0.head.weight", "0.head.bias"}
+EVERYWHERE: dict[str, Any] = {"deep_prompt_interval": 1}
+NEW_WEIGHTS = {"0.deep.down", "0.deep.up", "0.deep.bias"}
 
 
 def vectors(model: Any, texts: list[str], **changes: Any) -> np.ndarray:
@@ -42,9 +42,7 @@ def gradients(model: PromptEmbedder, embedded: Tensor) -> dict[str, Tensor]:
 # -- at the start ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes", [{"deep_prompt_interval": 1}, {"deep_prompt_interval": 2}, {"head": True}, EVERYWHERE]
-)
+@pytest.mark.parametrize("changes", [{"deep_prompt_interval": 1}, {"deep_prompt_interval": 2}])
 def test_a_new_model_has_the_vectors_of_one_without_them(
     changes: dict[str, Any], new_config: Callable[..., ModelConfig], texts: list[str]
 ) -> None:
@@ -70,12 +68,6 @@ def test_a_prefix_is_refused(new_config: Callable[..., ModelConfig]) -> None:
         new_config(deep_prompt_interval=-1)
     with pytest.raises(ConfigError, match="deep_prompt_rank must be at least 1, got 0. Try 64"):
         new_config(deep_prompt_rank=0)
-
-
-def test_a_head_on_a_prefix_is_fine(new_model: NewModel, slow_vectors: SlowVectors, texts: list[str]) -> None:
-    model = new_model("tiny-qwen3", placement="prefix", head=True)
-    slow = slow_vectors(model, texts, INSTRUCTION).detach().numpy()
-    np.testing.assert_allclose(vectors(model, texts), slow, atol=1e-5)
 
 
 # -- after training ----------------------------------------------------------------------------------------------------
@@ -213,7 +205,7 @@ def test_columns_embedded_together_have_the_vectors_and_gradients_they_have_alon
 def test_compiled_tokens_are_the_generated_ones_at_their_whole_width(
     every: int, new_model: NewModel, texts: list[str], tmp_path: Path
 ) -> None:
-    model = new_model("tiny-gemma3", deep_prompt_interval=every, head=True)
+    model = new_model("tiny-gemma3", deep_prompt_interval=every)
     generated = vectors(model, texts)
     model.compile_instructions([INSTRUCTION])
     assert model.encoder.parts().compiled[INSTRUCTION].shape == (5, (2 // every + 1) * 48)

@@ -36,7 +36,7 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def test_a_saved_promptembedder_opens(new_model: NewModel, texts: list[str], tmp_path: Path) -> None:
-    model = new_model("tiny-qwen3", head=True, deep_prompt_interval=1)
+    model = new_model("tiny-qwen3", deep_prompt_interval=1)
     model.save(str(tmp_path / "model"))
     opened = load_encoder(str(tmp_path / "model"), device="cpu")
     assert isinstance(opened.model, PromptEmbedder)

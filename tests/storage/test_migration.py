@@ -1,6 +1,7 @@
 """Laws of the migration: what format 3 saved opens unchanged, and is saved as format 4."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from promptembedder import PromptEmbedder
 from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.errors import ConfigError
 from promptembedder.model import SELF_TEST_TEXT, load_encoder, read_self_test
-from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest
+from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest, write_manifest
 from promptembedder.storage.migration import RENAMED_SETTINGS, migrate_settings, migrate_tensor_name
 from promptembedder.training import Recipe
 
@@ -93,7 +94,30 @@ def test_migration_is_idempotent_and_leaves_other_values_alone() -> None:
     new = {"prompter": {"init_text": "a"}, "early_exit_fraction": 0.5, "pooling": "last", "reader": None}
     assert migrate_settings(old) == new == migrate_settings(new)
     assert migrate_tensor_name("readout.centre") == "text_pooling.centre"
-    assert migrate_tensor_name("head.weight") == "head.weight"
+    assert migrate_tensor_name("deep.up") == "deep.up"
+
+
+def test_head_of_false_is_dropped_and_of_true_is_refused_in_one_line() -> None:
+    assert from_mapping(Recipe, {"model": {"head": False}}) == Recipe()
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Recipe, {"model": {"head": True}})
+    assert "setting 'model.head' has been removed. The linear head had no measured gain" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_saved_model_with_a_head_is_refused_in_one_line(version: int, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FORMAT3, folder)
+    content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    assert content["config"]["head"] is False  # dropped by the tests above
+    content["config"]["head"] = True
+    del content["sha256"]
+    (folder / MANIFEST_NAME).write_text(json.dumps({**content, "format": 2}), encoding="utf-8")
+    if version == 4:
+        write_manifest(folder, read_manifest(folder))
+    with pytest.raises(ConfigError, match="setting 'head' has been removed"):
+        load_encoder(str(folder), device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_wordings_kept_from_training_have_no_place_in_a_set(
 
 @pytest.mark.parametrize("kind", ["lora", "static"])
 def test_a_run_moves_what_trains_and_saves_it(kind: str, baseline_recipe: Callable[..., Recipe]) -> None:
-    recipe = baseline_recipe(kind, steps=3, log_every=1, model={"head": kind == "static"})
+    recipe = baseline_recipe(kind, steps=3, log_every=1)
     data = load_training_data(recipe.data, seed=0)
     before = new_model(recipe, data, device="cpu").text_encoder.state_dict()
     model, result = run(recipe)
@@ -211,9 +211,9 @@ def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
     [
         (
             None,
-            {"alignment": (".alignment.", ".deep.", ".head."), "anchor": (".soft_prompt_delta", ".log_scale")},
+            {"alignment": (".alignment.", ".deep."), "anchor": (".soft_prompt_delta", ".log_scale")},
         ),
-        ("static", {"alignment": (".head.",), "anchor": (".vectors",)}),
+        ("static", {"anchor": (".vectors",)}),
         ("lora", {}),
         ("full", {}),
     ],
@@ -221,7 +221,7 @@ def test_a_killed_run_resumed_from_its_checkpoint_equals_the_uninterrupted_run(
 def test_each_learning_rate_reaches_its_weights(
     kind: str | None, by_end: dict[str, tuple[str, ...]], baseline_recipe: Callable[..., Recipe]
 ) -> None:
-    recipe = baseline_recipe(kind, steps=1, model={"head": True})
+    recipe = baseline_recipe(kind, steps=1)
     data, rates = load_training_data(recipe.data, seed=0), _Rates()
     model = new_model(recipe, data, device="cpu")
     with pytest.raises(_KilledError):

@@ -30,7 +30,7 @@ def prefixes_read_alone(encoder: SoftTokenEncoder, features: dict[str, Any], sof
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("changes", [{}, {"deep_prompt_interval": 1, "head": True}])
+@pytest.mark.parametrize("changes", [{}, {"deep_prompt_interval": 1}])
 def test_a_step_is_the_text_followed_by_the_first_soft_tokens_alone(
     pooling: str, changes: dict[str, Any], new_model: NewModel, family: str
 ) -> None:

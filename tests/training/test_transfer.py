@@ -54,7 +54,7 @@ def vectors(model: PromptEmbedder, prompt: str = UNSEEN) -> np.ndarray:
 
 
 def test_a_move_to_the_same_reader_gives_the_same_vectors(family: str, new_model: NewModel) -> None:
-    model = new_model(family, "tiny-llama", head=True, text_pooling_layer=2)
+    model = new_model(family, "tiny-llama", text_pooling_layer=2)
     same = transfer_to(model, model.encoder.config.reader, steps=0)
     assert same.readers == (f"random:{family}",)
     for prompt in (SEEN, UNSEEN):

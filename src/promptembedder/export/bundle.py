@@ -72,8 +72,6 @@ def export_soft_tokens(
     tensors = {f"soft_tokens.{index}": one for index, one in enumerate(soft)}
     for entry, (name, tensor) in zip(settings["instructions"], tensors.items(), strict=True):
         entry |= {"tensor": name, "sha256": hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}
-    if encoder.head is not None:
-        tensors |= {f"head.{name}": tensor.float() for name, tensor in encoder.head.state_dict().items()}
     with atomic_directory(folder) as scratch:
         save_tensors(scratch / "soft_tokens.safetensors", tensors)
         shutil.copyfile(reference.__file__, scratch / "reference.py")
@@ -123,7 +121,6 @@ def export_settings(
         "soft_tokens": settings.num_soft_tokens,
         "dim": reader.dim,
         "pooling": settings.pooling,
-        "has_head": encoder.head is not None,
         "normalize": True,
         "instructions": [
             {"instruction": text, "self_test": test} for text, test in zip(instructions, tests, strict=True)

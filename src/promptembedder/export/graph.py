@@ -88,8 +88,6 @@ class FixedInstructionModel(nn.Module):
         ).last_hidden_state
         everywhere = mask.new_ones(mask.shape[0], count)
         summary = pool(states[:, -count:], everywhere, pooling=self.encoder.config.pooling)
-        if self.encoder.head is not None:
-            summary = self.encoder.head(summary)
         if self.encoder.text_pooling is not None:
             text_mask = content_mask(mask, self.encoder.reader)
             mean = pool(self._captured[0][:, :-count], text_mask, pooling="mean")

@@ -83,12 +83,11 @@ def build_inputs(export: Export, table: "torch.Tensor", soft: "torch.Tensor", id
     return torch.cat([text[:begin], soft, text[begin:]])
 
 
-def pool_and_normalize(export: Export, states: "torch.Tensor", head: dict[str, "torch.Tensor"]) -> np.ndarray:
+def pool_and_normalize(export: Export, states: "torch.Tensor") -> np.ndarray:
     """Return the unit vector, float32, from the final hidden states; pooling `last` needs only the last of them.
 
     Args:
         states: [tokens, dim], not normalised.
-        head: Weight and bias of the output projection; empty if the export has none.
     """
     states, settings = states.float(), export.settings
     if settings["pooling"] == "last":
@@ -100,10 +99,6 @@ def pool_and_normalize(export: Export, states: "torch.Tensor", head: dict[str, "
         text = states[begin + settings["soft_tokens"] :]
         # an empty text is represented by the soft tokens alone
         pooled = (text if len(text) else states[begin:]).mean(dim=0)
-    if head:
-        eps = float(np.finfo(np.float32).eps)
-        unit = pooled * (pooled.square().mean() + eps).rsqrt()
-        pooled = unit + unit @ head["weight"] + head["bias"]
     return (pooled / pooled.norm().clamp_min(1e-12)).numpy()
 
 
@@ -145,11 +140,10 @@ def _engine_vectors(
         raise SystemExit(f"error: this is an export of kind {export.settings['kind']!r}. Use --engine onnx.")
     tensors = load_file(export.folder / "soft_tokens.safetensors")
     soft = tensors[export.entry(instruction)["tensor"]]
-    head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
     table = _input_table(export).to(getattr(torch, dtype))
     sequences = [build_inputs(export, table, soft, row) for row in rows]
     engine_states = {"transformers": _transformers_states, "vllm": _vllm_states}[engine]
-    return np.stack([pool_and_normalize(export, states, head) for states in engine_states(export, sequences, dtype)])
+    return np.stack([pool_and_normalize(export, states) for states in engine_states(export, sequences, dtype)])
 
 
 def _input_table(export: Export) -> "torch.Tensor":

@@ -16,7 +16,6 @@ __all__ = [
     "DeepAlignment",
     "LinearAlignment",
     "LinearMap",
-    "ResidualLinear",
     "VocabularyAlignment",
     "closed_form_fit",
     "closed_form_map",
@@ -186,21 +185,6 @@ def _explained(start: LinearMap, source: Tensor, target: Tensor) -> float:
     left = target.float() - (source.float() @ start.weight + start.bias)
     around = target.float() - target.float().mean(dim=0)
     return 1 - float(left.square().sum() / around.square().sum().clamp_min(1e-12))
-
-
-class ResidualLinear(nn.Module):
-    """Residual linear map x -> u + u @ weight + bias with u = rms_norm(x). Weight and bias are initialised to zero."""
-
-    def __init__(self, dim: int) -> None:
-        """Initialise the map of `dim`-dimensional vectors to the identity."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim, dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """Map the vectors, in float32, without normalising the result."""
-        unit = F.rms_norm(vectors.float(), vectors.shape[-1:])
-        return unit + unit @ self.weight + self.bias
 
 
 class DeepAlignment(nn.Module):

@@ -78,7 +78,6 @@ class ModelConfig:
         whitening_rank: Number of directions of largest variance that whitening of the text states shrinks. 0: none.
         gate_rank: Number of trained directions of the text states that the instruction scales. 0: the text states are
             the same under every instruction. Needs text pooling.
-        head: Train a linear map on the pooled state, initialised as the identity.
         pooling: `mean` or `last`, over the states at the soft tokens (placement `prefix`: at the text).
         max_seq_length: Maximum number of tokens of a text. Longer texts are truncated and counted.
         default_instruction: Instruction for texts that are given none.
@@ -98,7 +97,6 @@ class ModelConfig:
     text_pooling_layer: int | None = None
     whitening_rank: int = 128
     gate_rank: int = 0
-    head: bool = False
     pooling: str = "mean"
     max_seq_length: int = 512
     default_instruction: str = "Represent the text for retrieval"

@@ -14,7 +14,6 @@ from promptembedder.method.alignment import (
     AlignmentFit,
     DeepAlignment,
     LinearAlignment,
-    ResidualLinear,
     VocabularyAlignment,
     closed_form_fit,
     closed_form_map,
@@ -36,7 +35,6 @@ __all__ = [
     "alignment_fit",
     "build_deep_alignment",
     "build_gate",
-    "build_head",
     "build_parts",
     "build_prompter",
     "fit_alignment",
@@ -56,7 +54,7 @@ class ReaderState:
 
     Attributes:
         identity: Manifest entry of the reader.
-        state: Alignments, text_pooling and head, by name.
+        state: Alignments and text_pooling, by name.
         compiled: Soft tokens by instruction.
     """
 
@@ -89,7 +87,6 @@ class EncoderParts:
         deep: Alignments of the deeper layers. None if soft tokens enter at the input alone.
         text_pooling: Addition of the frozen text states, or None.
         gate: Scales of the text states by instruction, or None.
-        head: Trained map on the pooled state, or None.
         prompter: None if the encoder serves compiled or cached soft tokens only.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
         prompter_snapshot: Weights and cached outputs of an offloaded prompter.
@@ -103,7 +100,6 @@ class EncoderParts:
     deep: DeepAlignment | None = None
     text_pooling: WhitenedTextPooling | None = None
     gate: InstructionGate | None = None
-    head: ResidualLinear | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
     prompter_snapshot: PrompterSnapshot | None = None
     others: tuple[ReaderState, ...] = ()
@@ -128,7 +124,6 @@ def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: 
         deep=build_deep_alignment(config, backbone.dim, reader, seed=seed),
         text_pooling=build_text_pooling(config, reader),
         gate=build_gate(config, backbone.dim, reader, seed=seed),
-        head=build_head(config, reader),
         prompter=prompter,
     )
 
@@ -160,11 +155,6 @@ def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:
     """Count where soft tokens enter the reader: the input, and each `deep_prompt_interval`-th layer."""
     every = config.deep_prompt_interval
     return 1 + (len(range(every, reader.identity.layers, every)) if every else 0)
-
-
-def build_head(config: ModelConfig, reader: Backbone) -> ResidualLinear | None:
-    """Build the linear map on the pooled state, initialised as the identity. None without `config.head`."""
-    return ResidualLinear(reader.dim) if config.head else None
 
 
 def build_prompter(

@@ -30,7 +30,6 @@ from promptembedder.backbone import (
 )
 from promptembedder.data import clean_instruction, clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.method.alignment import ResidualLinear
 from promptembedder.method.config import ModelConfig
 from promptembedder.method.encoder_parts import num_prompt_layers
 from promptembedder.method.pooling import WhitenedTextPooling, l2_normalize, pool, pool_prefixes
@@ -66,20 +65,18 @@ class SoftTokenEncoder(TextEncoder):
         reader: Backbone,
         *,
         text_pooling: WhitenedTextPooling | None,
-        head: ResidualLinear | None,
     ) -> None:
         """Build an encoder on a frozen `reader`, which may be shared.
 
         Args:
             text_pooling: Adds the text's whitened mean state to the pooled state in evaluation. If None, it does not.
-            head: Output projection of the pooled state, applied before. If None, the identity.
         """
         super().__init__(reader, max_seq_length=config.max_seq_length, positions_taken=config.num_soft_tokens)
         if config.placement == "suffix":
             early_exit_layer(config, reader)  # raises now rather than at the first text
         self.config = config
         self.store = SoftTokenStore()
-        self.text_pooling, self.head = text_pooling, head
+        self.text_pooling = text_pooling
         self.reading = TokenBudgetBatcher(self._width_for, packed_tokens=self.packed_tokens)
         self.text_cache: TextCacheStore | None = None
         self._cached_means: dict[TokenIds, Tensor] = {}
@@ -338,7 +335,7 @@ class SoftTokenEncoder(TextEncoder):
         gate: Float[Tensor, "rows rank"] | None = None,
     ) -> Float[Tensor, "batch dim_r"]:
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
-        summary = self._apply_head(pool(after, everywhere, pooling=self.config.pooling))
+        summary = pool(after, everywhere, pooling=self.config.pooling)
         if own is not None:
             assert self.text_pooling is not None
             summary = self.text_pooling(summary, *own, gate)
@@ -351,9 +348,7 @@ class SoftTokenEncoder(TextEncoder):
 
         The states of a causal reader do not depend on later soft tokens, so all of them cost one pass.
         """
-        return l2_normalize(
-            self._apply_head(pool_prefixes(self._states_after(states, soft), pooling=self.config.pooling))
-        )
+        return l2_normalize(pool_prefixes(self._states_after(states, soft), pooling=self.config.pooling))
 
     def _embedded(self, states: TextCache, soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
         if not (self.return_prefix_embeddings and self.training):
@@ -418,11 +413,7 @@ class SoftTokenEncoder(TextEncoder):
         order = torch.cat([2 * own, mask + 2 * text_mask], dim=1).argsort(dim=1, stable=True)
         inputs = inputs.gather(1, order.unsqueeze(-1).expand_as(inputs))
         states = forward_embeddings(self.reader.decoder, inputs, present.gather(1, order))
-        mapped = self._apply_head(pool(states, over.gather(1, order), pooling=self.config.pooling))
-        return self.check_finite(l2_normalize(mapped))
-
-    def _apply_head(self, states: Float[Tensor, "*rows dim_r"]) -> Float[Tensor, "*rows dim_r"]:
-        return states if self.head is None else self.head(states)
+        return self.check_finite(l2_normalize(pool(states, over.gather(1, order), pooling=self.config.pooling)))
 
     # -- copies ------------------------------------------------------------------------------------------------------
 

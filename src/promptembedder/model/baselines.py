@@ -29,7 +29,6 @@ from promptembedder.method import (
     SoftTokenEncoder,
     TextEncoder,
     add_lora,
-    build_head,
     build_text_pooling,
     gated_directions,
     l2_normalize,
@@ -202,9 +201,7 @@ class StaticEncoder(SoftTokenEncoder):
 
     def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
         """Initialize a set of vectors per task and for the default instruction, or one shared set."""
-        super().__init__(
-            config, reader, text_pooling=build_text_pooling(config, reader), head=build_head(config, reader)
-        )
+        super().__init__(config, reader, text_pooling=build_text_pooling(config, reader))
         if config.placement != "suffix" or config.conditioning != "instruction":
             raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
         self._default = self.instruction_of(config.default_instruction)

@@ -21,7 +21,6 @@ from promptembedder.method import (
     VocabularyAlignment,
     build_deep_alignment,
     build_gate,
-    build_head,
     build_prompter,
     build_text_pooling,
     gated_directions,
@@ -156,7 +155,6 @@ def load_parts(
         deep=build_deep_alignment(config, dim_p, frozen),
         text_pooling=build_text_pooling(config, frozen, centred=False),
         gate=build_gate(config, dim_p, frozen),
-        head=build_head(config, frozen),
         prompter=prompter,
         compiled=compiled,
         others=others,
@@ -220,9 +218,9 @@ def _restore_alignment(parts: EncoderParts, path: Path) -> None:
 
 
 def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
-    """Return all tensors of the reader's side: alignment, deep alignments, text pooling, gate, output projection."""
+    """Return all tensors of the reader's side: alignment, deep alignments, text pooling and gate."""
     state = dict(parts.alignment.state_dict())
-    modules = {"deep": parts.deep, "text_pooling": parts.text_pooling, "gate": parts.gate, "head": parts.head}
+    modules = {"deep": parts.deep, "text_pooling": parts.text_pooling, "gate": parts.gate}
     for name, module in modules.items():
         if module is not None:
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}

@@ -33,7 +33,7 @@ class DualEncoder(SoftTokenEncoder):
 
     def __init__(self, parts: EncoderParts) -> None:
         """Build the module from its parts."""
-        super().__init__(parts.config, parts.reader, text_pooling=parts.text_pooling, head=parts.head)
+        super().__init__(parts.config, parts.reader, text_pooling=parts.text_pooling)
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
@@ -100,7 +100,6 @@ class DualEncoder(SoftTokenEncoder):
             deep=self.deep,
             text_pooling=self.text_pooling,
             gate=self.gate,
-            head=self.head,
             prompter=self.prompter,
             compiled=self.store.valid_compiled(self.trained_weights()),
             prompter_snapshot=self.prompter_snapshot,

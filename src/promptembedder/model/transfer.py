@@ -25,7 +25,6 @@ from promptembedder.method import (
     alignment_fit,
     build_deep_alignment,
     build_gate,
-    build_head,
     build_text_pooling,
     fit_alignment,
 )
@@ -195,7 +194,6 @@ def transfer_encoder(
         deep=_moved_deep(parts, config, reader, texts if move.carried else (), alike=alike, seed=seed),
         text_pooling=_copied(parts.text_pooling, alike=alike) or build_text_pooling(config, reader),
         gate=_copied(parts.gate, alike=alike) or build_gate(config, parts.prompter.backbone.dim, reader, seed=seed),
-        head=_copied(parts.head, alike=alike) or build_head(config, reader),
         prompter=None,
         prompter_snapshot=old.snapshot_prompter(
             [*instructions, config.default_instruction], weights=move.alignment.kind == "vocabulary"

@@ -1,9 +1,10 @@
 """Names of format 3 and their names in format 4: settings of models and recipes, and tensors."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["RENAMED_SETTINGS", "migrate_settings", "migrate_tensor_name"]
+__all__ = ["REMOVED_SETTINGS", "RENAMED_SETTINGS", "RemovedSetting", "migrate_settings", "migrate_tensor_name"]
 
 RENAMED_SETTINGS = {
     "anchor": "init_text",
@@ -18,6 +19,25 @@ RENAMED_SETTINGS = {
     "text_states": "text_cache",
     "text_weight": "text_pooling_weight",
     "wordings": "instruction_variants",
+}
+
+
+@dataclass(frozen=True)
+class RemovedSetting:
+    """Setting that no longer exists.
+
+    Attributes:
+        dropped: Value that is ignored, because it means what every model does now.
+        reason: What replaces any other value, for the error message.
+    """
+
+    dropped: Any
+    reason: str
+
+
+# by the configuration class and the name of the field
+REMOVED_SETTINGS = {
+    ("ModelConfig", "head"): RemovedSetting(False, "The linear head had no measured gain; train a model without it."),
 }
 
 _RENAMED_TENSOR_PARTS = {"readout": "text_pooling", "anchor_delta": "soft_prompt_delta", "log_gate": "log_scale"}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from promptembedder.errors import ConfigError, first_line, short_repr
-from promptembedder.storage.migration import RENAMED_SETTINGS
+from promptembedder.storage.migration import REMOVED_SETTINGS, RENAMED_SETTINGS
 
 __all__ = ["from_mapping", "parse_yaml", "read_yaml", "to_mapping"]
 
@@ -39,6 +39,11 @@ def from_mapping(cls: type[Config], mapping: Any, *, where: str = "") -> Config:
     for key, value in mapping.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in fields:
+            removed = REMOVED_SETTINGS.get((cls.__name__, str(key)))
+            if removed is not None and value == removed.dropped:
+                continue
+            if removed is not None:
+                raise ConfigError(f"setting {short_repr(path)} has been removed. {removed.reason}")
             raise ConfigError(_unknown_key_message(path, str(key), list(fields)))
         values[key] = _convert(fields[key], value, path)
     try:
