@@ -12,6 +12,7 @@ os.environ |= {"HAYSTACK_TELEMETRY_ENABLED": "false", "ANONYMIZED_TELEMETRY": "f
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: with other numbers of threads sums differ in a bit
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,13 +143,17 @@ def new_config(lively_backbones: None) -> "Callable[..., ModelConfig]":
         *,
         tuning: str = "lora",
         text_start: str = "\n",
+        with_text: bool = False,
         **changes: Any,
     ) -> "ModelConfig":
         backbone = BackboneConfig(source=f"random:{prompter}", dtype="float32", layers=2, text_start=text_start)
         if changes.get("placement") == "prefix":
             changes = {"deep_prompt_interval": 0, "text_pooling_weight": 0.0, **changes}
+        prompter_config = PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8)
+        if with_text:  # soft tokens depend on the text, too
+            prompter_config = replace(prompter_config, template="{text}\n\n" + prompter_config.template)
         return ModelConfig(
-            prompter=PrompterConfig(backbone=backbone, tuning=tuning, lora_rank=4, lora_alpha=8),
+            prompter=prompter_config,
             reader=BackboneConfig(source=f"random:{reader}", dtype="float32", text_start=text_start),
             **changes,
         )

@@ -80,7 +80,7 @@ def test_the_file_holds_what_encode_says_of_each_text_alone_in_order(
     [
         {},
         {"placement": "prefix", "deep_prompt_interval": 0, "text_pooling_weight": 0.0},
-        {"conditioning": "instruction_and_text"},
+        {"prompter": dataclasses.replace(CONFIG.prompter, template="{text}\n\n" + CONFIG.prompter.template)},
     ],
     ids=["one_pass", "prefix", "text"],
 )

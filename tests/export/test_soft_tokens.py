@@ -143,8 +143,8 @@ def test_what_an_engine_cannot_compute_is_refused_by_the_name_of_its_setting(
         match="early_exit_fraction 0.34 stops texts before the last layer.*Train with early_exit_fraction: 1",
     ):
         export_soft_tokens(new_model(**STOCK, early_exit_fraction=0.34), tmp_path / "out", instructions=[FIRST])
-    by_text = new_model(**STOCK, conditioning="instruction_and_text")
-    with pytest.raises(ConfigError, match="Train with conditioning: instruction"):
+    by_text = new_model(**STOCK, with_text=True)
+    with pytest.raises(ConfigError, match="Train with a prompter.template without {text}"):
         export_soft_tokens(by_text, tmp_path / "out", instructions=[FIRST])
     (tmp_path / "taken").mkdir()
     with pytest.raises(DataError, match="exists"):

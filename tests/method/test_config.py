@@ -18,7 +18,6 @@ from promptembedder.method import AlignmentConfig, RelaxationConfig
         ({"placement": "prefix", "deep_prompt_interval": 0}, "text_pooling_weight needs placement 'suffix'"),
         ({"max_seq_length": 0}, "max_seq_length must be at least 1, got 0. Try 512"),
         ({"placement": "infix"}, "unknown placement 'infix'. Use one of: suffix, prefix"),
-        ({"conditioning": "text"}, "unknown conditioning 'text'. Use one of: instruction, instruction_and_text"),
         ({"pooling": "max"}, "unknown pooling 'max'. Use one of: mean, last"),
         ({"default_instruction": " \n"}, "default_instruction is empty"),
         (
@@ -38,6 +37,7 @@ def test_invalid_model_config_raises_config_error(changes: dict[str, Any], messa
         ({"tuning": "all"}, "unknown prompter.tuning 'all'. Use one of: lora, full, frozen"),
         ({"lora_rank": 0}, "prompter.lora_rank must be at least 1, got 0. Try 16"),
         ({"template": "Task: {text}"}, r"prompter.template must contain \{instruction\}, got 'Task: \{text\}'"),
+        ({"template": "{text} {instruction} {text}"}, r"prompter.template must contain \{text\} at most once"),
     ],
 )
 def test_invalid_prompter_config_raises_config_error(changes: dict[str, Any], message: str) -> None:

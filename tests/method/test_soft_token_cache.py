@@ -110,7 +110,7 @@ def test_instructions_that_are_not_at_hand_are_generated_in_one_batch(model: Pro
 
 
 def test_conditioned_on_the_text_it_runs_for_each_text(new_model: NewModel) -> None:
-    model = new_model(conditioning="instruction_and_text")
+    model = new_model(with_text=True)
     runs = Runs(model)
     for _ in range(2):
         model.encode(["a", "b", "c"], prompt=QUERY)

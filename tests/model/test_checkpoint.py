@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hidden": {"relaxation": RelaxationConfig(kind="hidden")},
     "vocabulary": {"alignment": AlignmentConfig(kind="vocabulary")},
     "prefix": {"placement": "prefix", "pooling": "last"},
-    "with text": {"conditioning": "instruction_and_text"},
+    "with text": {"with_text": True},
     "three tokens": {"num_soft_tokens": 3, "max_seq_length": 7},
     "at the input alone": {"deep_prompt_interval": 0},
     "at every second layer": {

@@ -99,7 +99,7 @@ def test_so_is_it_in_other_settings(
 
 
 def test_conditioned_on_the_text_each_has_additions_of_its_own(new_model: NewModel, texts: list[str]) -> None:
-    model = new_model("tiny-qwen3", "tiny-gpt2", conditioning="instruction_and_text", **EVERYWHERE)
+    model = new_model("tiny-qwen3", "tiny-gpt2", with_text=True, **EVERYWHERE)
     alone = np.concatenate([vectors(model, [text]) for text in texts])
     np.testing.assert_allclose(vectors(model, texts), alone, atol=1e-5)
 

@@ -25,7 +25,7 @@ INSTRUCTION = "find the same thing"
 ANY_TEXT = st.text(st.characters(), max_size=25)  # lone surrogates included
 
 
-PREFIX, WITH_TEXT = {"placement": "prefix"}, {"conditioning": "instruction_and_text"}
+PREFIX, WITH_TEXT = {"placement": "prefix"}, {"with_text": True}
 VARIANTS = [
     *((name, {}) for name in ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")),
     *((name, PREFIX) for name in ("tiny-gemma3", "tiny-gpt2")),
@@ -33,7 +33,7 @@ VARIANTS = [
     ("tiny-gpt2", PREFIX | WITH_TEXT),
 ]
 each_variant = pytest.mark.parametrize(
-    ("name", "changes"), VARIANTS, ids=["-".join([name, *changes.values()]) for name, changes in VARIANTS]
+    ("name", "changes"), VARIANTS, ids=["-".join([name, *map(str, changes.values())]) for name, changes in VARIANTS]
 )
 
 
@@ -90,7 +90,7 @@ def test_reader_and_prompter_may_be_of_different_families(
 
 @each_variant
 def test_a_text_has_the_same_vector_alone_and_in_any_batch(
-    name: str, changes: dict[str, str], new_model: NewModel, texts: list[str]
+    name: str, changes: dict[str, Any], new_model: NewModel, texts: list[str]
 ) -> None:
     """With soft tokens as prefix, padding between them and the text pushed them out of Gemma's sliding window."""
     model = new_model(name, **changes)
@@ -102,7 +102,7 @@ def test_a_text_has_the_same_vector_alone_and_in_any_batch(
 
 @each_variant
 def test_padding_on_either_side_changes_nothing(
-    name: str, changes: dict[str, str], new_model: NewModel, texts: list[str]
+    name: str, changes: dict[str, Any], new_model: NewModel, texts: list[str]
 ) -> None:
     model = new_model(name, **changes)
     features = model.preprocess(texts, prompt=INSTRUCTION)
@@ -148,7 +148,7 @@ def test_another_instruction_or_another_text_gives_another_vector(
 
 
 def test_conditioned_on_the_text_the_soft_tokens_depend_on_it(new_model: NewModel, texts: list[str]) -> None:
-    model = new_model(conditioning="instruction_and_text")
+    model = new_model(with_text=True)
     features = model.preprocess(texts, prompt=INSTRUCTION)
     with torch.no_grad():
         soft = model.encoder.soft_tokens_of_batch(features, len(texts))
@@ -157,7 +157,7 @@ def test_conditioned_on_the_text_the_soft_tokens_depend_on_it(new_model: NewMode
 
 @each_variant
 def test_columns_embedded_together_have_the_vectors_they_have_alone(
-    name: str, changes: dict[str, str], new_model: NewModel, texts: list[str]
+    name: str, changes: dict[str, Any], new_model: NewModel, texts: list[str]
 ) -> None:
     model = new_model(name, **changes).eval()
     rows = [(texts[:2], INSTRUCTION), (texts[2:3], INSTRUCTION), (texts[3:], "represent the document")]
@@ -186,7 +186,7 @@ ODD_TEXTS = {
 
 
 @each_variant
-def test_any_text_has_a_finite_unit_vector(name: str, changes: dict[str, str], new_model: NewModel) -> None:
+def test_any_text_has_a_finite_unit_vector(name: str, changes: dict[str, Any], new_model: NewModel) -> None:
     model = new_model(name, **changes)
     found = vectors(model, list(ODD_TEXTS.values()))
     assert found.dtype == np.float32
@@ -264,11 +264,11 @@ def test_no_texts_have_no_vectors(new_model: NewModel) -> None:
 
 
 @pytest.mark.parametrize("placement", ["suffix", "prefix"])
-@pytest.mark.parametrize("conditioning", ["instruction", "instruction_and_text"])
+@pytest.mark.parametrize("with_text", [False, True])
 def test_text_and_soft_tokens_never_exceed_the_positions_of_gpt2(
-    placement: str, conditioning: str, new_model: NewModel
+    placement: str, with_text: bool, new_model: NewModel
 ) -> None:
-    model = new_model("tiny-gpt2", "tiny-gpt2", placement=placement, conditioning=conditioning, num_soft_tokens=7)
+    model = new_model("tiny-gpt2", "tiny-gpt2", placement=placement, with_text=with_text, num_soft_tokens=7)
     long = ["x" * 500, "y" * 96, "z" * 89]
     seen: list[int] = []
 
@@ -278,7 +278,7 @@ def test_text_and_soft_tokens_never_exceed_the_positions_of_gpt2(
     for decoder in (model.encoder.reader.decoder, model.encoder.prompter.backbone.decoder):
         decoder.register_forward_pre_hook(watch, with_kwargs=True)
     # beside a text a long instruction makes it give way; alone it must fit
-    found = model.encode(long, prompt="find " * 100 if conditioning == "instruction_and_text" else "find")
+    found = model.encode(long, prompt="find " * 100 if with_text else "find")
     assert model.max_seq_length == 96 - 7
     assert max(seen) == 95
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)

@@ -66,14 +66,14 @@ def test_no_texts_or_no_instructions_give_an_empty_array(model: PromptEmbedder) 
     assert model.encode_instructions(["a"], []).shape == (0, 1, 48)
 
 
-@pytest.mark.parametrize("changes", [{"placement": "prefix"}, {"conditioning": "instruction_and_text"}])
+@pytest.mark.parametrize("changes", [{"placement": "prefix"}, {"with_text": True}])
 def test_one_pass_is_refused_where_texts_are_read_under_their_instruction(changes: dict, new_model: NewModel) -> None:
-    with pytest.raises(ConfigError, match="needs placement 'suffix' and conditioning 'instruction'"):
+    with pytest.raises(ConfigError, match="needs placement 'suffix' and a prompter.template without"):
         new_model(**changes).encode_instructions(["a"], INSTRUCTIONS)
 
 
 def test_soft_tokens_that_depend_on_the_text_cannot_be_asked_for_alone(new_model: NewModel) -> None:
-    model = new_model(conditioning="instruction_and_text")
+    model = new_model(with_text=True)
     for ask in (lambda: model.soft_tokens("find"), lambda: model.compile_instructions(["find"])):
         with pytest.raises(ConfigError, match="soft tokens depend on the text here"):
             ask()

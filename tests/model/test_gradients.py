@@ -121,19 +121,19 @@ def test_the_cached_loss_has_the_gradients_of_the_plain_one(document: str, new_m
 
 
 @pytest.mark.parametrize(
-    ("tuning", "conditioning", "placement"),
+    ("tuning", "with_text", "placement"),
     [
-        ("lora", "instruction", "suffix"),
-        ("full", "instruction", "suffix"),
-        ("frozen", "instruction", "suffix"),
-        ("lora", "instruction", "prefix"),
-        ("lora", "instruction_and_text", "suffix"),
+        ("lora", False, "suffix"),
+        ("full", False, "suffix"),
+        ("frozen", False, "suffix"),
+        ("lora", False, "prefix"),
+        ("lora", True, "suffix"),
     ],
 )
 def test_a_step_changes_what_trains_and_not_one_bit_of_anything_else(
-    tuning: str, conditioning: str, placement: str, new_model: NewModel
+    tuning: str, with_text: bool, placement: str, new_model: NewModel
 ) -> None:
-    model = new_model("tiny-gemma3", tuning=tuning, conditioning=conditioning, placement=placement)
+    model = new_model("tiny-gemma3", tuning=tuning, with_text=with_text, placement=placement)
     before = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)

@@ -15,8 +15,10 @@ from promptembedder.model.self_test import SELF_TEST_TEXT
 NewModel = Callable[..., PromptEmbedder]
 
 
-@pytest.mark.parametrize("changes", [{}, {"placement": "prefix"}, {"conditioning": "instruction_and_text"}], ids=str)
-def test_saved_self_test_equals_the_models_vector(new_model: NewModel, tmp_path: Path, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"placement": "prefix"}, {"with_text": True}], ids=str)
+def test_saved_self_test_equals_the_models_vector(
+    new_model: NewModel, tmp_path: Path, changes: dict[str, object]
+) -> None:
     model = new_model(**changes)
     model.encoder.train()
     model.encoder.self_test()

@@ -276,9 +276,9 @@ def test_restoring_in_place_gives_the_saved_vectors(model: BaselineEmbedder, tmp
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"placement": "prefix"}, {"conditioning": "instruction_and_text"}])
-def test_a_prefix_or_a_dependence_on_the_text_is_refused(changes: dict[str, str], new_baseline: NewBaseline) -> None:
-    with pytest.raises(ConfigError, match="static soft tokens know placement 'suffix' and conditioning 'instruction'"):
+@pytest.mark.parametrize("changes", [{"placement": "prefix"}, {"with_text": True}])
+def test_a_prefix_or_a_dependence_on_the_text_is_refused(changes: dict[str, Any], new_baseline: NewBaseline) -> None:
+    with pytest.raises(ConfigError, match="static soft tokens need placement 'suffix' and a prompter.template without"):
         new_baseline("static", model=changes)
 
 

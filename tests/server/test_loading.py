@@ -73,7 +73,7 @@ def test_compiled_instructions_alone_need_some(new_model: NewModel, tmp_path: Pa
 
 
 def test_soft_tokens_that_depend_on_texts_cannot_be_served(new_model: NewModel, tmp_path: Path) -> None:
-    new_model(conditioning="instruction_and_text").save(str(tmp_path / "model"))
+    new_model(with_text=True).save(str(tmp_path / "model"))
     with pytest.raises(ConfigError, match="serving needs a model with placement 'suffix'"):
         load(tmp_path / "model")
 

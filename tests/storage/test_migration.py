@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,18 @@ from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.errors import ConfigError
 from promptembedder.model import SELF_TEST_TEXT, load_encoder, read_self_test
 from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest, write_manifest
-from promptembedder.storage.migration import RENAMED_SETTINGS, migrate_settings, migrate_tensor_name
+from promptembedder.storage.migration import (
+    RENAMED_SETTINGS,
+    migrate_conditioning,
+    migrate_settings,
+    migrate_tensor_name,
+)
 from promptembedder.training import Recipe
 
 # saved by the last version that wrote format 3, on random:tiny-llama: every renamed setting and tensor is in use
 FORMAT3 = Path(__file__).parent / "format3"
 COMPILED = "Find the same thing"
+TEXTS = ["a text", "", "another one"]
 USUAL_MODELS = dict(RANDOM_MODELS)  # as they are when this file is imported, before any fixture has run
 
 
@@ -95,6 +101,49 @@ def test_migration_is_idempotent_and_leaves_other_values_alone() -> None:
     assert migrate_settings(old) == new == migrate_settings(new)
     assert migrate_tensor_name("readout.centre") == "text_pooling.centre"
     assert migrate_tensor_name("deep.up") == "deep.up"
+
+
+def save_with_conditioning(model: PromptEmbedder, folder: Path, version: int) -> None:
+    """Save a model whose template begins with the text in the form that `conditioning: instruction_and_text` had."""
+    model.save(str(folder), create_model_card=False)
+    path = folder / MANIFEST_NAME
+    content = json.loads(path.read_text(encoding="utf-8"))
+    prompter = content["config"]["prompter"]
+    prompter["template"] = prompter["template"].removeprefix("{text}\n\n")
+    content["config"]["conditioning"] = "instruction_and_text"
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "format": 2}), encoding="utf-8")
+    if version == 4:
+        write_manifest(folder, read_manifest(folder))
+
+
+@pytest.mark.parametrize("version", [2, 4])
+def test_saved_conditioning_on_the_text_becomes_a_template_with_the_same_vectors(
+    version: int, new_model: Callable[..., PromptEmbedder], tmp_path: Path
+) -> None:
+    model = new_model(with_text=True)
+    save_with_conditioning(model, tmp_path / "model", version)
+    loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
+    assert loaded.encoder.config == model.encoder.config
+    np.testing.assert_array_equal(loaded.encode(TEXTS, prompt=COMPILED), model.encode(TEXTS, prompt=COMPILED))
+
+
+def test_prompts_of_a_migrated_template_are_text_blank_line_and_old_template() -> None:
+    old = {"conditioning": "instruction_and_text", "prompter": {"template": "T {instruction}"}, "pooling": "last"}
+    new = {"prompter": {"template": "{text}\n\nT {instruction}"}, "pooling": "last"}
+    assert migrate_conditioning(old, template="unused") == new
+    assert migrate_conditioning({"conditioning": "instruction_and_text"}, template="T {instruction}") == {
+        "prompter": new["prompter"]
+    }
+    assert migrate_conditioning({"conditioning": "instruction", "pooling": "last"}, template="") == {"pooling": "last"}
+
+
+def test_conditioning_in_a_recipe_gives_one_line_that_names_the_template() -> None:
+    assert from_mapping(Recipe, {"model": {"conditioning": "instruction"}}) == Recipe()
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Recipe, {"model": {"conditioning": "instruction_and_text"}})
+    assert "write {text} into model.prompter.template" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_head_of_false_is_dropped_and_of_true_is_refused_in_one_line() -> None:

@@ -128,7 +128,10 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "stepwise_labels": (("labels",), {"loss": LossConfig(stepwise=True)}),
     "uneven": (("negative",), _optim(batch_size=5)),
     "prefix": (("negative",), _model(placement="prefix", deep_prompt_interval=0, text_pooling_weight=0.0)),
-    "with_text": (("negative",), _model(conditioning="instruction_and_text")),
+    "with_text": (
+        ("negative",),
+        _model(prompter=dataclasses.replace(MODEL.prompter, template="{text}\n\n" + MODEL.prompter.template)),
+    ),
     "noisy": (("pairs", "negative"), {**_model(relaxation=RelaxationConfig(kind="gumbel")), **_optim(steps=3)}),
     "full": (("negative",), _model(prompter=dataclasses.replace(MODEL.prompter, tuning="full"))),
     "lora": (("negative",), {"baseline": BaselineConfig(kind="lora", lora_rank=4)}),

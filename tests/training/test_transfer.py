@@ -282,8 +282,8 @@ def test_a_model_without_its_prompter_cannot_be_moved(new_model: NewModel, tmp_p
 
 
 def test_soft_tokens_that_depend_on_texts_cannot_be_moved(new_model: NewModel) -> None:
-    with pytest.raises(ConfigError, match="instruction_and_text"):
-        transfer_to(new_model(conditioning="instruction_and_text"), reader("tiny-gemma3"), steps=0)
+    with pytest.raises(ConfigError, match="prompter.template contains {text}"):
+        transfer_to(new_model(with_text=True), reader("tiny-gemma3"), steps=0)
 
 
 def test_a_third_backbone_is_refused_and_the_known_ones_are_named(new_model: NewModel, tmp_path: Path) -> None:

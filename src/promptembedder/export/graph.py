@@ -108,8 +108,9 @@ def require_traceable(encoder: SoftTokenEncoder) -> None:
     config, reader_config = encoder.config, encoder.reader.model.config
     if not encoder.reads_text_once:
         raise ConfigError(
-            f"a graph for one instruction needs placement 'suffix' and conditioning 'instruction', this model has "
-            f"{config.placement!r} and {config.conditioning!r}. Train with those."
+            "a graph for one instruction needs placement 'suffix' and a prompter.template without {text}, "
+            f"this model has placement {config.placement!r} and the template "
+            f"{config.prompter.template!r}. Train such a model."
         )
     unknown = set(getattr(reader_config, "layer_types", None) or ()) - set(_KINDS)
     if unknown:

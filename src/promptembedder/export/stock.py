@@ -24,9 +24,9 @@ def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False)
     """
     settings = encoder.config
     gaps, fixes = [], []
-    if settings.conditioning != "instruction":
-        gaps.append(f"conditioning {settings.conditioning!r} generates soft tokens for each text")
-        fixes.append("conditioning: instruction")
+    if settings.prompter.depends_on_text:
+        gaps.append("prompter.template contains {text}, which generates soft tokens for each text")
+        fixes.append("a prompter.template without {text}")
     if settings.deep_prompt_interval:
         gaps.append(f"deep_prompt_interval {settings.deep_prompt_interval} adds soft tokens at deeper layers")
         fixes.append("deep_prompt_interval: 0")
@@ -40,7 +40,7 @@ def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False)
         if not settings.deep_prompt_interval:
             leave_out = " or --leave-out-text"
     if gaps:
-        whole = ", or export the complete model with --format onnx" if settings.conditioning == "instruction" else ""
+        whole = ", or export the complete model with --format onnx" if not settings.prompter.depends_on_text else ""
         raise ConfigError(
             f"an engine that takes input vectors cannot compute this model: {'; '.join(gaps)}. "
             f"Train with {', '.join(fixes)}{leave_out}{whole}."

@@ -14,7 +14,6 @@ __all__ = ["BaselineConfig", "ModelConfig", "PrompterConfig"]
 PROMPTER_OUTPUTS = ("token", "state")
 TUNINGS = ("lora", "full", "frozen")
 PLACEMENTS = ("suffix", "prefix")
-CONDITIONINGS = ("instruction", "instruction_and_text")
 BASELINES = ("static", "lora", "full", "frozen")
 FALLBACKS = ("nearest", "default", "shared")
 TEMPLATES = ("instruct", "plain", "prompteol")
@@ -30,7 +29,8 @@ class PrompterConfig:
         tuning: `lora`: low-rank adapters on all linear layers; `full`: all weights; `frozen`: none.
         lora_rank: Rank of the adapters.
         lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
-        template: Prompt, in which `{instruction}` is replaced. The next tokens become the soft tokens.
+        template: Prompt, in which `{instruction}` is replaced, and `{text}` if there is one. The next tokens become the
+            soft tokens. With `{text}` they depend on the text, otherwise on the instruction alone.
         output: Vector that the alignment maps: `token`, the relaxed token, or `state`, the standardised hidden state
             that it was computed from.
         init_text: Phrase whose last tokens initialise the soft prompt. If empty, the soft prompt starts at zero.
@@ -52,8 +52,15 @@ class PrompterConfig:
             raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
         if "{instruction}" not in self.template:
             raise ConfigError(f"prompter.template must contain {{instruction}}, got {short_repr(self.template)}.")
+        if self.template.count("{text}") > 1:
+            raise ConfigError(f"prompter.template must contain {{text}} at most once, got {short_repr(self.template)}.")
         if self.backbone.quantization is not None:
             raise ConfigError("prompter.backbone.quantization is for frozen weights only. Quantise the reader instead.")
+
+    @property
+    def depends_on_text(self) -> bool:
+        """True if the soft tokens depend on the text: `template` contains `{text}`."""
+        return "{text}" in self.template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,6 @@ class ModelConfig:
         num_soft_tokens: K, soft tokens per instruction.
         placement: `suffix`: soft tokens after the text, whose prefill needs no gradient. `prefix`: before it, an
             ablation.
-        conditioning: Input of the prompter, `instruction` or `instruction_and_text`.
         deep_prompt_interval: Soft tokens also enter every layer of the reader whose index is a multiple of this, each
             through a separate alignment. 0: the input alone.
         deep_prompt_rank: Rank of the alignments of the deeper layers.
@@ -89,7 +95,6 @@ class ModelConfig:
     relaxation: RelaxationConfig = field(default_factory=RelaxationConfig)
     num_soft_tokens: int = 5
     placement: str = "suffix"
-    conditioning: str = "instruction"
     deep_prompt_interval: int = 1
     deep_prompt_rank: int = 64
     early_exit_fraction: float = 1.0
@@ -120,7 +125,6 @@ class ModelConfig:
                 f"early_exit_fraction must be above 0 and at most 1, got {self.early_exit_fraction}. Try 0.7."
             )
         _choose("placement", self.placement, PLACEMENTS)
-        _choose("conditioning", self.conditioning, CONDITIONINGS)
         _choose("pooling", self.pooling, POOLINGS)
         suffix_only = {
             "deep_prompt_interval": self.deep_prompt_interval,

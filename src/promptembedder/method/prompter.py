@@ -117,7 +117,7 @@ class Prompter(nn.Module):
     @torch.no_grad()
     def fit_state_statistics(self, instructions: Sequence[str], *, template: str) -> None:
         """Compute mean and standard deviation of the hidden states over instructions, per step and dimension."""
-        prompts = [template.replace("{instruction}", instruction) for instruction in instructions]
+        prompts = [template.replace("{text}", "").replace("{instruction}", one) for one in instructions]
         batch = self.backbone.tokenizer.tokenize(prompts, max_length=self.backbone.max_positions or _MAX_REFERENCE)
         device = self.backbone.input_embeddings.device
         _, states = self._generate(*left_pad(batch.ids.to(device), batch.mask.to(device)))

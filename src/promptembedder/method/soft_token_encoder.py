@@ -88,7 +88,7 @@ class SoftTokenEncoder(TextEncoder):
 
     @abstractmethod
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
-        """Generate the soft tokens of each text of a batch if they depend on the text (`config.conditioning`)."""
+        """Generate the soft tokens of each text of a batch if `config.prompter.depends_on_text`."""
 
     # -- interface of a sentence-transformers input module -----------------------------------------------------------
 
@@ -146,14 +146,14 @@ class SoftTokenEncoder(TextEncoder):
 
     def soft_tokens_of_batch(self, features: dict[str, Any], batch: int) -> Float[Tensor, "batch prompt width"]:
         """Return the soft tokens of each row of a batch that has one instruction."""
-        if self.config.conditioning == "instruction_and_text":
+        if self.config.prompter.depends_on_text:
             return self.generate_for_texts(features)
         return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
 
     @property
     def reads_text_once(self) -> bool:
         """True if the KV cache of a text is the same under every instruction."""
-        return self.config.placement == "suffix" and self.config.conditioning == "instruction"
+        return self.config.placement == "suffix" and not self.config.prompter.depends_on_text
 
     def read(self, columns: Sequence[dict[str, Any]]) -> TextCache:
         """Prefill the texts of all columns for `embed_after` in training, without gradient.

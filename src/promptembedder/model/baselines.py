@@ -202,8 +202,8 @@ class StaticEncoder(SoftTokenEncoder):
     def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone) -> None:
         """Initialize a set of vectors per task and for the default instruction, or one shared set."""
         super().__init__(config, reader, text_pooling=build_text_pooling(config, reader))
-        if config.placement != "suffix" or config.conditioning != "instruction":
-            raise ConfigError("static soft tokens know placement 'suffix' and conditioning 'instruction' only.")
+        if config.placement != "suffix" or config.prompter.depends_on_text:
+            raise ConfigError("static soft tokens need placement 'suffix' and a prompter.template without {text}.")
         self._default = self.instruction_of(config.default_instruction)
         if not any(self._default in map(self.instruction_of, one) for one in baseline.instruction_variants):
             baseline = dataclasses.replace(
@@ -232,7 +232,7 @@ class StaticEncoder(SoftTokenEncoder):
 
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
         """Raise ConfigError: static tokens do not depend on the text."""
-        raise ConfigError("static soft tokens do not depend on the text. Set conditioning to 'instruction'.")
+        raise ConfigError("static soft tokens do not depend on the text. Remove {text} from prompter.template.")
 
     def set_of(self, instruction: str) -> int:
         """Return the index of the set of vectors for `instruction`."""

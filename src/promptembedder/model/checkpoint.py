@@ -16,6 +16,7 @@ from promptembedder.method import (
     LinearMap,
     ModelConfig,
     Prompter,
+    PrompterConfig,
     PrompterSnapshot,
     ReaderState,
     VocabularyAlignment,
@@ -37,6 +38,7 @@ from promptembedder.model.reader_state import (
 )
 from promptembedder.model.self_test import SELF_TEST_NAME, SelfTest
 from promptembedder.storage import Manifest, from_mapping, read_manifest, versions, write_manifest
+from promptembedder.storage.migration import migrate_conditioning
 from promptembedder.storage.tensors import load_tensors, save_tensors
 from promptembedder.types import Tensor
 
@@ -243,7 +245,9 @@ def model_config(manifest: Manifest) -> ModelConfig:
         ModelFormatError: If a part of the configuration is not a mapping, or if the reader's depth is missing.
         ConfigError: If a setting is unknown or out of range.
     """
-    saved = _mapping(manifest.config.get("model", manifest.config), "config")
+    saved = migrate_conditioning(
+        _mapping(manifest.config.get("model", manifest.config), "config"), template=PrompterConfig().template
+    )
     config = {
         "deep_prompt_interval": 0,
         "text_pooling_weight": 0.0,

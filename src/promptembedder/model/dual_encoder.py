@@ -44,7 +44,7 @@ class DualEncoder(SoftTokenEncoder):
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""
         features = self.instructed_features(inputs, prompt)
-        if self.config.conditioning == "instruction_and_text":
+        if self.config.prompter.depends_on_text:
             texts = [clean_text(text) for text in inputs]
             rows = self._prompter_inputs([features["instruction"]] * len(texts), texts)
             features |= {"prompter_ids": rows[0], "prompter_mask": rows[1]}
@@ -118,8 +118,8 @@ class DualEncoder(SoftTokenEncoder):
 
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:
         """Generate the soft tokens of each instruction with the prompter."""
-        if self.config.conditioning == "instruction_and_text":
-            raise ConfigError("soft tokens depend on the text here: conditioning is 'instruction_and_text'.")
+        if self.config.prompter.depends_on_text:
+            raise ConfigError("soft tokens depend on the text here: prompter.template contains {text}.")
         said = self._cached_tokens()
         if said and said.keys() >= set(instructions):
             return self._aligned(RelaxedTokens.cat([said[instruction] for instruction in instructions], self.device))
@@ -221,16 +221,18 @@ class DualEncoder(SoftTokenEncoder):
                 f"instruction {instructions[0]!r} is not compiled and the model was loaded without its prompter. "
                 "Load it with the prompter, or compile the instruction first."
             )
-        template = self.config.prompter.template
-        asked = [template.replace("{instruction}", instruction) for instruction in instructions]
+        before, _, after = self.config.prompter.template.rpartition("{text}")
+        prefixes, suffixes = (
+            [part.replace("{instruction}", instruction) for instruction in instructions] for part in (before, after)
+        )
         tokenizer, limit = self.prompter.backbone.tokenizer, self.prompter.backbone.max_positions
         room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.config.num_soft_tokens
         if texts is None:
-            batch = tokenizer.tokenize(asked, max_length=room)
+            batch = tokenizer.tokenize(suffixes, max_length=room)
             if batch.truncated:
                 raise ConfigError(
                     f"an instruction is longer than the {room} tokens that are read. Say it in fewer words."
                 )
         else:
-            batch = tokenizer.tokenize(texts, max_length=room, suffixes=[f"\n\n{question}" for question in asked])
+            batch = tokenizer.tokenize(texts, max_length=room, prefixes=prefixes, suffixes=suffixes)
         return batch.ids, batch.mask

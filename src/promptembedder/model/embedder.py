@@ -178,7 +178,7 @@ class PromptEmbedder(PromptedSentenceTransformer):
             on_texts: Called after each batch with its number of texts.
 
         Raises:
-            ConfigError: If the prefill depends on the instruction (prefix, instruction_and_text), or if a text is
+            ConfigError: If placement is `prefix`, the soft tokens depend on the text, or a text is
                 longer than `max_batch_tokens`.
             DataError: If a text or instruction is not a string, or if a single string is given instead of a list.
         """
@@ -186,7 +186,9 @@ class PromptEmbedder(PromptedSentenceTransformer):
         instructions = check_text_list(instructions, name="instructions")
         encoder = self.encoder.eval()
         if not encoder.reads_text_once:
-            raise ConfigError("one pass for many instructions needs placement 'suffix' and conditioning 'instruction'.")
+            raise ConfigError(
+                "one pass for many instructions needs placement 'suffix' and a prompter.template without {text}."
+            )
         vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
         if not instructions:
             return vectors

@@ -172,8 +172,10 @@ def transfer_encoder(
     parts = old.parts()
     if parts.prompter is None:
         raise ConfigError("the model was loaded without its prompter and cannot be moved. Load it with the prompter.")
-    if parts.config.conditioning != "instruction":
-        raise ConfigError("soft tokens depend on the text here (instruction_and_text): train anew on the new reader.")
+    if parts.config.prompter.depends_on_text:
+        raise ConfigError(
+            "soft tokens depend on the text here (prompter.template contains {text}): train anew on the new reader."
+        )
     try:
         reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
         alignment, fit = _moved_alignment(parts, reader, move, seed)

@@ -73,7 +73,8 @@ class EmbeddingService:
         encoder = model.encoder.eval()
         if not encoder.reads_text_once:
             raise ConfigError(
-                "serving needs a model with placement 'suffix' and conditioning 'instruction'. Train such a model."
+                "serving needs a model with placement 'suffix' and a prompter.template without {text}. "
+                "Train such a model."
             )
         if config.instructions == "free" and encoder.prompter is None:
             raise ConfigError(

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["REMOVED_SETTINGS", "RENAMED_SETTINGS", "RemovedSetting", "migrate_settings", "migrate_tensor_name"]
+__all__ = [
+    "REMOVED_SETTINGS",
+    "RENAMED_SETTINGS",
+    "RemovedSetting",
+    "migrate_conditioning",
+    "migrate_settings",
+    "migrate_tensor_name",
+]
 
 RENAMED_SETTINGS = {
     "anchor": "init_text",
@@ -37,6 +44,9 @@ class RemovedSetting:
 
 # by the configuration class and the name of the field
 REMOVED_SETTINGS = {
+    ("ModelConfig", "conditioning"): RemovedSetting(
+        "instruction", "For soft tokens that depend on the text, write {text} into model.prompter.template."
+    ),
     ("ModelConfig", "head"): RemovedSetting(False, "The linear head had no measured gain; train a model without it."),
 }
 
@@ -48,6 +58,20 @@ def migrate_settings(settings: Any) -> Any:
     if isinstance(settings, Mapping):
         return {RENAMED_SETTINGS.get(key, key): migrate_settings(value) for key, value in settings.items()}
     return settings
+
+
+def migrate_conditioning(config: Mapping[str, Any], *, template: str) -> dict[str, Any]:
+    """Return a model's saved configuration without `conditioning`, with the template that has the same prompts.
+
+    Args:
+        template: Template of the prompter if the configuration has none.
+    """
+    migrated = dict(config)
+    if migrated.pop("conditioning", None) == "instruction_and_text":
+        prompter = migrated.get("prompter")
+        prompter = dict(prompter) if isinstance(prompter, Mapping) else {}
+        migrated["prompter"] = {**prompter, "template": "{text}\n\n" + str(prompter.get("template", template))}
+    return migrated
 
 
 def migrate_tensor_name(name: str) -> str:

@@ -230,7 +230,7 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
     def _check_ranks(self, columns: list[dict[str, Any]]) -> None:
         encoder = self._encoder()
         named: dict[str, list[Any]] = {"trained weights": encoder.trained_weights()}
-        if isinstance(encoder, SoftTokenEncoder) and encoder.config.conditioning == "instruction":
+        if isinstance(encoder, SoftTokenEncoder) and not encoder.config.prompter.depends_on_text:
             named["soft tokens"] = [encoder.soft_tokens([column["instruction"] for column in columns])]
         assert_ranks_equal(named, self.ranks, step=self.state.global_step + 1)
 
