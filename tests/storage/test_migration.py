@@ -3,12 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
 
+import promptembedder.model
 from promptembedder import PromptEmbedder
 from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.errors import ConfigError
@@ -61,6 +64,22 @@ def test_model_of_format_3_serves_its_compiled_instruction_without_a_prompter() 
 def test_model_of_format_3_loads_through_load_encoder() -> None:
     computed, saved = self_test_vector(load_encoder(str(FORMAT3), device="cpu").model, FORMAT3)
     np.testing.assert_allclose(computed, saved, atol=1e-5)
+
+
+def test_sentence_transformers_opens_a_folder_of_format_3() -> None:
+    """Its modules.json names the module by the path that it had then."""
+    plain = SentenceTransformer(str(FORMAT3), trust_remote_code=True, device="cpu")
+    ours = PromptEmbedder.from_pretrained(FORMAT3, device="cpu")
+    np.testing.assert_array_equal(plain.encode(TEXTS, prompt=COMPILED), ours.encode(TEXTS, prompt=COMPILED))
+
+
+@pytest.mark.parametrize(
+    "path", ["dual_encoder.DualEncoder", "static_encoder.StaticEncoder", "pooled_encoder.PooledEncoder"]
+)
+def test_module_paths_of_format_3_name_the_modules_of_today(path: str) -> None:
+    file, name = path.split(".")
+    module = import_module(f"promptembedder.models.{file}")
+    assert getattr(module, name) is getattr(promptembedder.model, name)
 
 
 def test_settings_of_format_3_keep_their_values_under_their_new_names() -> None:
