@@ -22,7 +22,7 @@ def report(
 
     Example: python -m benchmarks report docs/results.md
     """
-    told = Report(as_json)
+    report = Report(as_json)
     with one_line_errors():
         from benchmarks.corpus.report import corpus_markdown
         from benchmarks.document import regenerate
@@ -38,5 +38,5 @@ def report(
         pages |= {"speed": speed_markdown, "serve": serving_markdown, "corpus": corpus_markdown}
         pages |= {"reliability": reliability_markdown, "steering": steering_markdown}
         done = regenerate(document, results, pages)
-    told.print(f"{escape(str(document))}: wrote {', '.join(done)}")
-    told.result({"document": str(document), "written": done})
+    report.print(f"{escape(str(document))}: wrote {', '.join(done)}")
+    report.result({"document": str(document), "written": done})

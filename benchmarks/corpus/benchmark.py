@@ -95,7 +95,7 @@ def _measured(
         on_part(f"{size} rows, {f'ray with {workers} workers' if workers else 'local'}")
         output = work / "measured"
         run = _undisturbed(model, corpus, output, _options(settings, workers))
-        assert run.said is not None
+        assert run.report is not None
         names.append({path.name for path in output.glob("part-*")})
         rows.append(
             {
@@ -103,9 +103,9 @@ def _measured(
                 "workers": workers or 1,
                 "rows": size,
                 "command_seconds": round(run.seconds, 2),
-                "seconds": round(run.said["seconds"], 2),
-                "embedding_seconds": round(run.said["embedding_seconds"], 2),
-                "rows_per_second": round(size / run.said["embedding_seconds"], 1),
+                "seconds": round(run.report["seconds"], 2),
+                "embedding_seconds": round(run.report["embedding_seconds"], 2),
+                "rows_per_second": round(size / run.report["embedding_seconds"], 1),
                 "driver_peak_megabytes": run.peak_bytes // _MEGABYTE,
                 # a shard's name contains its hash
                 "same_shards_as_local": names[-1] == names[0],
@@ -123,7 +123,7 @@ def _options(settings: CorpusBenchSettings, workers: int) -> list[str]:
 
 def _undisturbed(model: Path, corpus: Path, output: Path, options: list[str]) -> EmbedRun:
     run = EmbedRun.of(model, corpus, output, options)
-    if run.said is None:
+    if run.report is None:
         raise DataError(f"embedding {corpus.name} failed: {run.complaint}")
     return run
 
@@ -146,9 +146,9 @@ def _faults(
         output = work / "fault"
         options = _options(settings, engine)
         if kind == "disk":
-            told = _full_disk(model, corpus, output, options, share, expected_bytes=_size(work / "whole"))
+            outcome = _full_disk(model, corpus, output, options, share, expected_bytes=_size(work / "whole"))
         else:
-            told = _killed(kind, model, corpus, output, options, after=int(share * len(expected)))
+            outcome = _killed(kind, model, corpus, output, options, after=int(share * len(expected)))
         shards_before = len(_content(output))
         again = EmbedRun.of(model, corpus, output, options)
         found.append(
@@ -156,9 +156,9 @@ def _faults(
                 "fault": kind,
                 "engine": "ray" if engine else "local",
                 "share_of_the_shards": round(share, 3),
-                **told,
+                **outcome,
                 "shard_files_left": shards_before,
-                "skipped_shards": None if again.said is None else again.said["skipped_shards"],
+                "skipped_shards": None if again.report is None else again.report["skipped_shards"],
                 "same_shards_as_undisturbed": _content(output) == expected,
                 **check_output(output, settings.fault_rows),
             }
@@ -186,7 +186,7 @@ def _killed(kind: str, model: Path, corpus: Path, output: Path, options: list[st
             actors[0].kill()
 
     run = EmbedRun.of(model, corpus, output, options, during=during)
-    return {"hit": bool(killed), "went_on_by_itself": run.said is not None, "complaint": run.complaint[:200]}
+    return {"hit": bool(killed), "went_on_by_itself": run.report is not None, "complaint": run.complaint[:200]}
 
 
 def _full_disk(
@@ -202,7 +202,7 @@ def _full_disk(
     _mount(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(output)])
     run = EmbedRun.of(model, corpus, output, options)
     _mount(["mount", "-o", f"remount,size={4 * expected_bytes}", str(output)])
-    return {"hit": run.said is None, "went_on_by_itself": False, "complaint": run.complaint[:200]}
+    return {"hit": run.report is None, "went_on_by_itself": False, "complaint": run.complaint[:200]}
 
 
 def _mount(command: list[str]) -> None:

@@ -60,13 +60,13 @@ class EmbedRun:
     Attributes:
         seconds: Duration of the command.
         peak_bytes: Peak memory of the command's own process, without workers.
-        said: JSON result. None if the command was interrupted or failed.
+        report: JSON result. None if the command was interrupted or failed.
         complaint: Last line of stderr if the command failed.
     """
 
     seconds: float
     peak_bytes: int
-    said: dict[str, Any] | None
+    report: dict[str, Any] | None
     complaint: str
 
     @classmethod
@@ -99,9 +99,9 @@ class EmbedRun:
                 time.sleep(_POLL_S)
             seconds = time.perf_counter() - start
             lines = _lines(out)
-            said = json.loads(lines[-1]) if child.returncode == 0 else None
-            complaint = "" if said is not None else " ".join(_lines(err)[-1:])
-        return cls(seconds=seconds, peak_bytes=peak, said=said, complaint=complaint)
+            report = json.loads(lines[-1]) if child.returncode == 0 else None
+            complaint = "" if report is not None else " ".join(_lines(err)[-1:])
+        return cls(seconds=seconds, peak_bytes=peak, report=report, complaint=complaint)
 
 
 def check_output(output: Path, rows: int) -> dict[str, int]:

@@ -61,9 +61,9 @@ def run_in_child(
         os.close(reading)
         _work_and_end(work, writing)
     os.close(writing)
-    with os.fdopen(reading, "rb") as told:
+    with os.fdopen(reading, "rb") as errors:
         status, stopped = _waited(process, kill_after_s, armed, limit_s)
-        error = told.read().decode(errors="replace") or None
+        error = errors.read().decode(errors="replace") or None
     seconds = time.perf_counter() - began
     killed = stopped and kill_after_s is not None and os.WIFSIGNALED(status)
     if not killed and os.WIFSIGNALED(status):

@@ -53,14 +53,14 @@ def corrupted_folders(*, count: int, seed: int, on_done: Callable[[int], None] =
                 failures.append(f"trial {trial}, {name}, {done}: {end}")
             shutil.rmtree(folder)
             on_done(trial)
-    told = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()) if number)
+    counts = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()) if number)
     return Campaign(
         name="corrupted-folders",
         tried=count,
         survived=count - len(failures),
         seconds=time.perf_counter() - began,
         seed=seed,
-        notes=f"{told}; equal: the vectors are those of the undamaged model, bit for bit",
+        notes=f"{counts}; equal: the vectors are those of the undamaged model, bit for bit",
         failures=tuple(failures[:_SHOWN]),
     )
 

@@ -45,7 +45,7 @@ class _Seen:
 
 
 def fuzz(name: str, *, count: int, seed: int, on_done: Callable[[int], None] = lambda _: None) -> Campaign:
-    """Test `count` inputs (a fraction of them for a slow reader) on the reader `name`, in its own process.
+    """Test `count` inputs (a fraction of them for a slow reader) on the reader `name`, in a separate process.
 
     Args:
         on_done: Called about once a second with the number of tested inputs.
@@ -95,27 +95,27 @@ def _watched(place: Path, name: str, seen: _Seen, *, seed: int, count: int, on_d
 def _heard(lines: IO[bytes], seen: _Seen, read_before: int, on_done: Callable[[int], None]) -> bool:
     for line in lines:
         try:
-            told: Mapping[str, Any] = json.loads(line)
+            message: Mapping[str, Any] = json.loads(line)
         except ValueError:  # other output that a library prints
             continue
-        if "wrong" in told:
-            seen.note(told["wrong"], told["index"])
-        elif "at" in told:
-            seen.tried, seen.read = told["at"], read_before + told["read"]
+        if "wrong" in message:
+            seen.note(message["wrong"], message["index"])
+        elif "at" in message:
+            seen.tried, seen.read = message["at"], read_before + message["read"]
             on_done(seen.tried)
-            if told.get("done"):
+            if message.get("done"):
                 return True
     return False
 
 
 def _death(code: int, errors: IO[bytes]) -> str:
     errors.seek(0)
-    said = errors.read().decode("utf-8", "replace").strip().splitlines()
-    if any(line.startswith("Timeout (") for line in said):
-        own = [line.strip() for line in said if "promptembedder" in line and "reliability_" not in line]
-        return f"hang: {own[0] if own else said[-1]}"
+    output = errors.read().decode("utf-8", "replace").strip().splitlines()
+    if any(line.startswith("Timeout (") for line in output):
+        frames = [line.strip() for line in output if "promptembedder" in line and "reliability_" not in line]
+        return f"hang: {frames[0] if frames else output[-1]}"
     ending = signal.Signals(-code).name if code < 0 else f"code {code}"
-    return f"process ended with {ending}: {said[-1][:200] if said else ''}"
+    return f"process ended with {ending}: {output[-1][:200] if output else ''}"
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

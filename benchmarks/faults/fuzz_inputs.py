@@ -101,13 +101,13 @@ def mutated_tensor_file(draw: random.Random, seeds: Sequence[bytes]) -> bytes:
     header = (
         _dumped(draw, _changed(draw, json.loads(whole[8 : 8 + size]))) if draw.random() < 0.8 else whole[8 : 8 + size]
     )
-    told = (
+    header_size = (
         len(header) if draw.random() < 0.8 else draw.choice((0, 1, len(header) - 1, len(header) + 8, 1 << 40, 1 << 63))
     )
     content = whole[8 + size :]
     if draw.random() < 0.2:
         content = draw.choice((b"", content[:-1], content + b"\0", b"\xff" * len(content)))
-    return struct.pack("<Q", told & ((1 << 64) - 1)) + header + content
+    return struct.pack("<Q", header_size & ((1 << 64) - 1)) + header + content
 
 
 def _loaded(line: bytes) -> Any:

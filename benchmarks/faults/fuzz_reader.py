@@ -37,20 +37,20 @@ class FuzzedReader:
 
     def outcome(self, data: bytes, watch: "OutsideWatch") -> str | None:
         """Return None if the input is read, `""` if it is refused as documented, else a description of the fault."""
-        said: str | None = None
+        fault: str | None = None
         with watch:
             try:
                 self.read(data)
             except self.refusals as error:
                 wrong = _wrong_with(str(error))
-                said = "" if wrong is None else f"message {wrong}, {_place(error)}"
+                fault = "" if wrong is None else f"message {wrong}, {_place(error)}"
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # includes panics of third-party libraries
-                said = f"{type(error).__name__}: {str(error)[:120]!r}, {_place(error)}"
+                fault = f"{type(error).__name__}: {str(error)[:120]!r}, {_place(error)}"
         if self.stays_inside and watch.seen:
             return f"did {watch.seen[0]}"
-        return said
+        return fault
 
 
 class OutsideWatch:

@@ -70,18 +70,18 @@ def main(name: str, folder: Path, *, seed: int, first: int, end: int) -> None:
         watch = OutsideWatch(folder)
         _limit_memory()
         at = resources.enter_context((folder.parent / AT_NAME).open("r+b", buffering=0))
-        read, told = 0, time.monotonic()
+        read, last_report = 0, time.monotonic()
         for index in range(first, end):
             os.pwrite(at.fileno(), struct.pack("<Q", index), 0)
             data = fuzz_input(reader.mutate, reader.seeds, seed=seed, index=index)
             faulthandler.dump_traceback_later(_LIMIT_S, exit=True)
-            said = reader.outcome(data, watch)
+            fault = reader.outcome(data, watch)
             faulthandler.cancel_dump_traceback_later()
-            read += said is None
-            if said:
-                _tell(wrong=said, index=index)
-            if time.monotonic() - told > _TELL_EVERY_S:
-                told = time.monotonic()
+            read += fault is None
+            if fault:
+                _tell(wrong=fault, index=index)
+            if time.monotonic() - last_report > _TELL_EVERY_S:
+                last_report = time.monotonic()
                 _tell(at=index + 1, read=read)
         _tell(at=end, read=read, done=True)
 

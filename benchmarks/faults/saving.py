@@ -179,7 +179,7 @@ def full_disks(*, count: int, seed: int, on_done: Callable[[int], None] = lambda
         seconds=time.perf_counter() - began,
         seed=seed,
         notes=f"{count // 4 if run else 0} in a run, which then went on to the uninterrupted run's weights, the others "
-        "in a save; told as SaveError, every file as before; a limit on the size of files stands for the full disk",
+        "in a save; reported as SaveError, every file as before; a limit on the size of files stands for the full disk",
         failures=tuple(failures[:_SHOWN]),
     )
 
@@ -231,7 +231,7 @@ def _fill_disk(limit: int) -> None:
 
 
 def _not_told(end: ChildEnd, limit: str) -> str | None:
-    last = (end.error or "nothing was told").strip().splitlines()[-1]
+    last = (end.error or "nothing was reported").strip().splitlines()[-1]
     return None if last.partition(":")[0].endswith(SaveError.__name__) else f"with {limit}: {last}"
 
 

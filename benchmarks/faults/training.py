@@ -84,14 +84,14 @@ def kills_in_training(*, count: int, seed: int, on_done: Callable[[int], None] =
                 failures.append(f"run {runs} (killed {', '.join(found) or 'never'}): {wrong}")
             shutil.rmtree(output, ignore_errors=True)
             on_done(tried)
-    told = ", ".join(f"{number} {moment}" for moment, number in sorted(moments.items()))
+    counts = ", ".join(f"{number} {moment}" for moment, number in sorted(moments.items()))
     return Campaign(
         name="kills-training",
         tried=tried,
         survived=survived,
         seconds=time.perf_counter() - began,
         seed=seed,
-        notes=f"{runs} runs of {_STEPS} steps, relaxations {' and '.join(_RELAXATIONS)}; killed {told}; weights, "
+        notes=f"{runs} runs of {_STEPS} steps, relaxations {' and '.join(_RELAXATIONS)}; killed {counts}; weights, "
         "metrics and the last checkpoint's state of training bit for bit those of the uninterrupted run",
         failures=tuple(failures[:_SHOWN]),
     )

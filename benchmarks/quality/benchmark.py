@@ -17,7 +17,7 @@ from promptembedder.evaluation import EvaluationTask, subsample
 
 __all__ = ["QualityConfig", "bench_quality"]
 
-Told = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,13 @@ class QualityConfig(MixtureConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         chosen_methods(self.methods)
-        strangers = [name for name in self.timed if name not in self.methods]
-        if strangers:
-            raise ConfigError(f"{strangers[0]!r} is to be timed and is none of the methods. Add it to them.")
+        unknown = [name for name in self.timed if name not in self.methods]
+        if unknown:
+            raise ConfigError(f"{unknown[0]!r} is to be timed and is none of the methods. Add it to them.")
 
 
 def bench_quality(
-    config: QualityConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
+    config: QualityConfig, *, tell: OnMessage = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
 ) -> list[QualityRun]:
     """Run the benchmark and return its runs. Finished runs in the work folder are loaded.
 
@@ -92,7 +92,7 @@ class _Bench:
 
     config: QualityConfig
     tasks: Sequence[EvaluationTask]
-    tell: Told
+    tell: OnMessage
     callbacks: Sequence[TrainerCallback]
 
     def run(self, name: str, reader: str, seed: int, steps: int, budget: str) -> QualityRun:

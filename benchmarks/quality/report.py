@@ -74,12 +74,12 @@ def quality_markdown(content: Mapping[str, Any]) -> str:
 
 
 def _wordings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    told = [run for run in runs if run["held_out"]]
-    if not told:
+    scored = [run for run in runs if run["held_out"]]
+    if not scored:
         return []
-    kinds = list(told[0]["held_out"])
+    kinds = list(scored[0]["held_out"])
     header = ["method", "budget", "seed", *kinds]
-    cells = [[_shown(run["held_out"].get(name, run.get(name))) for name in header] for run in told]
+    cells = [[_shown(run["held_out"].get(name, run.get(name))) for name in header] for run in scored]
     return [
         "Held-out rows of the trained tasks, nDCG@10 x 100, by what queries are read under (`foreign`: another task's "
         "instruction):\n",

@@ -137,4 +137,4 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
             connection.close()
         time.sleep(0.2)
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise ConfigError(f"a server did not start: {' '.join(last) or 'it said nothing'}. Its log: {log}")
+    raise ConfigError(f"a server did not start: {' '.join(last) or 'it printed nothing'}. Its log: {log}")

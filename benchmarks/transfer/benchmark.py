@@ -34,7 +34,7 @@ from promptembedder.training import (
 
 __all__ = ["START_NAMES", "MoveBenchConfig", "MoveRun", "bench_move"]
 
-Told = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 START_NAMES = ("ridge", "procrustes", "vocabulary", "fresh", "random")
 _NATIVE = "promptembedder"
@@ -95,7 +95,7 @@ class MoveRun:
 
 
 def bench_move(
-    config: MoveBenchConfig, *, tell: Told = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
+    config: MoveBenchConfig, *, tell: OnMessage = lambda _: None, callbacks: Sequence[TrainerCallback] = ()
 ) -> list[MoveRun]:
     """Run the benchmark and return its runs. Finished runs in the work folder are loaded.
 
@@ -120,7 +120,7 @@ def bench_move(
 class _Bench:
     config: MoveBenchConfig
     tasks: Sequence[EvaluationTask]
-    tell: Told
+    tell: OnMessage
     callbacks: Sequence[TrainerCallback]
 
     def moved(self, source: str, target: str, start: str) -> MoveRun:
@@ -133,13 +133,13 @@ class _Bench:
             move = TransferConfig(
                 reader=BackboneConfig(source=target, dtype=self.config.dtype),
                 alignment=AlignmentConfig(kind=kind, start=closed),
-                carried=start not in ("fresh", "random"),
+                compose_alignment=start not in ("fresh", "random"),
             )
             asked = [task.instruction for task in self.tasks]
             moved, _ = build_transferred_model(model, move, self._data(recipe), also=asked, seed=self.config.seed)
             return moved
 
-        trained, points = self._run(recipe, make, told=[source, start, self.config.source_steps])
+        trained, points = self._run(recipe, make, key_parts=[source, start, self.config.source_steps])
         return MoveRun(source=source, target=target, method="moved", start=start, trained_bytes=trained, points=points)
 
     def native(self, source: str, target: str, method: str) -> MoveRun:
@@ -161,10 +161,10 @@ class _Bench:
         return str(folder)
 
     def _run(
-        self, recipe: Recipe, make: Callable[[], PromptedSentenceTransformer], *, told: Sequence[object] = ()
+        self, recipe: Recipe, make: Callable[[], PromptedSentenceTransformer], *, key_parts: Sequence[object] = ()
     ) -> tuple[int, tuple[CurvePoint, ...]]:
         """Return the number of trained bytes and the scored points, which depend on recipe, tasks and extra values."""
-        folder, key = Path(recipe.run.output), self._key(recipe, told)
+        folder, key = Path(recipe.run.output), self._key(recipe, key_parts)
         held = _held(folder, key)
         if held is None:
             held = {"key": key, **self._trained(recipe, make)}
@@ -202,9 +202,9 @@ class _Bench:
         base = config.recipe(reader, steps=steps or config.points[-1], seed=config.seed, output=output)
         return recipe_of(base, METHODS[method])
 
-    def _key(self, recipe: Recipe, told: Sequence[object]) -> str:
+    def _key(self, recipe: Recipe, key_parts: Sequence[object]) -> str:
         """Return a hash of all settings that affect a run's scores."""
-        whole = [settings_key(recipe, self.tasks), self.config.points, *told]
+        whole = [settings_key(recipe, self.tasks), self.config.points, *key_parts]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 

@@ -144,7 +144,7 @@ def test_a_fresh_or_random_start_owes_the_old_alignment_nothing(new_model: NewMo
     with torch.no_grad():
         other.encoder.alignment.delta.add_(1.0)
     for move in (
-        TransferConfig(reader=reader("tiny-gemma3"), carried=False),
+        TransferConfig(reader=reader("tiny-gemma3"), compose_alignment=False),
         TransferConfig(reader=reader("tiny-gemma3"), alignment=AlignmentConfig(start="random")),
     ):
         one, two = (transfer_encoder(each.encoder, move).encoder.alignment for each in (model, other))

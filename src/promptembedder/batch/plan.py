@@ -127,16 +127,16 @@ def plan_corpus(
 
 def read_shard_rows(task: ShardTask) -> Iterator[tuple[FoundRow, TextRow | DataError]]:
     """Read the rows of a shard. Each is converted to a text, or to the error that makes it invalid."""
-    for found in islice(scan_rows(task.source, task.start), task.rows):
-        yield found, _text_row(found, task.columns, task.source, task.id_prefix)
+    for scanned in islice(scan_rows(task.source, task.start), task.rows):
+        yield scanned, _text_row(scanned, task.columns, task.source, task.id_prefix)
 
 
-def _text_row(found: FoundRow, columns: TextColumns, source: SourceFile, prefix: str) -> TextRow | DataError:
-    if isinstance(found.content, DataError):
-        return found.content
-    number = found.start.row
+def _text_row(scanned: FoundRow, columns: TextColumns, source: SourceFile, prefix: str) -> TextRow | DataError:
+    if isinstance(scanned.content, DataError):
+        return scanned.content
+    number = scanned.start.row
     try:
-        row = columns.row(found.content, index=number, place=f"{source}, row {number + 1}")
+        row = columns.row(scanned.content, index=number, place=f"{source}, row {number + 1}")
     except DataError as error:
         return error
     return row if columns.id is not None else TextRow(id=prefix + row.id, text=row.text)
@@ -173,11 +173,11 @@ class _FileScan:
         """Scan the rows, add their ids to `ids`, and return the start of each shard."""
         starts: list[Position] = []
         last_reason: DataError | None = None
-        for found in scan_rows(self._source):
+        for scanned in scan_rows(self._source):
             if self.rows % shard_rows == 0:
-                starts.append(found.start)
+                starts.append(scanned.start)
             self.rows += 1
-            row = self._convert(found)
+            row = self._convert(scanned)
             if isinstance(row, DataError):
                 self.invalid, last_reason = self.invalid + 1, row
             elif self.columns is not None and self.columns.id is not None:
@@ -188,20 +188,20 @@ class _FileScan:
             raise last_reason
         return starts
 
-    def _convert(self, found: FoundRow) -> TextRow | DataError:
-        if isinstance(found.content, dict) and self.missing:
-            self._look_for_missing(found.content)
-        if isinstance(found.content, dict) and self.columns is None:
+    def _convert(self, scanned: FoundRow) -> TextRow | DataError:
+        if isinstance(scanned.content, dict) and self.missing:
+            self._look_for_missing(scanned.content)
+        if isinstance(scanned.content, dict) and self.columns is None:
             self.columns = TextColumns.chosen(
-                found.content,
+                scanned.content,
                 text_column=self._text_column,
                 id_column=self._id_column,
-                place=f"{self._source}, row {found.start.row + 1}",
+                place=f"{self._source}, row {scanned.start.row + 1}",
             )
-        if isinstance(found.content, DataError):
-            return found.content
+        if isinstance(scanned.content, DataError):
+            return scanned.content
         assert self.columns is not None
-        return _text_row(found, self.columns, self._source, self._prefix)
+        return _text_row(scanned, self.columns, self._source, self._prefix)
 
     def _look_for_missing(self, row: Mapping[str, object]) -> None:
         for name in row:
@@ -266,10 +266,10 @@ def _raise_repeated_id(tasks: Sequence[ShardTask], hashes: set[int]) -> None:
     """Raise a DataError for the first repeated id. Return if the hashes only collide."""
     seen: dict[str, str] = {}
     for task in tasks:
-        for found, row in read_shard_rows(task):
+        for scanned, row in read_shard_rows(task):
             if isinstance(row, DataError) or _id_hash(row.id) not in hashes:
                 continue
-            location = f"{task.source}, row {found.start.row + 1}"
+            location = f"{task.source}, row {scanned.start.row + 1}"
             if row.id in seen:
                 raise DataError(
                     f"{location}: the id {row.id[:80]!r} is repeated, first in {seen[row.id]}. "

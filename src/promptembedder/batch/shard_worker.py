@@ -80,9 +80,9 @@ class ShardWorker:
             BackboneError: If a backbone is missing.
         """
         if not _is_expected_model(config):
-            found = "another model" if (config.model / MANIFEST_NAME).is_file() else "no model"
+            content = "another model" if (config.model / MANIFEST_NAME).is_file() else "no model"
             raise ModelFormatError(
-                f"a worker on {socket.gethostname()} finds {found} in {config.model}. "
+                f"a worker on {socket.gethostname()} finds {content} in {config.model}. "
                 "Copy the model to this path on every worker."
             )
         if config.threads is not None:
@@ -113,12 +113,12 @@ class ShardWorker:
         texts: list[str] = []
         values: list[tuple[object, ...]] = []
         rejected: list[dict[str, object]] = []
-        for found, row in read_shard_rows(task):
-            number, reason = found.start.row, row
-            if not isinstance(row, DataError) and isinstance(found.content, dict):
+        for scanned, row in read_shard_rows(task):
+            number, reason = scanned.start.row, row
+            if not isinstance(row, DataError) and isinstance(scanned.content, dict):
                 try:
                     location = f"{task.source}, row {number + 1}"
-                    values.append(passthrough_values(config.passthrough, found.content, location))
+                    values.append(passthrough_values(config.passthrough, scanned.content, location))
                     ids.append(row.id)
                     texts.append(row.text)
                     continue

@@ -48,14 +48,14 @@ class Finding:
 def packages() -> Iterator[Finding]:
     """Check the required packages and their versions."""
     for requirement in _requirements(extra=None):
-        found = _installed(requirement)
-        if found is None:
+        installed = _installed(requirement)
+        if installed is None:
             fix = f'pip install "{requirement.name}{requirement.specifier}"'
             yield Finding(
                 part="package", name=requirement.name, state="broken", detail=_missing_text(requirement), fix=fix
             )
         else:
-            yield Finding(part="package", name=requirement.name, state="ok", detail=found)
+            yield Finding(part="package", name=requirement.name, state="ok", detail=installed)
 
 
 def extras() -> Iterator[Finding]:
@@ -87,10 +87,10 @@ def _requirements(*, extra: str | None) -> Iterator[Requirement]:
 def _installed(requirement: Requirement) -> str | None:
     """Return the installed version, or None if no matching one is installed."""
     try:
-        found = version(requirement.name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
         return None
-    return found if requirement.specifier.contains(found, prereleases=True) else None
+    return installed if requirement.specifier.contains(installed, prereleases=True) else None
 
 
 def _missing_text(requirement: Requirement) -> str:

@@ -62,31 +62,31 @@ def search(
         if corpus is not None and table is None:
             if where is not None:
                 raise ConfigError("--where needs --table: a file has no metadata. Build a table with `index`.")
-            found = _search_in_file(request, corpus, document_instruction, text_column, id_column)
+            answer = _search_in_file(request, corpus, document_instruction, text_column, id_column)
         elif table is not None and corpus is None:
             if document_instruction or text_column or id_column:
                 raise ConfigError(
                     "a table has a fixed instruction and fixed columns. Omit these options, or use --corpus."
                 )
-            found = _search_in_table(request, table, where)
+            answer = _search_in_table(request, table, where)
         else:
             raise ConfigError("nothing to search. Give either --corpus FILE or --table DIR.")
-    if not found.hits:
+    if not answer.hits:
         report.print("no row fits the filter" if where is not None else "no hits")
     else:
         report.print(
             _table(
-                found.hits,
-                title=f"{found.documents} {'text' if found.documents == 1 else 'texts'}, {found.seconds:.3g} s",
+                answer.hits,
+                title=f"{answer.documents} {'text' if answer.documents == 1 else 'texts'}, {answer.seconds:.3g} s",
             )
         )
     report.result(
         {
             "query": query,
-            "instruction": found.instruction,
-            "documents": found.documents,
-            "hits": [dataclasses.asdict(hit) for hit in found.hits],
-            "seconds": found.seconds,
+            "instruction": answer.instruction,
+            "documents": answer.documents,
+            "hits": [dataclasses.asdict(hit) for hit in answer.hits],
+            "seconds": answer.seconds,
         }
     )
 

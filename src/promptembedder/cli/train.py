@@ -109,8 +109,8 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     if recipe.data.pairs is not None:
         chosen = () if recipe.data.columns == ANY_COLUMNS else recipe.data.columns
-        found = detect_pair_columns(Path(recipe.data.pairs), chosen)
-        report.print(f"query column: {escape(repr(found.anchor))}, text column: {escape(repr(found.positive))}")
+        columns = detect_pair_columns(Path(recipe.data.pairs), chosen)
+        report.print(f"query column: {escape(repr(columns.anchor))}, text column: {escape(repr(columns.positive))}")
     report.print(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
     model = new_model(recipe, data)
     if checkpoint:

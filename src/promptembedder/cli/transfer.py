@@ -76,7 +76,7 @@ def transfer(
         target = TransferConfig(
             reader=reader,
             alignment=alignment,
-            carried=compose_alignment,
+            compose_alignment=compose_alignment,
             early_exit_fraction=_parse_fraction(early_exit_fraction),
         )
         recipe = {

@@ -212,8 +212,8 @@ class StaticEncoder(SoftTokenEncoder):
         self.baseline = baseline
         shared = baseline.fallback == "shared"
         self._set_of = {  # keys as in `preprocess`: wordings in data may have surrounding spaces
-            self.instruction_of(wording): 0 if shared else place
-            for place, one in enumerate(baseline.instruction_variants)
+            self.instruction_of(wording): 0 if shared else index
+            for index, one in enumerate(baseline.instruction_variants)
             for wording in one
         }
         count = 1 if shared else len(baseline.instruction_variants)

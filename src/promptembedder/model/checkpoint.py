@@ -77,18 +77,18 @@ def save_parts(folder: Path, parts: EncoderParts, *, self_test: SelfTest | None 
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / PROMPTER_FILE, away.state)
     entries = [
-        save_reader_state(folder, side, place) for place, side in enumerate([reader_state_of(parts), *parts.others])
+        save_reader_state(folder, side, index) for index, side in enumerate([reader_state_of(parts), *parts.others])
     ]
     if self_test is not None:
         self_test.write(folder)
     first, *others = entries
-    own = [PROMPTER_FILE, *([SELF_TEST_NAME] if self_test is not None else [])]
+    shared = [PROMPTER_FILE, *([SELF_TEST_NAME] if self_test is not None else [])]
     manifest = Manifest(
         kind=KIND,
         config=first.config,
         backbones={"prompter": dict(away.identity), "reader": first.backbone},
         instructions=first.instructions,
-        files=dict.fromkeys([*own, *(name for entry in entries for name in entry.files)], ""),
+        files=dict.fromkeys([*shared, *(name for entry in entries for name in entry.files)], ""),
         readers=[dataclasses.asdict(entry) for entry in others],
         provenance=dict(versions()),
     )
@@ -129,10 +129,10 @@ def load_parts(
     if quantization is not None:
         config = dataclasses.replace(config, reader=dataclasses.replace(config.reader, quantization=quantization))
     frozen = load_verified_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
-    found = load_tensors(folder / entry.alignment_file)
-    dim_p = found["deep.down"].shape[0] if "deep.down" in found else 0
-    if "gate.down" in found:
-        dim_p = found["gate.down"].shape[0] // config.num_soft_tokens
+    tensors = load_tensors(folder / entry.alignment_file)
+    dim_p = tensors["deep.down"].shape[0] if "deep.down" in tensors else 0
+    if "gate.down" in tensors:
+        dim_p = tensors["gate.down"].shape[0] // config.num_soft_tokens
     prompter = None
     if with_prompter:
         backbone = load_verified_backbone(
@@ -153,7 +153,7 @@ def load_parts(
     parts = EncoderParts(
         config=config,
         reader=frozen,
-        alignment=_new_alignment(found, config.alignment, frozen.dim),
+        alignment=_new_alignment(tensors, config.alignment, frozen.dim),
         deep=build_deep_alignment(config, dim_p, frozen),
         text_pooling=build_text_pooling(config, frozen, centred=False),
         gate=build_gate(config, dim_p, frozen),
@@ -229,9 +229,10 @@ def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
     return state
 
 
-def _new_alignment(found: dict[str, Tensor], config: AlignmentConfig, dim_r: int) -> Alignment:
+def _new_alignment(tensors: dict[str, Tensor], config: AlignmentConfig, dim_r: int) -> Alignment:
     """Build an alignment with the shape of the saved one. Its values are restored later."""
-    rows = len(found.get("base", found.get("source_ids", ())))  # dimension of the prompter, or number of shared strings
+    # dimension of the prompter, or number of shared strings
+    rows = len(tensors.get("base", tensors.get("source_ids", ())))
     if config.kind == "vocabulary":
         ids = torch.zeros(rows, dtype=torch.long)
         return VocabularyAlignment(ids, ids, norm=0.0)

@@ -63,15 +63,14 @@ class DualEncoder(SoftTokenEncoder):
         """
         if self.reading.single_batch:  # all processes must call a sharded reader equally often
             return None
-        said = self._cached_tokens()
-        at_hand = next(iter({**self.store.valid_compiled(self.trained_weights()), **said}), None)
-        asked = instruction or at_hand or self.config.default_instruction
-        if self.prompter is None and asked != at_hand and instruction is None:
+        stored = next(iter({**self.store.valid_compiled(self.trained_weights()), **self._cached_tokens()}), None)
+        chosen = instruction or stored or self.config.default_instruction
+        if self.prompter is None and chosen != stored and instruction is None:
             return None
         was_training = self.training
         self.eval()
         try:
-            vector = self.forward(self._on_device(self.preprocess([SELF_TEST_TEXT], prompt=asked)))[
+            vector = self.forward(self._on_device(self.preprocess([SELF_TEST_TEXT], prompt=chosen)))[
                 "sentence_embedding"
             ]
         except WeightsError:  # not finite: loading the model reports the reason
@@ -80,7 +79,7 @@ class DualEncoder(SoftTokenEncoder):
             self.train(was_training)
         ref = self.reader.identity
         numbers = tuple(vector[0].float().cpu().tolist())
-        return SelfTest(instruction=asked, reader=ref.fingerprint, dtype=ref.quantization or ref.dtype, vector=numbers)
+        return SelfTest(instruction=chosen, reader=ref.fingerprint, dtype=ref.quantization or ref.dtype, vector=numbers)
 
     def restore(self, folder: Path) -> None:
         """Copy the trained weights of a saved model into this module in place, without loading its backbones."""
@@ -120,9 +119,9 @@ class DualEncoder(SoftTokenEncoder):
         """Generate the soft tokens of each instruction with the prompter."""
         if self.config.prompter.depends_on_text:
             raise ConfigError("soft tokens depend on the text here: prompter.template contains {text}.")
-        said = self._cached_tokens()
-        if said and said.keys() >= set(instructions):
-            return self._aligned(RelaxedTokens.cat([said[instruction] for instruction in instructions], self.device))
+        cached = self._cached_tokens()
+        if cached and cached.keys() >= set(instructions):
+            return self._aligned(RelaxedTokens.cat([cached[instruction] for instruction in instructions], self.device))
         ids, mask = self._prompter_inputs(instructions, None)
         return self._soft_tokens_from(ids.to(self.device), mask.to(self.device))
 
@@ -163,8 +162,8 @@ class DualEncoder(SoftTokenEncoder):
         """
         assert self.prompter is not None
         named = list(dict.fromkeys(map(self.instruction_of, instructions)))
-        said = self.generate_relaxed(named, weights=weights)
-        return dataclasses.replace(snapshot_prompter(self.prompter), tokens=dict(zip(named, said, strict=True)))
+        tokens = self.generate_relaxed(named, weights=weights)
+        return dataclasses.replace(snapshot_prompter(self.prompter), tokens=dict(zip(named, tokens, strict=True)))
 
     def offload_prompter(self, instructions: Sequence[str]) -> None:
         """Drop the prompter from memory and cache its relaxed tokens for these instructions."""

@@ -117,7 +117,7 @@ def load_encoder(
             opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
         fingerprint = opened.text_encoder.reader.identity.fingerprint
         return LoadedEncoder(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
-    return _foreign(name, device)
+    return _load_sentence_transformer(name, device)
 
 
 def _own_folder(name: str) -> Path | None:
@@ -146,7 +146,7 @@ def _frozen(name: str, cache_folder: Path | None, device: str | None) -> LoadedE
     return LoadedEncoder(name=name, model=model, takes_instructions=template != "plain", provenance=provenance)
 
 
-def _foreign(name: str, device: str | None) -> LoadedEncoder:
+def _load_sentence_transformer(name: str, device: str | None) -> LoadedEncoder:
     """Load any sentence-transformers model without running code from its repository."""
     folder, provenance = _installed(name), {"source": name}
     if folder is not None:
@@ -172,5 +172,5 @@ def _installed(name: str) -> Path | None:
         files = importlib.metadata.files(name) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
-    found = [file for file in files if file.name == "modules.json"]
-    return Path(str(found[0].locate())).parent if found else None
+    matches = [file for file in files if file.name == "modules.json"]
+    return Path(str(matches[0].locate())).parent if matches else None

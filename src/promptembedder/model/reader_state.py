@@ -93,9 +93,9 @@ def find_reader(manifest: Manifest, reader: str | None, folder: Path) -> ReaderR
     )
 
 
-def save_reader_state(folder: Path, side: ReaderState, place: int) -> ReaderRecord:
-    """Write the tensors of the reader at index `place`. Index 0 is the reader that the model is loaded with."""
-    number = f".{place}" if place else ""
+def save_reader_state(folder: Path, side: ReaderState, index: int) -> ReaderRecord:
+    """Write the tensors of the reader at index `index`. Index 0 is the reader that the model is loaded with."""
+    number = f".{index}" if index else ""
     entry = ReaderRecord(
         config=to_mapping(side.config),
         backbone=dict(side.identity),

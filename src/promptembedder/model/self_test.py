@@ -69,12 +69,12 @@ def read_self_test(folder: Path) -> SelfTest | None:
     if not path.is_file():
         return None
     try:
-        found = SelfTest(**json.loads(path.read_text(encoding="utf-8")))
-        words = isinstance(found.instruction, str) and isinstance(found.reader, str) and isinstance(found.dtype, str)
-        numbers = isinstance(found.vector, list) and all(type(number) in (int, float) for number in found.vector)
-        fits = words and numbers and all(math.isfinite(number) for number in found.vector)
+        loaded = SelfTest(**json.loads(path.read_text(encoding="utf-8")))
+        words = isinstance(loaded.instruction, str) and isinstance(loaded.reader, str) and isinstance(loaded.dtype, str)
+        numbers = isinstance(loaded.vector, list) and all(type(number) in (int, float) for number in loaded.vector)
+        fits = words and numbers and all(math.isfinite(number) for number in loaded.vector)
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ModelFormatError(f"{path} is damaged: {first_line(error)}. Save or download the model again.") from error
     if not fits:
         raise ModelFormatError(f"{path} is damaged: it holds other values than a self-test. Save the model again.")
-    return found
+    return loaded

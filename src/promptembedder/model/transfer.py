@@ -53,11 +53,11 @@ def hidden_maps(
     for start in range(0, len(cleaned), _BATCH):
         batch = cleaned[start : start + _BATCH]
         x, y = _States(source, batch), _States(target, batch)
-        places = [(row, end) for row, ends in enumerate(x.ends) for end in ends if end in y.ends[row]]
-        if not places:
+        positions = [(row, end) for row, ends in enumerate(x.ends) for end in ends if end in y.ends[row]]
+        if not positions:
             continue
         for one, (a, b) in zip(sums, layers, strict=True):
-            one.add(x.at(a, places), y.at(b, places))
+            one.add(x.at(a, positions), y.at(b, positions))
     return [one.solved() for one in sums]
 
 
@@ -67,15 +67,15 @@ class _States:
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         prefix = backbone.tokenizer.prefix
         room = min(_MAX_TOKENS, backbone.max_positions or _MAX_TOKENS) - len(prefix)
-        foreign, words = backbone.tokenizer.hf, {"add_special_tokens": False, "split_special_tokens": True}
-        rows = [foreign(text, return_offsets_mapping=True, **words) for text in texts]
+        tokenizer, words = backbone.tokenizer.hf, {"add_special_tokens": False, "split_special_tokens": True}
+        rows = [tokenizer(text, return_offsets_mapping=True, **words) for text in texts]
         ids = [prefix + row["input_ids"][:room] for row in rows]
         padded, mask = left_pad_ids(ids, device=backbone.input_embeddings.device)
         width = padded.shape[1]
         self.ends: list[dict[int, int]] = []
-        for row, own in zip(rows, ids, strict=True):
-            first = width - len(own) + len(prefix)
-            self.ends.append({end: first + place for place, (_, end) in enumerate(row["offset_mapping"][:room])})
+        for row, row_ids in zip(rows, ids, strict=True):
+            first = width - len(row_ids) + len(prefix)
+            self.ends.append({end: first + index for index, (_, end) in enumerate(row["offset_mapping"][:room])})
         self._hidden: tuple[Tensor, ...] = ()
         if width:
             self._hidden = backbone.decoder(
@@ -86,10 +86,10 @@ class _States:
                 output_hidden_states=True,
             ).hidden_states
 
-    def at(self, layer: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "places dim"]:
+    def at(self, layer: int, positions: Sequence[tuple[int, int]]) -> Float[Tensor, "positions dim"]:
         """Return the states that enter the layer, at (row, character offset)."""
-        rows = [row for row, _ in places]
-        return self._hidden[layer][rows, [self.ends[row][end] for row, end in places]].double()
+        rows = [row for row, _ in positions]
+        return self._hidden[layer][rows, [self.ends[row][end] for row, end in positions]].double()
 
 
 class _Sums:
@@ -127,16 +127,16 @@ class TransferConfig:
     Attributes:
         reader: Target LLM.
         alignment: Alignment to the new reader: kind, closed form and rank of the trained delta.
-        carried: If True, compose the trained alignment with a map from the old to the new reader, which preserves its
-            training. If False, initialize the alignment from the prompter's input embeddings. Start `random` ignores
-            this setting.
+        compose_alignment: If True, compose the trained alignment with a map from the old to the new reader, which
+            preserves its training. If False, initialize the alignment from the prompter's input embeddings. Start
+            `random` ignores this setting.
         text_pooling_layer: As in `ModelConfig`, for the new reader.
         early_exit_fraction: As in `ModelConfig`. If None, that of the model.
     """
 
     reader: BackboneConfig
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
-    carried: bool = True
+    compose_alignment: bool = True
     text_pooling_layer: int | None = None
     early_exit_fraction: float | None = None
 
@@ -178,7 +178,7 @@ def transfer_encoder(
         )
     try:
         reader = load_backbone(move.reader, head=False, cache_folder=cache_folder)
-        alignment, fit = _moved_alignment(parts, reader, move, seed)
+        alignment, fit = _build_alignment(parts, reader, move, seed)
     except BackboneError as error:
         raise BackboneError(
             f"cannot move from {parts.reader.identity.source!r} to {move.reader.source!r}: {error}"
@@ -193,7 +193,9 @@ def transfer_encoder(
         config=config,
         reader=reader,
         alignment=alignment,
-        deep=_moved_deep(parts, config, reader, texts if move.carried else (), alike=alike, seed=seed),
+        deep=_build_deep_alignment(
+            parts, config, reader, texts if move.compose_alignment else (), alike=alike, seed=seed
+        ),
         text_pooling=_copied(parts.text_pooling, alike=alike) or build_text_pooling(config, reader),
         gate=_copied(parts.gate, alike=alike) or build_gate(config, parts.prompter.backbone.dim, reader, seed=seed),
         prompter=None,
@@ -207,29 +209,29 @@ def transfer_encoder(
 
 def transfer_config(config: ModelConfig, move: TransferConfig) -> ModelConfig:
     """Return the configuration of the transferred model. A depth in layers is kept only for the same LLM."""
-    kept = config.text_pooling_layer if move.reader.source == config.reader.source else None
+    layer = config.text_pooling_layer if move.reader.source == config.reader.source else None
     return dataclasses.replace(
         config,
         reader=move.reader,
         alignment=move.alignment,
-        text_pooling_layer=move.text_pooling_layer or kept,
+        text_pooling_layer=move.text_pooling_layer or layer,
         early_exit_fraction=config.early_exit_fraction
         if move.early_exit_fraction is None
         else move.early_exit_fraction,
     )
 
 
-def _moved_alignment(
+def _build_alignment(
     parts: EncoderParts, reader: Backbone, move: TransferConfig, seed: int
 ) -> tuple[Alignment, AlignmentFit]:
-    """Build the new alignment, or compose the old one with the map between the readers' input embeddings if carried."""
+    """Build the closed-form alignment, or compose the old one with the map between the readers' input embeddings."""
     assert parts.prompter is not None
     linear = move.alignment.kind == "linear" and move.alignment.start != "random"
-    carried = move.carried and linear and isinstance(parts.alignment, LinearAlignment)
-    origin = parts.reader if carried else parts.prompter.backbone
+    compose = move.compose_alignment and linear and isinstance(parts.alignment, LinearAlignment)
+    origin = parts.reader if compose else parts.prompter.backbone
     fit = alignment_fit(origin, reader, move.alignment, seed=seed)
     bridge = fit_alignment(origin, reader, move.alignment, seed=seed)
-    if not carried:
+    if not compose:
         return bridge, fit
     assert isinstance(parts.alignment, LinearAlignment)
     assert isinstance(bridge, LinearAlignment)
@@ -240,7 +242,7 @@ def _moved_alignment(
     return LinearAlignment(start, rank=move.alignment.rank, seed=seed), fit
 
 
-def _moved_deep(
+def _build_deep_alignment(
     parts: EncoderParts, config: ModelConfig, reader: Backbone, texts: Sequence[str], *, alike: bool, seed: int
 ) -> DeepAlignment | None:
     """Build the deep alignments: copy the down projection, and map the up projections to the new reader with the texts.
