@@ -83,7 +83,7 @@ def efficiency(
         from benchmarks.efficiency.methods import METHODS
         from benchmarks.efficiency.results import write_efficiency
 
-        settings = EfficiencyConfig(
+        bench_config = EfficiencyConfig(
             reader=reader,
             prompter=prompter,
             methods=tuple(METHODS) if methods is None else tuple(split_commas(methods)),
@@ -95,7 +95,7 @@ def efficiency(
             search_largest=search_largest,
         )
         with _progress() as on_progress:
-            result = run_efficiency(settings, output, overwrite=overwrite, on_progress=on_progress)
+            result = run_efficiency(bench_config, output, overwrite=overwrite, on_progress=on_progress)
         files = [*write_efficiency(result, output), *_draw(result, output)]
     report.print(_table(result))
     report.print(f"written: {escape(', '.join(map(str, files)))}")

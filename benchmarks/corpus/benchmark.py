@@ -14,13 +14,13 @@ from promptembedder.batch import MANIFEST_LINES
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import describe_machine, file_sha256, versions
 
-__all__ = ["CorpusBenchSettings", "run_corpus"]
+__all__ = ["CorpusBenchConfig", "run_corpus"]
 
 _MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusBenchSettings:
+class CorpusBenchConfig:
     """Settings of the corpus benchmark.
 
     Attributes:
@@ -48,53 +48,53 @@ class CorpusBenchSettings:
             raise ConfigError("rows, workers, shard_rows and fault_rows must be at least 1, faults at least 0.")
 
 
-def run_corpus(settings: CorpusBenchSettings, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_corpus(config: CorpusBenchConfig, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure all parts. The commands run sequentially, each in its own process.
 
     Raises:
         DataError: If a command without an injected fault fails.
         ImportError: If Ray or psutil is not installed.
     """
-    with tempfile.TemporaryDirectory(dir=settings.work) as folder:
+    with tempfile.TemporaryDirectory(dir=config.work) as folder:
         work = Path(folder)
         on_part("making the model")
         model = made_model(work)
-        rows = [row for size in settings.rows for row in _measured(model, work, size, settings, on_part)]
-        faults = _faults(model, work, settings, on_part) if settings.faults else []
+        rows = [row for size in config.rows for row in _measured(model, work, size, config, on_part)]
+        faults = _faults(model, work, config, on_part) if config.faults else []
     return {
-        "commands": [_command(settings)],
+        "commands": [_command(config)],
         "machine": describe_machine(),
         "versions": versions(),
-        "settings": {**asdict(settings), "work": None},
+        "settings": {**asdict(config), "work": None},
         "rows": rows,
         "faults": faults,
     }
 
 
-def _command(settings: CorpusBenchSettings) -> str:
+def _command(config: CorpusBenchConfig) -> str:
     """Return the command that repeats the measurement, without local folders."""
     options = {
-        "rows": ",".join(map(str, settings.rows)),
-        "workers": ",".join(map(str, settings.workers)),
-        "shard-rows": settings.shard_rows,
-        "faults": settings.faults,
-        "fault-rows": settings.fault_rows,
-        "seed": settings.seed,
+        "rows": ",".join(map(str, config.rows)),
+        "workers": ",".join(map(str, config.workers)),
+        "shard-rows": config.shard_rows,
+        "faults": config.faults,
+        "fault-rows": config.fault_rows,
+        "seed": config.seed,
     }
     words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
     return shlex.join(["benchmarks", "corpus", *words])
 
 
 def _measured(
-    model: Path, work: Path, size: int, settings: CorpusBenchSettings, on_part: Callable[[str], None]
+    model: Path, work: Path, size: int, config: CorpusBenchConfig, on_part: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    corpus = made_corpus(work / f"corpus-{size}.jsonl", size, seed=settings.seed)
+    corpus = made_corpus(work / f"corpus-{size}.jsonl", size, seed=config.seed)
     rows: list[dict[str, Any]] = []
     names: list[set[str]] = []
-    for workers in (0, *settings.workers):
+    for workers in (0, *config.workers):
         on_part(f"{size} rows, {f'ray with {workers} workers' if workers else 'local'}")
         output = work / "measured"
-        run = _undisturbed(model, corpus, output, _options(settings, workers))
+        run = _undisturbed(model, corpus, output, _options(config, workers))
         assert run.report is not None
         names.append({path.name for path in output.glob("part-*")})
         rows.append(
@@ -116,8 +116,8 @@ def _measured(
     return rows
 
 
-def _options(settings: CorpusBenchSettings, workers: int) -> list[str]:
-    options = ["--shard-rows", str(settings.shard_rows)]
+def _options(config: CorpusBenchConfig, workers: int) -> list[str]:
+    options = ["--shard-rows", str(config.shard_rows)]
     return [*options, "--engine", "ray", "--workers", str(workers)] if workers else options
 
 
@@ -128,23 +128,21 @@ def _undisturbed(model: Path, corpus: Path, output: Path, options: list[str]) ->
     return run
 
 
-def _faults(
-    model: Path, work: Path, settings: CorpusBenchSettings, on_part: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    corpus = made_corpus(work / "faults.jsonl", settings.fault_rows, seed=settings.seed)
-    workers = max(settings.workers)
+def _faults(model: Path, work: Path, config: CorpusBenchConfig, on_part: Callable[[str], None]) -> list[dict[str, Any]]:
+    corpus = made_corpus(work / "faults.jsonl", config.fault_rows, seed=config.seed)
+    workers = max(config.workers)
     on_part("the undisturbed run that faults are compared with")
-    _undisturbed(model, corpus, work / "whole", _options(settings, 0))
+    _undisturbed(model, corpus, work / "whole", _options(config, 0))
     expected = _content(work / "whole")
-    draw = random.Random(settings.seed)
+    draw = random.Random(config.seed)
     kinds = [("worker", workers), ("disk", 0), ("driver", workers), ("driver", 0)]
     found = []
-    for number in range(settings.faults):
+    for number in range(config.faults):
         kind, engine = kinds[number % len(kinds)]
         share = draw.uniform(0, 0.95)
-        on_part(f"fault {number + 1} of {settings.faults}: {kind}, {'ray' if engine else 'local'}")
+        on_part(f"fault {number + 1} of {config.faults}: {kind}, {'ray' if engine else 'local'}")
         output = work / "fault"
-        options = _options(settings, engine)
+        options = _options(config, engine)
         if kind == "disk":
             outcome = _full_disk(model, corpus, output, options, share, expected_bytes=_size(work / "whole"))
         else:
@@ -160,7 +158,7 @@ def _faults(
                 "shard_files_left": shards_before,
                 "skipped_shards": None if again.report is None else again.report["skipped_shards"],
                 "same_shards_as_undisturbed": _content(output) == expected,
-                **check_output(output, settings.fault_rows),
+                **check_output(output, config.fault_rows),
             }
         )
         _removed(output)

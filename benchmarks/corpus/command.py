@@ -35,10 +35,10 @@ def corpus(
     with one_line_errors():
         extras.require("psutil", extra="bench")
         extras.require("ray.data", extra="ray")
-        from benchmarks.corpus.benchmark import CorpusBenchSettings, run_corpus
+        from benchmarks.corpus.benchmark import CorpusBenchConfig, run_corpus
         from benchmarks.corpus.report import corpus_markdown, write_corpus
 
-        settings = CorpusBenchSettings(
+        bench_config = CorpusBenchConfig(
             rows=parse_ints("rows", rows) if rows.strip() else (),
             workers=parse_ints("workers", workers),
             shard_rows=shard_rows,
@@ -48,7 +48,7 @@ def corpus(
             work=work,
         )
         with err.status("") as status:
-            content = run_corpus(settings, on_part=lambda doing: status.update(escape(doing)))
+            content = run_corpus(bench_config, on_part=lambda doing: status.update(escape(doing)))
         files = write_corpus(content, output)
     report.page(corpus_markdown(content))
     report.print(f"written: {escape(', '.join(map(str, files)))}")

@@ -31,7 +31,7 @@ class EfficiencyProgress:
 
 
 def run_efficiency(
-    settings: EfficiencyConfig,
+    config: EfficiencyConfig,
     folder: Path,
     *,
     overwrite: bool = False,
@@ -48,23 +48,23 @@ def run_efficiency(
         BackboneError: If the reader or the prompter cannot be found or loaded.
         DataError: If the journal is from another machine or other versions.
     """
-    for name in {settings.reader, settings.models()[0].prompter}:
+    for name in {config.reader, config.models()[0].prompter}:
         prepare_backbone(name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL_NAME
     if overwrite:
         path.unlink(missing_ok=True)
     machine, made_with = describe_machine(), versions()
-    run = _Run(settings, Journal(path, machine=machine, versions=made_with), start, on_progress)
+    run = _Run(config, Journal(path, machine=machine, versions=made_with), start, on_progress)
     rows = run.rows()
     return EfficiencyResult(
-        command=settings.command(),
+        command=config.command(),
         machine=machine,
         versions=made_with,
         settings={
-            **dataclasses.asdict(settings),
-            "prompter": settings.models()[0].prompter,
-            "dtype": settings.models()[0].dtype,
+            **dataclasses.asdict(config),
+            "prompter": config.models()[0].prompter,
+            "dtype": config.models()[0].dtype,
         },
         rows=rows,
         ratios=ratios_of(rows),
@@ -77,30 +77,30 @@ class _Run:
 
     def __init__(
         self,
-        settings: EfficiencyConfig,
+        config: EfficiencyConfig,
         journal: Journal,
         start: StartWorker,
         on_progress: Callable[[EfficiencyProgress], None],
     ) -> None:
-        self.settings, self.journal, self.start, self.on_progress = settings, journal, start, on_progress
-        self.models = settings.models()
-        self.limit_bytes = _limit_bytes(settings)
+        self.config, self.journal, self.start, self.on_progress = config, journal, start, on_progress
+        self.models = config.models()
+        self.limit_bytes = _limit_bytes(config)
         self._failed: dict[tuple[str, int], int] = {}  # smallest batch that ran out of memory, by method and length
         self._done = 0
 
     def rows(self) -> list[Row]:
         """Return one row for each method, length and batch."""
         rows = []
-        for length in sorted(set(self.settings.lengths)):
-            for batch in sorted(set(self.settings.batches)):
+        for length in sorted(set(self.config.lengths)):
+            for batch in sorted(set(self.config.batches)):
                 rows += self._cell(length, batch)
         return rows
 
     def largest_batches(self, rows: Sequence[Row]) -> list[Row]:
         """Return the largest batch of each method and length that fits into the given memory."""
-        memory = _memory_bytes(self.settings)
+        memory = _memory_bytes(self.config)
         found = []
-        for length in sorted(set(self.settings.lengths)):
+        for length in sorted(set(self.config.lengths)):
             for model in self.models:
                 own = [row for row in rows if (row["method"], row["length"]) == (model.method, length)]
                 peaks = {row["batch"]: row["peak_bytes"] for row in own if "error" not in row}
@@ -113,12 +113,12 @@ class _Run:
     def _cell(self, length: int, batch: int) -> list[Row]:
         """Return the rows of all methods at one length and batch."""
         possible = [model for model in self.models if self._failed.get((model.method, length), batch) >= batch]
-        self._measure(possible, length, batch, self.settings.repeats)
+        self._measure(possible, length, batch, self.config.repeats)
         rows = []
         for model in self.models:
-            row = self.journal.get(self._key(model, length, batch, self.settings.repeats))
+            row = self.journal.get(self._key(model, length, batch, self.config.repeats))
             if model not in possible:
-                key = self._key(model, length, batch, self.settings.repeats)
+                key = self._key(model, length, batch, self.config.repeats)
                 row = skipped_row(key, self._failed[model.method, length])
             assert row is not None
             if "error" in row and model in possible:
@@ -148,7 +148,7 @@ class _Run:
     def _largest(self, model: StepModel, length: int, peaks: dict[int, int], memory: int) -> tuple[int | None, str]:
         failed = self._failed.get((model.method, length))
         guess = fitted_batch(peaks, memory, failed=failed)
-        if not self.settings.search_largest:
+        if not self.config.search_largest:
             return guess, "unknown" if guess is None else "fitted"
 
         def fits(batch: int) -> bool:
@@ -164,27 +164,27 @@ class _Run:
             "length": length,
             "batch": batch,
             "repeats": repeats,
-            "memory_gib": self.settings.memory_gib,
+            "memory_gib": self.config.memory_gib,
         }
 
     def _tell(self, doing: str) -> None:
-        rows = len(self.models) * len(set(self.settings.lengths)) * len(set(self.settings.batches))
+        rows = len(self.models) * len(set(self.config.lengths)) * len(set(self.config.batches))
         self.on_progress(EfficiencyProgress(done=self._done, rows=rows, doing=doing))
 
 
-def _limit_bytes(settings: EfficiencyConfig) -> int | None:
+def _limit_bytes(config: EfficiencyConfig) -> int | None:
     """Return the memory limit of a process in bytes, or None if the GPU sets the limit."""
-    if settings.memory_gib is not None:
-        return int(settings.memory_gib * GIB)
+    if config.memory_gib is not None:
+        return int(config.memory_gib * GIB)
     # without a limit, the kernel's OOM killer might end an unrelated program
-    return room_for(settings.device) if settings.device == "cpu" else None
+    return room_for(config.device) if config.device == "cpu" else None
 
 
-def _memory_bytes(settings: EfficiencyConfig) -> int:
+def _memory_bytes(config: EfficiencyConfig) -> int:
     """Return the memory in bytes for which the largest batch is determined."""
-    if settings.memory_gib is not None:
-        return int(settings.memory_gib * GIB)
+    if config.memory_gib is not None:
+        return int(config.memory_gib * GIB)
     facts = describe_machine()
-    memory = facts["memory_bytes" if settings.device == "cpu" else "gpu_memory_bytes"]
+    memory = facts["memory_bytes" if config.device == "cpu" else "gpu_memory_bytes"]
     assert isinstance(memory, int)
     return memory

@@ -19,7 +19,7 @@ from benchmarks.faults.training import kills_in_training
 from promptembedder.errors import ConfigError
 from promptembedder.storage import describe_machine, versions
 
-__all__ = ["CAMPAIGNS", "ReliabilitySettings", "campaign_row", "run_reliability"]
+__all__ = ["CAMPAIGNS", "ReliabilityConfig", "campaign_row", "run_reliability"]
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ CAMPAIGNS: dict[str, _Entry] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReliabilitySettings:
+class ReliabilityConfig:
     """Settings of the fault campaigns.
 
     Attributes:
@@ -76,7 +76,7 @@ class ReliabilitySettings:
 
 
 def run_reliability(
-    settings: ReliabilitySettings,
+    config: ReliabilityConfig,
     *,
     on_part: Callable[[str], None] = lambda _: None,
     on_row: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -92,16 +92,16 @@ def run_reliability(
     """
     rows = []
     with _one_thread():
-        for name in settings.only or CAMPAIGNS:
+        for name in config.only or CAMPAIGNS:
             entry = CAMPAIGNS[name]
-            count = entry.full if settings.full else entry.short
+            count = entry.full if config.full else entry.short
             on_part(name)
             found = entry.run(
                 count=count,
-                seed=settings.seed,
+                seed=config.seed,
                 on_done=lambda done, name=name, count=count: on_part(f"{name}: {done} of {count}"),  # type: ignore[misc]
             )
-            rows.append(campaign_row(dataclasses.replace(found, name=name), full=settings.full))
+            rows.append(campaign_row(dataclasses.replace(found, name=name), full=config.full))
             on_row(rows[-1])
     return rows
 

@@ -30,14 +30,14 @@ def reliability(
     report = Report(as_json)
     with one_line_errors():
         from benchmarks.document import regenerate
-        from benchmarks.faults.campaigns import ReliabilitySettings, run_reliability
+        from benchmarks.faults.campaigns import ReliabilityConfig, run_reliability
         from benchmarks.faults.report import reliability_markdown, write_reliability
 
-        settings = ReliabilitySettings(full=full, only=() if only is None else tuple(split_commas(only)), seed=seed)
+        bench_config = ReliabilityConfig(full=full, only=() if only is None else tuple(split_commas(only)), seed=seed)
         files: list[Path] = []
         with err.status("") as status:
             rows = run_reliability(
-                settings,
+                bench_config,
                 on_part=lambda doing: status.update(escape(doing)),
                 on_row=lambda row: files.extend(write_reliability([row], output)),  # finished rows survive a kill
             )

@@ -70,7 +70,7 @@ def quality(
             extras.require(module, extra=extra)
         from benchmarks.quality.benchmark import QualityConfig
 
-        settings = QualityConfig(
+        bench_config = QualityConfig(
             mixture=str(mixture),
             tasks=str(tasks),
             only=tuple(only or ()),
@@ -90,20 +90,20 @@ def quality(
             dtype=dtype,
             work=str(work),
         )
-        content, files = _measure(settings, output, report)
+        content, files = _measure(bench_config, output, report)
     report.print(_table(content))
     report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})
 
 
-def _measure(settings: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
+def _measure(config: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
     from benchmarks.quality.benchmark import bench_quality
     from benchmarks.quality.report import quality_content, quality_with_held, write_quality
     from benchmarks.result_content import provenance
     from promptembedder.cli.training_bar import TrainingBar
 
-    runs = bench_quality(settings, tell=report.print, callbacks=[TrainingBar()])
-    content = quality_with_held(folder, quality_content(runs, provenance(settings)))
+    runs = bench_quality(config, tell=report.print, callbacks=[TrainingBar()])
+    content = quality_with_held(folder, quality_content(runs, provenance(config)))
     return content, [*write_quality(folder, content), *_draw(content, folder)]
 
 

@@ -21,7 +21,7 @@ from promptembedder.model import StaticEncoder, load_encoder
 from promptembedder.storage import MANIFEST_NAME, file_sha256, from_mapping, to_mapping
 from promptembedder.training import Recipe, TrainingData, load_training_data, new_model, prepare_output, train_model
 
-__all__ = ["QualityRun", "RunData", "finished_run", "recipe_of", "run_method", "settings_key", "without_held_out"]
+__all__ = ["QualityRun", "RunData", "config_key", "finished_run", "recipe_of", "run_method", "without_held_out"]
 
 RESULT_NAME = "result.json"
 _READ_BY_ALL = ("reader", "max_seq_length", "pooling")
@@ -70,7 +70,7 @@ class QualityRun:
     key: str = ""
 
 
-def settings_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
+def config_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
     """Return a hash of the settings that affect a run's scores, without file locations and unused soft tokens."""
     data = dataclasses.replace(recipe.data, mixture=_digest(recipe.data.mixture))
     run = dataclasses.replace(recipe.run, output="")
@@ -114,7 +114,7 @@ def run_method(
         ConfigError: If the run's folder has other settings.
     """
     folder = Path(recipe.run.output)
-    key = settings_key(recipe, data.tasks)
+    key = config_key(recipe, data.tasks)
     done = finished_run(folder, key)
     if done is not None:
         return done

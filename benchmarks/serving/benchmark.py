@@ -109,71 +109,71 @@ class ServingConfig:
         return " ".join(["python -m benchmarks serve", *words])
 
 
-def run_serving(settings: ServingConfig, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_serving(config: ServingConfig, *, on_part: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure everything and return the content of `serve.json`.
 
     Raises:
         ConfigError: If a server does not start.
         BackboneError: If the reader cannot be loaded.
     """
-    prepare_backbone(settings.reader)
+    prepare_backbone(config.reader)
     with tempfile.TemporaryDirectory() as scratch:
         folder, plain = Path(scratch) / "model", Path(scratch) / "plain"
-        model = _new_model(settings)
+        model = _new_model(config)
         model.save(str(folder))
         save_plain_model(model.encoder.reader, plain, max_length=_LONGEST)
         reader = model.encoder.reader
         mixed = texts_of(Case(kind="mixed", length=_LONGEST, texts=_TEXTS), reader)
-        alike = texts_of(Case(kind="length", length=settings.length, texts=settings.texts), reader, seed=1)
-        infinity = None if settings.infinity is None else Path(settings.infinity)
-        with our_server(folder) as ours, baseline_servers(plain, settings.number_format, infinity) as rivals:
-            rows = _mixed_rows(settings, [ours, *rivals], mixed, on_part)
-            rows += _instruction_rows(settings, [ours, *rivals], alike, on_part)
+        alike = texts_of(Case(kind="length", length=config.length, texts=config.texts), reader, seed=1)
+        infinity = None if config.infinity is None else Path(config.infinity)
+        with our_server(folder) as ours, baseline_servers(plain, config.number_format, infinity) as rivals:
+            rows = _mixed_rows(config, [ours, *rivals], mixed, on_part)
+            rows += _instruction_rows(config, [ours, *rivals], alike, on_part)
             on_part("one client")
             rows += _overhead_rows(ours, model, texts_of(Case(kind="length", length=16, texts=1), reader))
             rows += _overhead_rows(ours, model, texts_of(Case(kind="length", length=128, texts=1), reader))
-        if settings.soak_seconds:
-            on_part(f"overload, {settings.soak_seconds:.0f} s")
+        if config.soak_seconds:
+            on_part(f"overload, {config.soak_seconds:.0f} s")
             capacity = next(row["requests_per_second"] for row in rows if row["server"] == OURS)
-            with our_server(folder, max_waiting=settings.soak_waiting) as server:
-                rows.append(_soak_row(settings, server, model, mixed, capacity))
-    return {"commands": [settings.command()], "machine": describe_machine(), "versions": versions(), "rows": rows}
+            with our_server(folder, max_waiting=config.soak_waiting) as server:
+                rows.append(_soak_row(config, server, model, mixed, capacity))
+    return {"commands": [config.command()], "machine": describe_machine(), "versions": versions(), "rows": rows}
 
 
-def _new_model(settings: ServingConfig) -> PromptEmbedder:
-    reader = BackboneConfig(source=settings.reader, dtype=settings.number_format)
-    prompter = PrompterConfig(backbone=BackboneConfig(source=default_prompter(settings.reader), dtype="float32"))
-    config = ModelConfig(prompter=prompter, reader=reader, max_seq_length=_LONGEST)
+def _new_model(config: ServingConfig) -> PromptEmbedder:
+    reader = BackboneConfig(source=config.reader, dtype=config.number_format)
+    prompter = PrompterConfig(backbone=BackboneConfig(source=default_prompter(config.reader), dtype="float32"))
+    model_config = ModelConfig(prompter=prompter, reader=reader, max_seq_length=_LONGEST)
     load_backbone(reader, head=False)  # fails before the prompter is loaded
-    return PromptEmbedder.create(config=config, device="cpu")
+    return PromptEmbedder.create(config=model_config, device="cpu")
 
 
 def _mixed_rows(
-    settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
+    config: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
     """Measure texts of 16 to 512 tokens, one or several in a request, from many concurrent clients."""
     rows = []
-    for count in settings.request_texts:
+    for count in config.request_texts:
         bodies = [texts[start : start + count] for start in range(0, len(texts) - count + 1, count)]
         found: dict[str, list[tuple[list[Answer], float]]] = {server.name: [] for server in servers}
-        for turn in range(settings.rounds):
+        for turn in range(config.rounds):
             for server in servers:
                 on_part(f"mixed lengths, {count} texts a request, round {turn + 1}: {server.name}")
                 asked = [server.body(body) for body in bodies]
-                done = closed_loop(server.port, server.path, asked, clients=settings.clients, seconds=settings.seconds)
+                done = closed_loop(server.port, server.path, asked, clients=config.clients, seconds=config.seconds)
                 found[server.name].append(done)
         rows += [_row("mixed", server, found[server.name], vectors=count) | {"texts": count} for server in servers]
     return rows
 
 
 def _instruction_rows(
-    settings: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
+    config: ServingConfig, servers: Sequence[RunningServer], texts: Sequence[str], on_part: Callable[[str], None]
 ) -> list[Row]:
     """Measure the same texts under eight instructions: in one request if supported, else in eight at once."""
     ways = [(server, "one request") for server in servers if server.takes_instructions]
     ways += [(server, "eight requests") for server in servers]
     found: dict[tuple[str, str], list[tuple[list[Answer], float]]] = {(server.name, way): [] for server, way in ways}
-    for turn in range(settings.rounds):
+    for turn in range(config.rounds):
         for server, way in ways:
             on_part(f"eight instructions, round {turn + 1}: {server.name}, {way}")
             # texts that differ each time, so that a server cannot return cached answers
@@ -244,7 +244,7 @@ def _overhead_rows(server: RunningServer, model: PromptEmbedder, texts: Sequence
 
 
 def _soak_row(
-    settings: ServingConfig, server: RunningServer, model: PromptEmbedder, texts: Sequence[str], capacity: float
+    config: ServingConfig, server: RunningServer, model: PromptEmbedder, texts: Sequence[str], capacity: float
 ) -> Row:
     """Send requests at a multiple of the capacity, and compare each vector with that of the model in this process."""
     asked = INSTRUCTIONS[:4]
@@ -274,8 +274,8 @@ def _soak_row(
 
     watching = threading.Thread(target=watch)
     watching.start()
-    rate = settings.overload * capacity
-    answers = open_loop(server.port, server.path, bodies, rate=rate, seconds=settings.soak_seconds, check=check)
+    rate = config.overload * capacity
+    answers = open_loop(server.port, server.path, bodies, rate=rate, seconds=config.soak_seconds, check=check)
     done.set()
     watching.join()
     warm = int(len(memory) * _WARM_SHARE)
@@ -283,7 +283,7 @@ def _soak_row(
     return {
         "kind": "overload",
         "server": server.name,
-        "seconds": settings.soak_seconds,
+        "seconds": config.soak_seconds,
         "requests": len(answers),
         "rate": round(rate, 2),
         "statuses": _statuses(answers),

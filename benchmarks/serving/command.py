@@ -47,7 +47,7 @@ def serve(
         from benchmarks.serving.benchmark import ServingConfig, run_serving
         from benchmarks.serving.report import serving_markdown, write_serving
 
-        settings = ServingConfig(
+        bench_config = ServingConfig(
             reader=reader,
             clients=clients,
             request_texts=parse_ints("request-texts", request_texts),
@@ -62,7 +62,7 @@ def serve(
             infinity=infinity,
         )
         with err.status("") as status:
-            content = run_serving(settings, on_part=lambda doing: status.update(escape(doing)))
+            content = run_serving(bench_config, on_part=lambda doing: status.update(escape(doing)))
         files = write_serving(content, output)
     report.page(serving_markdown(content))
     report.print(f"written: {escape(', '.join(map(str, files)))}")

@@ -104,7 +104,7 @@ class SpeedConfig:
 
 
 def run_speed(
-    settings: SpeedConfig,
+    config: SpeedConfig,
     folder: Path,
     *,
     overwrite: bool = False,
@@ -119,63 +119,63 @@ def run_speed(
         BackboneError: If the reader or the prompter cannot be found or loaded.
         DataError: If the journal is from another machine or other versions.
     """
-    prompter = settings.prompter or default_prompter(settings.reader)
-    for name in {settings.reader, prompter}:
+    prompter = config.prompter or default_prompter(config.reader)
+    for name in {config.reader, prompter}:
         prepare_backbone(name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL_NAME
     if overwrite:
         path.unlink(missing_ok=True)
     machine, made_with = describe_machine(), versions()
-    run = _Run(settings, prompter, Journal(path, machine=machine, versions=made_with))
+    run = _Run(config, prompter, Journal(path, machine=machine, versions=made_with))
     rates = run.rates()
-    rows = [row for case in settings.cases() for row in _measure_case(run, case, on_case)]
+    rows = [row for case in config.cases() for row in _measure_case(run, case, on_case)]
     return {
-        "command": settings.command(),
+        "command": config.command(),
         "machine": machine,
         "versions": made_with,
-        "settings": {**dataclasses.asdict(settings), "prompter": prompter, "dtype": settings.number_format},
+        "settings": {**dataclasses.asdict(config), "prompter": prompter, "dtype": config.number_format},
         "rates": rates,
         "rows": rows,
     }
 
 
-def slowest_profile(settings: SpeedConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+def slowest_profile(config: SpeedConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return torch's profile of the case that encodes the fewest tokens a second."""
     slow = min((row for row in rows if row["method"] == OURS and row["kind"] == "length"), key=_tokens_a_second)
     case = Case(kind="length", length=slow["length"], texts=slow["texts"])
-    model = _model(settings, settings.prompter or default_prompter(settings.reader), case)
+    model = _model(config, config.prompter or default_prompter(config.reader), case)
     texts = texts_of(case, model.encoder.reader)
     model.encode(texts, prompt=INSTRUCTION)
-    activities = [ProfilerActivity.CUDA] if settings.device == "cuda" else []
+    activities = [ProfilerActivity.CUDA] if config.device == "cuda" else []
     with profile(activities=[ProfilerActivity.CPU, *activities]) as profiled:
         model.encode(texts, prompt=INSTRUCTION)
-    order = "self_cuda_time_total" if settings.device == "cuda" else "self_cpu_time_total"
+    order = "self_cuda_time_total" if config.device == "cuda" else "self_cpu_time_total"
     table: str = profiled.key_averages().table(sort_by=order, row_limit=_PROFILED_ROWS, max_name_column_width=48)
-    return f"{case.texts} texts of {case.length} tokens, {settings.reader}, {settings.number_format}\n{table}"
+    return f"{case.texts} texts of {case.length} tokens, {config.reader}, {config.number_format}\n{table}"
 
 
 class _Run:
     """Pass over all cases that skips those in the journal."""
 
-    def __init__(self, settings: SpeedConfig, prompter: str, journal: Journal) -> None:
-        self.settings, self.prompter, self.journal = settings, prompter, journal
+    def __init__(self, config: SpeedConfig, prompter: str, journal: Journal) -> None:
+        self.config, self.prompter, self.journal = config, prompter, journal
         self._model: tuple[Case, PromptEmbedder] | None = None
 
     def rates(self) -> dict[str, Any]:
         """Return the machine's peak rates, and the operations that one text requires."""
-        settings, key = self.settings, self._key("rates", None)
+        config, key = self.config, self._key("rates", None)
         found = self.journal.get(key)
         if found is None:
-            rows = max(settings.tokens, settings.length)
-            decoder = self.model(Case(kind="length", length=settings.length, texts=1)).encoder.reader.decoder
-            device = torch.device(settings.device)
+            rows = max(config.tokens, config.length)
+            decoder = self.model(Case(kind="length", length=config.length, texts=1)).encoder.reader.decoder
+            device = torch.device(config.device)
             found = {
-                "matmul_flops_per_second": matmul_rate(decoder, rows=rows, repeats=settings.repeats),
-                "copied_bytes_per_second": copy_rate(device, repeats=settings.repeats),
+                "matmul_flops_per_second": matmul_rate(decoder, rows=rows, repeats=config.repeats),
+                "copied_bytes_per_second": copy_rate(device, repeats=config.repeats),
                 "forward_flops": {
                     str(each): forward_flops(decoder, texts=1, length=each)
-                    for each in sorted({*settings.lengths, settings.length})
+                    for each in sorted({*config.lengths, config.length})
                 },
             }
             self.journal.add(key, found)
@@ -195,17 +195,17 @@ class _Run:
         same = dataclasses.replace(case, kind="", texts=0, instructions=0)
         if self._model is None or self._model[0] != same or case.kind == "epoch":
             self._model = None  # free the old model first
-            self._model = (same, _model(self.settings, self.prompter, case))
+            self._model = (same, _model(self.config, self.prompter, case))
         return self._model[1]
 
     def _timed(self, case: Case) -> list[Row]:
         model = self.model(case)
-        device = torch.device(self.settings.device)
+        device = torch.device(self.config.device)
         with calls_of(case, model) as calls:
             for call in calls.values():
                 call()
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-            for turn in range(self.settings.repeats):
+            for turn in range(self.config.repeats):
                 for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:  # a steady drift cancels
                     times[name].append(seconds_of(calls[name], device=device))
         rows = model.encoder.reader.tokenizer.tokenize(
@@ -229,11 +229,11 @@ class _Run:
         ]
 
     def _key(self, what: str, case: Case | None) -> dict[str, Any]:
-        settings = self.settings
-        same = {"reader": settings.reader, "prompter": self.prompter, "device": settings.device}
+        config = self.config
+        same = {"reader": config.reader, "prompter": self.prompter, "device": config.device}
         own = {} if case is None else dataclasses.asdict(case)
-        rates = {"lengths": settings.lengths, "tokens": settings.tokens} if case is None else {}
-        return {**same, "dtype": settings.number_format, "repeats": settings.repeats, "what": what, **own, **rates}
+        rates = {"lengths": config.lengths, "tokens": config.tokens} if case is None else {}
+        return {**same, "dtype": config.number_format, "repeats": config.repeats, "what": what, **own, **rates}
 
 
 def _measure_case(run: _Run, case: Case, on_case: Callable[[str], None]) -> list[Row]:
@@ -241,9 +241,9 @@ def _measure_case(run: _Run, case: Case, on_case: Callable[[str], None]) -> list
     return run.measure(case)
 
 
-def _model(settings: SpeedConfig, prompter: str, case: Case) -> PromptEmbedder:
+def _model(config: SpeedConfig, prompter: str, case: Case) -> PromptEmbedder:
     return build_embedder(
-        case, reader=settings.reader, prompter=prompter, device=settings.device, dtype=settings.number_format
+        case, reader=config.reader, prompter=prompter, device=config.device, dtype=config.number_format
     )
 
 

@@ -53,7 +53,7 @@ def speed(
         from benchmarks.speed.benchmark import SpeedConfig, run_speed, slowest_profile
         from benchmarks.speed.report import speed_markdown, write_speed
 
-        settings = SpeedConfig(
+        bench_config = SpeedConfig(
             reader=reader,
             prompter=prompter,
             length=length,
@@ -66,10 +66,10 @@ def speed(
         )
         with err.status("") as status:
             content = run_speed(
-                settings, output, overwrite=overwrite, on_case=lambda doing: status.update(escape(doing))
+                bench_config, output, overwrite=overwrite, on_case=lambda doing: status.update(escape(doing))
             )
             status.update("profiling the slowest case")
-            profile = slowest_profile(settings, content["rows"])
+            profile = slowest_profile(bench_config, content["rows"])
         files = write_speed(content, profile, output)
     report.page(speed_markdown(content))
     report.print(f"written: {escape(', '.join(map(str, files)))}")

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from benchmarks.quality.curve import CurvePoint, ScoreCurve, read_curve
 from benchmarks.quality.methods import METHODS, chosen_methods
 from benchmarks.quality.mixture_config import MixtureConfig
-from benchmarks.quality.run import recipe_of, settings_key, without_held_out
+from benchmarks.quality.run import config_key, recipe_of, without_held_out
 from benchmarks.quality.wordings import held_out_scores
 from promptembedder.backbone import BackboneConfig, find_source
 from promptembedder.data import read_mixture
@@ -150,7 +150,7 @@ class _Bench:
     def _source(self, reader: str) -> str:
         """Return the folder of the source model. Train the model if it is missing."""
         recipe = self._recipe(reader, _NATIVE, f"source-{_named(reader)}", steps=self.config.source_steps)
-        folder, key = Path(recipe.run.output), settings_key(recipe, [])
+        folder, key = Path(recipe.run.output), config_key(recipe, [])
         if _held(folder, key) is None:
             self.tell(f"training the model to move: {reader}, {self.config.source_steps} steps")
             checkpoint = _checkpoint(recipe)
@@ -204,7 +204,7 @@ class _Bench:
 
     def _key(self, recipe: Recipe, key_parts: Sequence[object]) -> str:
         """Return a hash of all settings that affect a run's scores."""
-        whole = [settings_key(recipe, self.tasks), self.config.points, *key_parts]
+        whole = [config_key(recipe, self.tasks), self.config.points, *key_parts]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 

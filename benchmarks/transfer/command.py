@@ -72,7 +72,7 @@ def transfer(
             extras.require(module, extra=extra)
         from benchmarks.transfer.benchmark import MoveBenchConfig
 
-        settings = MoveBenchConfig(
+        bench_config = MoveBenchConfig(
             mixture=str(mixture),
             tasks=str(tasks),
             only=tuple(only or ()),
@@ -91,7 +91,7 @@ def transfer(
             seed=seed,
             work=str(work),
         )
-        content, files = _measure(settings, output, report)
+        content, files = _measure(bench_config, output, report)
     report.print(_table(content))
     report.print(f"written: {escape(', '.join(map(str, files)))}")
     report.result({"files": [str(path) for path in files], **content})
@@ -104,15 +104,15 @@ def _route(text: str) -> tuple[str, str]:
     return source.strip(), target.strip()
 
 
-def _measure(settings: "MoveBenchConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
+def _measure(config: "MoveBenchConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
     from benchmarks.result_content import provenance
     from benchmarks.transfer.benchmark import bench_move
     from benchmarks.transfer.report import merge_results, move_content, write_move
     from promptembedder.cli.training_bar import TrainingBar
     from promptembedder.plots import plot_transfers
 
-    runs = bench_move(settings, tell=report.print, callbacks=[TrainingBar()])
-    content = merge_results(folder, move_content(runs, provenance(settings)))
+    runs = bench_move(config, tell=report.print, callbacks=[TrainingBar()])
+    content = merge_results(folder, move_content(runs, provenance(config)))
     return content, [*write_move(folder, content), *plot_transfers(content, folder)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.corpus.benchmark import CorpusBenchSettings, run_corpus
+from benchmarks.corpus.benchmark import CorpusBenchConfig, run_corpus
 from benchmarks.corpus.report import corpus_markdown, write_corpus
 from benchmarks.corpus.runs import check_output, made_corpus, made_model
 from promptembedder.batch import CorpusConfig, ShardFolder, embed_corpus
@@ -15,7 +15,7 @@ from promptembedder.errors import ConfigError, DataError
 
 
 def test_a_size_is_measured_and_its_output_checked(tmp_path: Path) -> None:
-    settings = CorpusBenchSettings(rows=(60,), workers=(), shard_rows=25, faults=0, work=tmp_path)
+    settings = CorpusBenchConfig(rows=(60,), workers=(), shard_rows=25, faults=0, work=tmp_path)
     content = run_corpus(settings)
     (row,) = content["rows"]
     assert (row["engine"], row["rows"], row["same_shards_as_local"]) == ("local", 60, True)
@@ -75,4 +75,4 @@ def test_faults_are_summed_by_kind_and_stay_beside_other_results(tmp_path: Path)
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
-        CorpusBenchSettings(rows=(0,))
+        CorpusBenchConfig(rows=(0,))

@@ -11,7 +11,7 @@ from benchmarks.quality import run as quality_run_module
 from benchmarks.quality.benchmark import QualityConfig, base_recipe, bench_quality
 from benchmarks.quality.methods import METHODS as QUALITY_METHODS
 from benchmarks.quality.report import quality_content, quality_markdown, quality_with_held, write_quality
-from benchmarks.quality.run import QualityRun, recipe_of, settings_key
+from benchmarks.quality.run import QualityRun, config_key, recipe_of
 from promptembedder.errors import ConfigError
 from promptembedder.storage import to_mapping
 
@@ -126,7 +126,7 @@ def test_methods_differ_from_each_other_in_what_they_name_only(config: QualityCo
         if other["optim"] != plain["optim"]:
             assert other["optim"] == plain["optim"] | {"learning_rate": other["optim"]["learning_rate"]}
     trained = [method for method in QUALITY_METHODS.values() if not method.frozen and not method.untrained]
-    assert len({settings_key(recipe_of(base, method), []) for method in trained}) == len(trained)
+    assert len({config_key(recipe_of(base, method), []) for method in trained}) == len(trained)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.campaigns import CAMPAIGNS, ReliabilitySettings
+from benchmarks.faults.campaigns import CAMPAIGNS, ReliabilityConfig
 from benchmarks.faults.child import run_in_child
 from benchmarks.faults.report import reliability_markdown, write_reliability
 from benchmarks.faults.soak import SoakSample, grown_bytes
@@ -87,4 +87,4 @@ def test_a_campaign_run_again_takes_the_place_of_its_row(tmp_path: Path) -> None
 
 def test_an_unknown_campaign_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="unknown campaign 'kill'. Known: kills-training"):
-        ReliabilitySettings(only=("kill",))
+        ReliabilityConfig(only=("kill",))

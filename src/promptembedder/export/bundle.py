@@ -18,7 +18,7 @@ from promptembedder.storage import atomic_directory, versions, write_json
 from promptembedder.storage.tensors import save_tensors
 from promptembedder.types import Float, Tensor
 
-__all__ = ["ExportedFolder", "export_settings", "export_soft_tokens", "file_sizes", "require_new"]
+__all__ = ["ExportedFolder", "export_config", "export_soft_tokens", "file_sizes", "require_new"]
 
 BACKBONE_FOLDER = "backbone"
 
@@ -67,10 +67,10 @@ def export_soft_tokens(
         soft = encoder.soft_tokens(instructions).float().cpu()
         vectors = [_embed_without_text_pooling(encoder, one) for one in instructions]
     has_backbone = needs_own_backbone(encoder) if with_backbone is None else with_backbone
-    settings = export_settings(encoder, instructions, vectors, kind="soft-tokens", leaves_out=leave_out_text)
-    settings["backbone"]["folder"] = BACKBONE_FOLDER if has_backbone else None
+    config = export_config(encoder, instructions, vectors, kind="soft-tokens", leaves_out=leave_out_text)
+    config["backbone"]["folder"] = BACKBONE_FOLDER if has_backbone else None
     tensors = {f"soft_tokens.{index}": one for index, one in enumerate(soft)}
-    for entry, (name, tensor) in zip(settings["instructions"], tensors.items(), strict=True):
+    for entry, (name, tensor) in zip(config["instructions"], tensors.items(), strict=True):
         entry |= {"tensor": name, "sha256": hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}
     with atomic_directory(folder) as scratch:
         save_tensors(scratch / "soft_tokens.safetensors", tensors)
@@ -78,13 +78,13 @@ def export_soft_tokens(
         if has_backbone:
             encoder.reader.model.save_pretrained(scratch / BACKBONE_FOLDER)
             encoder.tokenizer.save_pretrained(scratch / BACKBONE_FOLDER)
-        write_json(scratch / "export.json", settings)
+        write_json(scratch / "export.json", config)
     return ExportedFolder(
-        folder=folder, instructions=list(instructions), reproduces=settings["reproduces"], bytes=file_sizes(folder)
+        folder=folder, instructions=list(instructions), reproduces=config["reproduces"], bytes=file_sizes(folder)
     )
 
 
-def export_settings(
+def export_config(
     encoder: SoftTokenEncoder,
     instructions: Sequence[str],
     vectors: Sequence[Float[Tensor, " dim"]],
@@ -98,17 +98,17 @@ def export_settings(
         vectors: Embedding of `SELF_TEST_TEXT` under each instruction, for comparison by the other engine.
         leaves_out: Text pooling is part of the model's embedding and not of `vectors`.
     """
-    settings, reader = encoder.config, encoder.reader
+    config, reader = encoder.config, encoder.reader
     whole = "the model's vector, whole"
     part = (
-        f"the model's vector without the text's own states (text_pooling_weight {settings.text_pooling_weight:g}): "
+        f"the model's vector without the text's own states (text_pooling_weight {config.text_pooling_weight:g}): "
         "that of the same model with text_pooling_weight 0"
     )
     tests = [{"text": SELF_TEST_TEXT, "vector": [round(number, 7) for number in one.tolist()]} for one in vectors]
     return {
         "format": 1,
         "kind": kind,
-        "reproduces": part if leaves_out and settings.text_pooling_weight else whole,
+        "reproduces": part if leaves_out and config.text_pooling_weight else whole,
         "backbone": {**asdict(reader.identity), "folder": None},
         "input": {"table": _table_name(encoder), "scale": reader.quirks.expected_scale(reader.model.config)},
         "text": {
@@ -117,10 +117,10 @@ def export_settings(
             "special_strings": "read as plain text",
             "adds_special_tokens": False,
         },
-        "placement": settings.placement,
-        "soft_tokens": settings.num_soft_tokens,
+        "placement": config.placement,
+        "soft_tokens": config.num_soft_tokens,
         "dim": reader.dim,
-        "pooling": settings.pooling,
+        "pooling": config.pooling,
         "normalize": True,
         "instructions": [
             {"instruction": text, "self_test": test} for text, test in zip(instructions, tests, strict=True)

@@ -13,7 +13,7 @@ import torch
 from promptembedder import extras
 from promptembedder.errors import BackboneError
 from promptembedder.export import reference
-from promptembedder.export.bundle import ExportedFolder, export_settings, file_sizes, require_new
+from promptembedder.export.bundle import ExportedFolder, export_config, file_sizes, require_new
 from promptembedder.export.graph import FixedInstructionModel, require_traceable
 from promptembedder.export.stock import require_plain_weights
 from promptembedder.method import SoftTokenEncoder
@@ -55,19 +55,19 @@ def export_onnx(model: PromptEmbedder, folder: Path, *, instruction: str) -> Exp
         embedding = encoder(encoder.instructed_features([SELF_TEST_TEXT], instruction))["sentence_embedding"]
     with torch.no_grad():
         soft = encoder.soft_tokens([instruction])[0].detach().float().clone()
-    settings = export_settings(encoder, [instruction], [embedding[0].clone()], kind="onnx")
-    settings["backbone"]["dtype"] = "float32"
+    config = export_config(encoder, [instruction], [embedding[0].clone()], kind="onnx")
+    config["backbone"]["dtype"] = "float32"
     with atomic_directory(folder) as scratch:
         _write_graph(encoder, soft, scratch / FILE_NAME)
         difference = _largest_difference(encoder, soft, scratch / FILE_NAME)
-        settings["max_difference"] = difference
+        config["max_difference"] = difference
         encoder.tokenizer.save_pretrained(scratch)
         shutil.copyfile(reference.__file__, scratch / "reference.py")
-        write_json(scratch / "export.json", settings)
+        write_json(scratch / "export.json", config)
     return ExportedFolder(
         folder=folder,
         instructions=[instruction],
-        reproduces=settings["reproduces"],
+        reproduces=config["reproduces"],
         bytes=file_sizes(folder),
         max_difference=difference,
     )

@@ -33,12 +33,12 @@ class Export:
     """Export folder: its settings, and the path or hub id of tokenizer and backbone."""
 
     folder: Path
-    settings: dict[str, Any]
+    config: dict[str, Any]
     backbone: str
 
     def entry(self, instruction: str) -> dict[str, Any]:
         """Return the entry of an instruction. Raises SystemExit with the known instructions if there is none."""
-        known = {entry["instruction"]: entry for entry in self.settings["instructions"]}
+        known = {entry["instruction"]: entry for entry in self.config["instructions"]}
         if instruction not in known:
             raise SystemExit(f"error: {instruction!r} is not in this export. It has: {', '.join(map(repr, known))}")
         entry: dict[str, Any] = known[instruction]
@@ -47,17 +47,17 @@ class Export:
 
 def read_export(folder: Path, backbone: str | None = None) -> Export:
     """Load the export in `folder`; `backbone` is a folder or hub id that replaces that of the export."""
-    settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    if settings["format"] != 1:
-        raise SystemExit(f"error: export.json has format {settings['format']}, this script supports 1.")
-    named = settings["backbone"]
+    config = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    if config["format"] != 1:
+        raise SystemExit(f"error: export.json has format {config['format']}, this script supports 1.")
+    named = config["backbone"]
     default = folder / named["folder"] if named["folder"] else named["source"]
-    return Export(folder, settings, str(backbone or default))
+    return Export(folder, config, str(backbone or default))
 
 
 def tokenize(export: Export, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokenize texts: prefix, then the text, truncated at the limit. Special strings are plain text."""
-    rules = export.settings["text"]
+    rules = export.config["text"]
     begin: list[int] = rules["begins_with"]
     # unpaired surrogates, from JSON escapes or truncated strings, become U+FFFD
     clean = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
@@ -74,12 +74,12 @@ def build_inputs(export: Export, table: "torch.Tensor", soft: "torch.Tensor", id
     """
     import torch
 
-    scale = torch.tensor(export.settings["input"]["scale"], dtype=table.dtype)  # as the backbone's own module rounds it
+    scale = torch.tensor(export.config["input"]["scale"], dtype=table.dtype)  # as the backbone's own module rounds it
     text = table[torch.tensor(ids, dtype=torch.long)] * scale
     soft = soft.to(table.dtype)
-    if export.settings["placement"] == "suffix":
+    if export.config["placement"] == "suffix":
         return torch.cat([text, soft])
-    begin = len(export.settings["text"]["begins_with"])
+    begin = len(export.config["text"]["begins_with"])
     return torch.cat([text[:begin], soft, text[begin:]])
 
 
@@ -89,14 +89,14 @@ def pool_and_normalize(export: Export, states: "torch.Tensor") -> np.ndarray:
     Args:
         states: [tokens, dim], not normalised.
     """
-    states, settings = states.float(), export.settings
-    if settings["pooling"] == "last":
+    states, config = states.float(), export.config
+    if config["pooling"] == "last":
         pooled = states[-1]
-    elif settings["placement"] == "suffix":
-        pooled = states[-settings["soft_tokens"] :].mean(dim=0)
+    elif config["placement"] == "suffix":
+        pooled = states[-config["soft_tokens"] :].mean(dim=0)
     else:
-        begin = len(settings["text"]["begins_with"])
-        text = states[begin + settings["soft_tokens"] :]
+        begin = len(config["text"]["begins_with"])
+        text = states[begin + config["soft_tokens"] :]
         # an empty text is represented by the soft tokens alone
         pooled = (text if len(text) else states[begin:]).mean(dim=0)
     return (pooled / pooled.norm().clamp_min(1e-12)).numpy()
@@ -119,7 +119,7 @@ def embed(
     if engine == "onnx":
         vectors = _onnx_vectors(export, rows)
     else:
-        vectors = _engine_vectors(export, rows, instruction, engine, dtype or export.settings["backbone"]["dtype"])
+        vectors = _engine_vectors(export, rows, instruction, engine, dtype or export.config["backbone"]["dtype"])
     cosine = float(vectors[0] @ np.asarray(test["vector"], dtype=np.float32))
     if not cosine >= _LEAST_COSINE:
         raise SystemExit(
@@ -136,8 +136,8 @@ def _engine_vectors(
     import torch
     from safetensors.torch import load_file
 
-    if export.settings["kind"] != "soft-tokens":
-        raise SystemExit(f"error: this is an export of kind {export.settings['kind']!r}. Use --engine onnx.")
+    if export.config["kind"] != "soft-tokens":
+        raise SystemExit(f"error: this is an export of kind {export.config['kind']!r}. Use --engine onnx.")
     tensors = load_file(export.folder / "soft_tokens.safetensors")
     soft = tensors[export.entry(instruction)["tensor"]]
     table = _input_table(export).to(getattr(torch, dtype))
@@ -150,11 +150,11 @@ def _input_table(export: Export) -> "torch.Tensor":
     """Load the input embeddings of the backbone without its other weights."""
     from safetensors import safe_open
 
-    folder, name = Path(export.backbone), export.settings["input"]["table"]
+    folder, name = Path(export.backbone), export.config["input"]["table"]
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(export.backbone, revision=export.settings["backbone"]["revision"]))
+        folder = Path(snapshot_download(export.backbone, revision=export.config["backbone"]["revision"]))
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # safe_open is not a mapping
@@ -171,7 +171,7 @@ def _transformers_states(
     import torch
     from transformers import AutoModel
 
-    revision = export.settings["backbone"]["revision"]
+    revision = export.config["backbone"]["revision"]
     backbone = AutoModel.from_pretrained(export.backbone, revision=revision, dtype=getattr(torch, dtype)).eval()
     for start in range(0, len(sequences), batch_size):
         batch = sequences[start : start + batch_size]
@@ -197,10 +197,10 @@ def _vllm_states(export: Export, sequences: Sequence["torch.Tensor"], dtype: str
     outputs = engine.encode(
         [{"prompt_embeds": sequence} for sequence in sequences],
         pooling_params=PoolingParams(use_activation=False),  # raw states: `pool_and_normalize` normalizes
-        pooling_task="embed" if export.settings["pooling"] == "last" else "token_embed",
+        pooling_task="embed" if export.config["pooling"] == "last" else "token_embed",
     )
     for output in outputs:
-        yield torch.as_tensor(output.outputs.data).cpu().reshape(-1, export.settings["dim"])
+        yield torch.as_tensor(output.outputs.data).cpu().reshape(-1, export.config["dim"])
 
 
 def _onnx_vectors(export: Export, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> np.ndarray:
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     args = parser.parse_args(argv)
     export = read_export(args.export, args.backbone)
-    known = [entry["instruction"] for entry in export.settings["instructions"]]
+    known = [entry["instruction"] for entry in export.config["instructions"]]
     if args.instruction is None and len(known) > 1:
         raise SystemExit(f"error: the export has several instructions. Pass --instruction, one of: {known}")
     texts = args.texts.read_text(encoding="utf-8").splitlines()

@@ -22,25 +22,25 @@ def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False)
         ConfigError: If the model has deep prompts, early exit or text pooling, its soft tokens depend on the text, or
             the reader is quantised.
     """
-    settings = encoder.config
+    config = encoder.config
     gaps, fixes = [], []
-    if settings.prompter.depends_on_text:
+    if config.prompter.depends_on_text:
         gaps.append("prompter.template contains {text}, which generates soft tokens for each text")
         fixes.append("a prompter.template without {text}")
-    if settings.deep_prompt_interval:
-        gaps.append(f"deep_prompt_interval {settings.deep_prompt_interval} adds soft tokens at deeper layers")
+    if config.deep_prompt_interval:
+        gaps.append(f"deep_prompt_interval {config.deep_prompt_interval} adds soft tokens at deeper layers")
         fixes.append("deep_prompt_interval: 0")
-    if settings.early_exit_fraction < 1:
-        gaps.append(f"early_exit_fraction {settings.early_exit_fraction:g} stops texts before the last layer")
+    if config.early_exit_fraction < 1:
+        gaps.append(f"early_exit_fraction {config.early_exit_fraction:g} stops texts before the last layer")
         fixes.append("early_exit_fraction: 1")
     leave_out = ""
-    if settings.text_pooling_weight and not leave_out_text:
-        gaps.append(f"text_pooling_weight {settings.text_pooling_weight:g} adds hidden states of a middle layer")
+    if config.text_pooling_weight and not leave_out_text:
+        gaps.append(f"text_pooling_weight {config.text_pooling_weight:g} adds hidden states of a middle layer")
         fixes.append("text_pooling_weight: 0")
-        if not settings.deep_prompt_interval:
+        if not config.deep_prompt_interval:
             leave_out = " or --leave-out-text"
     if gaps:
-        whole = ", or export the complete model with --format onnx" if not settings.prompter.depends_on_text else ""
+        whole = ", or export the complete model with --format onnx" if not config.prompter.depends_on_text else ""
         raise ConfigError(
             f"an engine that takes input vectors cannot compute this model: {'; '.join(gaps)}. "
             f"Train with {', '.join(fixes)}{leave_out}{whole}."
