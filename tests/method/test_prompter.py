@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.method import RELAXATIONS, Prompter, RelaxationConfig, RelaxedTokens, build_parts
+from promptembedder.method import RELAXATIONS, Prompter, RelaxationConfig, RelaxedTokens, build_parts, trained_state
 from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
 
 PROMPTS = ["Task: find", "x", "Task: say in a few words what the text is about, and nothing else:"]
@@ -262,3 +262,26 @@ def test_saved_statistics_make_loading_an_identity(state_model: Callable, tmp_pa
     model.save(str(tmp_path / "model"))
     loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
     torch.testing.assert_close(torch.tensor(loaded.encode(["a text"], prompt=INSTRUCTIONS[0])), torch.tensor(expected))
+
+
+def test_what_training_adds_is_zero_for_the_average_instruction(new_config: Callable[..., ModelConfig]) -> None:
+    config = new_config()
+    config = replace(config, prompter=replace(config.prompter, output="state"))
+    encoder = PromptEmbedder.create(config=config).encoder
+    static = RelaxedTokens(encoder.prompter.init_embeddings[None], None, encoder.prompter.init_embeddings)
+    before = encoder.align(static)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in [*encoder.alignment.parameters(), *encoder.deep.parameters()]:
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator))
+    torch.testing.assert_close(encoder.align(static), before)
+    spoken = RelaxedTokens(static.embeddings + 1.0, None, static.offset)
+    assert (encoder.align(spoken) - before).abs().max() > 0.1
+
+
+def test_an_output_of_states_trains_no_static_prompt(new_config: Callable[..., ModelConfig]) -> None:
+    config = new_config()
+    config = replace(config, prompter=replace(config.prompter, output="state"))
+    trained = trained_state(PromptEmbedder.create(config=config).encoder)
+    assert not any(name.endswith(("bias", "soft_prompt_delta")) for name in trained)

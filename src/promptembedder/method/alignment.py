@@ -216,9 +216,14 @@ class DeepAlignment(nn.Module):
             weight.copy_(weight.bfloat16())
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
-        """Compute the additions of all layers, concatenated: width = depths * dim_r, float32."""
-        unit = F.rms_norm(tokens.embeddings.float(), tokens.embeddings.shape[-1:])
-        additions = torch.einsum("bkp,lpr->bklr", unit @ self.down, self.up) + self.bias.transpose(0, 1)
+        """Compute the additions of all layers, concatenated: width = depths * dim_r, float32.
+
+        Tokens with a fixed offset get no bias, and their offset is not mapped.
+        """
+        unit = F.rms_norm(tokens.instructed.float(), tokens.embeddings.shape[-1:])
+        additions = torch.einsum("bkp,lpr->bklr", unit @ self.down, self.up)
+        if tokens.offset is None:
+            additions = additions + self.bias.transpose(0, 1)
         return additions.flatten(2)
 
 
@@ -278,8 +283,14 @@ class LinearAlignment(nn.Module):
         (self.delta if self.rank is None else self.up).zero_()
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
-        """Map relaxed tokens to soft tokens in the reader's input space, float32."""
-        return tokens.embeddings.float() @ self.weight + self.bias
+        """Map relaxed tokens to soft tokens in the reader's input space, float32.
+
+        A fixed offset of the tokens is mapped by the closed form alone.
+        """
+        if tokens.offset is None:
+            return tokens.embeddings.float() @ self.weight + self.bias
+        static = tokens.offset.float() @ self.base + self.bias.detach()
+        return tokens.instructed.float() @ self.weight + static
 
 
 class VocabularyAlignment(nn.Module):

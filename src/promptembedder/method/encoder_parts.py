@@ -104,6 +104,13 @@ class EncoderParts:
     prompter_snapshot: PrompterSnapshot | None = None
     others: tuple[ReaderState, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Freeze the biases of alignments that map a fixed offset: they would be a static prompt."""
+        if self.config.prompter.output == "state":
+            for module in (self.alignment, self.deep):
+                if isinstance(module, (LinearAlignment, DeepAlignment)):
+                    module.bias.requires_grad_(False)
+
 
 def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: int = 0) -> EncoderParts:
     """Load the backbones and build untrained parts: random adapters, closed-form alignment.
@@ -163,16 +170,20 @@ def build_prompter(
     """Build the prompter of `config` on a loaded backbone.
 
     Args:
-        train_soft_prompt: Train the soft prompt. If None, it is trained with a linear alignment.
+        train_soft_prompt: Train the soft prompt. If None, it is trained with a linear alignment of relaxed tokens.
     """
     return Prompter(
         backbone,
         config.prompter,
         config.relaxation,
         num_soft_tokens=config.num_soft_tokens,
-        train_soft_prompt=config.alignment.kind == "linear" if train_soft_prompt is None else train_soft_prompt,
+        train_soft_prompt=_trains_soft_prompt(config) if train_soft_prompt is None else train_soft_prompt,
         seed=seed,
     )
+
+
+def _trains_soft_prompt(config: ModelConfig) -> bool:
+    return config.alignment.kind == "linear" and config.prompter.output == "token"
 
 
 def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:

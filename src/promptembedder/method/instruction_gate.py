@@ -40,6 +40,6 @@ class InstructionGate(nn.Module):
 
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Compute the gate values, float32, distributed over the K tokens so that they are stored beside them."""
-        unit = F.rms_norm(tokens.embeddings.float(), tokens.embeddings.shape[-1:])
+        unit = F.rms_norm(tokens.instructed.float(), tokens.embeddings.shape[-1:])
         hidden = F.gelu(unit.flatten(1) @ self.down + self.down_bias)
         return (hidden @ self.up + self.up_bias).unflatten(1, (-1, self.width))

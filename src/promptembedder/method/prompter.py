@@ -52,6 +52,9 @@ class Prompter(nn.Module):
     per step and dimension over reference instructions and rescaled to the norm of an embedding. Relaxed tokens of
     different instructions are nearly equal; what standardised states have in common is subtracted. In both cases the
     relaxed token is the next input.
+
+    With "state", the offset stays fixed and trained maps do not see it: what training adds depends on the instruction and
+    is zero for the average one. A trained offset or bias is a static prompt, through which training takes the easy way.
     """
 
     init_embeddings: Tensor
@@ -112,7 +115,8 @@ class Prompter(nn.Module):
             scale = self.backbone.mean_embedding_norm / self.backbone.dim**0.5
             generated = scale * (states - self.state_mean) / self.state_std
         embeddings = self.log_scale.exp() * generated + (self.init_embeddings + self.soft_prompt_delta)
-        return RelaxedTokens(embeddings, tokens.weights)
+        offset = self.init_embeddings if self.output == "state" else None
+        return RelaxedTokens(embeddings, tokens.weights, offset)
 
     @torch.no_grad()
     def fit_state_statistics(self, instructions: Sequence[str], *, template: str) -> None:

@@ -51,18 +51,27 @@ class RelaxedTokens:
     embeddings: Float[Tensor, "batch prompt dim_p"]
     weights: Float[Tensor, "batch prompt vocab"] | None
     """Vocabulary weights behind each token, float32; None for the relaxation `hidden`."""
+    offset: Float[Tensor, "prompt dim_p"] | None = None
+    """The part of `embeddings` that is the same for every instruction and fixed; None if there is no such part."""
+
+    @property
+    def instructed(self) -> Float[Tensor, "batch prompt dim_p"]:
+        """What the instruction contributes to `embeddings`: all that trained maps of a fixed offset may see."""
+        return self.embeddings if self.offset is None else self.embeddings - self.offset
 
     @classmethod
     def cat(cls, batches: "Sequence[RelaxedTokens]", device: torch.device) -> "RelaxedTokens":
         """Concatenate batches along the batch axis, on `device`."""
         weights = [batch.weights for batch in batches if batch.weights is not None]
         embeddings = torch.cat([batch.embeddings for batch in batches]).to(device)
-        return cls(embeddings, torch.cat(weights).to(device) if weights else None)
+        offset = None if batches[0].offset is None else batches[0].offset.to(device)
+        return cls(embeddings, torch.cat(weights).to(device) if weights else None, offset)
 
     def rows(self) -> "list[RelaxedTokens]":
         """Split the batch into batches of one row."""
         weights = [None] * len(self.embeddings) if self.weights is None else list(self.weights.split(1))
-        return [RelaxedTokens(row, weight) for row, weight in zip(self.embeddings.split(1), weights, strict=True)]
+        rows = zip(self.embeddings.split(1), weights, strict=True)
+        return [RelaxedTokens(row, weight, self.offset) for row, weight in rows]
 
 
 def _softmax(logits: Float[Tensor, "*rows vocab"], config: RelaxationConfig, _: bool) -> Float[Tensor, "*rows vocab"]:

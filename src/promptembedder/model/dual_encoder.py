@@ -139,7 +139,7 @@ class DualEncoder(SoftTokenEncoder):
         ids, mask = self._prompter_inputs(instructions, None)
         tokens = self.prompter(*left_pad(ids.to(self.device), mask.to(self.device)))
         self.train(was_training)
-        return (tokens if weights else RelaxedTokens(tokens.embeddings, None)).rows()
+        return (tokens if weights else dataclasses.replace(tokens, weights=None)).rows()
 
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
         """Generate the soft tokens of each text under its instruction."""
@@ -173,11 +173,11 @@ class DualEncoder(SoftTokenEncoder):
     def compact_alignments_(self) -> None:
         """Reduce the saved size of the trained alignments, in place.
 
-        The delta of a linear alignment is merged into its base, which leaves the map unchanged. Deep alignments are
-        rounded to bfloat16.
+        The delta of a linear alignment is merged into its base, unless a fixed offset is mapped by the base alone. Deep
+        alignments are rounded to bfloat16.
         """
         compiled = self.store.valid_compiled(self.trained_weights())
-        if isinstance(self.alignment, LinearAlignment):
+        if isinstance(self.alignment, LinearAlignment) and self.config.prompter.output == "token":
             self.alignment.merge_delta_()
         if self.deep is None:
             self.store.add_compiled(compiled, self.trained_weights())
