@@ -53,8 +53,8 @@ class Prompter(nn.Module):
     different instructions are nearly equal; what standardised states have in common is subtracted. In both cases the
     relaxed token is the next input.
 
-    With "state", the offset stays fixed and trained maps do not see it: what training adds depends on the instruction and
-    is zero for the average one. A trained offset or bias is a static prompt, through which training takes the easy way.
+    With "state", the offset stays fixed and trained maps do not see it: what training adds depends on the instruction
+    and is zero for the average one. A trained offset or bias is a static prompt, through which training takes the easy way.
     """
 
     init_embeddings: Tensor

@@ -1,6 +1,7 @@
 """Monitoring of a training run: divergence checks and the metrics file."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from promptembedder.storage import write_text
 from promptembedder.types import Tensor
 
 __all__ = ["DivergenceMonitor", "JsonlMetrics", "MonitorConfig"]
+
+logger = logging.getLogger(__name__)
+
+_CONSTANT = 0.01  # share of the soft tokens' squared norm that depends on the instruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,7 @@ class DivergenceMonitor:
         """
         self._config, self._check_entropy, self._last_good = config, check_entropy, last_good
         self._steps_out: dict[str, int] = {}
+        self._steps_constant = 0
 
     def check_loss(self, loss: float, *, step: int, task: str | None = None) -> None:
         """Stop the run if the loss is not finite.
@@ -105,6 +111,20 @@ class DivergenceMonitor:
         for name, (low, high) in bounds.items():
             if name in diagnostics:
                 self._check_bounds(name, diagnostics[name], low=low, high=high, step=step, fix=fix)
+        self._warn_of_constant(diagnostics.get("instruction_variance"), step=step)
+
+    def _warn_of_constant(self, variance: float | None, *, step: int) -> None:
+        """Warn once if the soft tokens have not depended on the instruction for `patience` steps with several."""
+        if variance is None or self._steps_constant >= self._config.patience:
+            return
+        self._steps_constant = self._steps_constant + 1 if variance < _CONSTANT else 0
+        if self._steps_constant == self._config.patience:
+            logger.warning(
+                "step %d: the instruction explains %.2g %% of the soft tokens: the prompter has become a constant. "
+                "Set model.prompter.output to state, or train on texts under several instructions (data.corpora).",
+                step,
+                100 * variance,
+            )
 
     def check_weights(self, weights: Iterable[tuple[str, Tensor]], *, step: int) -> None:
         """Stop the run before weights that are not finite are saved.
