@@ -54,7 +54,8 @@ class Prompter(nn.Module):
     relaxed token is the next input.
 
     With "state", the offset stays fixed and trained maps do not see it: what training adds depends on the instruction
-    and is zero for the average one. A trained offset or bias is a static prompt, through which training takes the easy way.
+    and is zero for the average one. A trained offset or bias is a static prompt, through which training takes the easy
+    way.
     """
 
     init_embeddings: Tensor
