@@ -98,3 +98,40 @@ def test_next_line_quotes_a_path_with_spaces(run: Run, table: Path, tmp_path: Pa
     output = tmp_path / "my model"
     result = run("train", "--data", table, *WORDS, "-o", output, "--steps", "1")
     assert f"promptembedder search '{output}'" in result.stdout
+
+
+def test_trained_instructions_are_the_defaults_of_the_model(run: Run, table: Path, tmp_path: Path) -> None:
+    """The saved prompts were blank, so that search, embed and encode_query used an instruction unknown to training."""
+    output = tmp_path / "mine"
+    documents = ("--set", "data.document_instructions=[Represent the answer]")
+    result = run(
+        "train", "--data", table, *WORDS, "--instruction", "Answer it", *documents, "-o", output, "--steps", "1"
+    )
+    assert result.exit_code == 0
+    assert "Find the answer" in result.stdout
+    model = PromptEmbedder.from_pretrained(output, device="cpu")
+    assert model.prompts == {"query": "Find the answer", "document": "Represent the answer"}
+    texts = ["what is 2 and one"]
+    query = model.encode(texts, prompt="Find the answer")
+    document = model.encode(texts, prompt="Represent the answer")
+    assert np.array_equal(model.encode_query(texts), query)
+    assert np.array_equal(model.encode_document(texts), document)
+    assert np.array_equal(model.encode(texts), document)
+    searched = run("search", output, "what is 2", "--corpus", table, "--text-column", "answer", "--json")
+    assert json.loads(searched.stdout)["instruction"] == "Find the answer"
+    embedded = run("embed", output, table, "--text-column", "answer", "-o", tmp_path / "vectors", "--json")
+    assert json.loads(embedded.stdout)["columns"] == {"embedding": "Represent the answer"}
+
+
+def test_next_line_of_a_mixture_contains_one_of_its_instructions(
+    run: Run, benchmark_files: Path, tmp_path: Path
+) -> None:
+    """Tasks with different instructions give no default, and the printed search used one unknown to training."""
+    words = ("--backbone", "random:tiny-llama", "--steps", "1", "--set", "optim.batch_size=4")
+    output = tmp_path / "mine"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}\n")
+    result = run("train", recipe, "--mixture", benchmark_files / "mixture.json", *words, "-o", output)
+    assert result.exit_code == 0
+    assert "--instruction 'Find what one says'" in result.stdout
+    assert PromptEmbedder.from_pretrained(output, device="cpu").prompts == {"query": "", "document": ""}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import Result
 
 from promptembedder import PromptEmbedder
@@ -73,6 +74,16 @@ def test_the_other_commands_open_a_moved_model_on_either_reader(
     tasks = benchmark_files / "tasks.json"
     line = refused("evaluate", "frozen:mean:random:tiny-llama", "--tasks", tasks, "--reader", READER)
     assert "is no PromptEmbedder, so it has one reader" in line
+
+
+def test_transfer_uses_the_instructions_of_the_model_by_default(
+    saved_model: Path, pairs: Path, tmp_path: Path, run: Run
+) -> None:
+    """Without `--instruction`, the new alignment was trained under an instruction unknown to the model."""
+    out = tmp_path / "moved"
+    last(run("transfer", saved_model, "--to", READER, "--data", pairs, "--steps", 1, "-o", out, "--json"))
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert recipe["data"]["instructions"] == ["Find the text that answers the question"]
 
 
 def test_interrupted_transfer_resumes_to_the_same_vectors(

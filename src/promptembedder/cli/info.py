@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.storage import FORMAT, MANIFEST_NAME, read_manifest
 
@@ -33,6 +34,7 @@ def info(
             "backbones": manifest.backbones,
             "config": manifest.config,
             "instructions": manifest.instructions,
+            "prompts": {role: given_or_saved(None, role, model) for role in ("query", "document")},
             "readers": manifest.readers,
             "bytes": sizes,
             "total_bytes": sum(sizes.values()),
@@ -61,7 +63,10 @@ def _table(content: dict[str, Any]) -> Table:
     if config.get("early_exit_fraction", 1) != 1:
         table.add_row("early exit", escape(f"{config['early_exit_fraction']} of the reader's layers"))
     table.add_row("trained", f"prompter {config['prompter']['tuning']}, alignment {config['alignment']['kind']}")
-    table.add_row("instructions", escape("\n".join(content["instructions"])) or "none compiled")
+    default = config.get("default_instruction", "")
+    for role, prompt in content["prompts"].items():
+        table.add_row(f"{role} instruction", escape(prompt or default))
+    table.add_row("compiled", escape("\n".join(content["instructions"])) or "none")
     table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
     table.add_row("trained with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
     return table

@@ -90,7 +90,7 @@ def train(
         result = _run(full_recipe, report, ranks, overwrite=overwrite)
         destroy_distributed()
     report.print(_table(result))
-    report.print(f'Next: promptembedder search {escape(shlex.quote(str(result.output)))} "your question" --corpus FILE')
+    report.print(f"Next: {escape(_next_command(result))}")
     report.result(_to_json(result))
 
 
@@ -148,6 +148,13 @@ def _put(content: dict[str, Any], path: str, value: Any) -> None:
     target[key] = value
 
 
+def _next_command(result: "TrainingResult") -> str:
+    command = f'promptembedder search {shlex.quote(str(result.output))} "your question" --corpus FILE'
+    if len(result.query_instructions) > 1:  # the tasks have several instructions, so that the model has no default
+        command += f" --instruction {shlex.quote(result.query_instructions[0])}"
+    return command
+
+
 def _to_json(result: "TrainingResult") -> dict[str, Any]:
     return {
         "model": str(result.output),
@@ -158,6 +165,7 @@ def _to_json(result: "TrainingResult") -> dict[str, Any]:
         "train_loss": result.train_loss,
         "seconds": round(result.seconds, 1),
         "metrics": result.metrics,
+        "prompts": result.prompts,
     }
 
 
@@ -165,6 +173,8 @@ def _table(result: "TrainingResult") -> Table:
     table = Table(title=f"trained: {result.output}", show_header=False, title_justify="left")
     table.add_row("steps", str(result.steps))
     table.add_row("trained parameters", f"{result.trained_parameters:,}")
+    for name, text in result.prompts.items():
+        table.add_row(f"{name} instruction", escape(text))
     table.add_row("mean training loss", f"{result.train_loss:.3f}")
     for name, value in result.metrics.items():
         if "spearman" in name or name.endswith("_loss"):

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
@@ -34,7 +35,10 @@ def transfer(
     ] = None,
     instruction: Annotated[
         list[str] | None,
-        typer.Option(help="Instruction for a file of pairs. Repeatable: several wordings.", allow_from_autoenv=False),
+        typer.Option(
+            help="Instruction for a file of pairs. Repeatable: several wordings. Default: the model's.",
+            allow_from_autoenv=False,
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Optimiser steps. 0 keeps the closed-form alignment.")] = 200,
     start: Annotated[
@@ -80,7 +84,7 @@ def transfer(
             early_exit_fraction=_parse_fraction(early_exit_fraction),
         )
         recipe = {
-            "data": {**_data_config(data, instruction or []), "limit": limit},
+            "data": {**_data_config(data, instruction or [], model), "limit": limit},
             "optim": {"steps": max(steps, 1), "batch_size": batch_size},
             "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1)},
         }
@@ -175,15 +179,20 @@ class _TransferRun:
         transferred.save(recipe.run.output)
 
 
-def _data_config(data: Path | None, instructions: list[str]) -> dict[str, Any]:
-    """Build the `data` section of the recipe from the options."""
+def _data_config(data: Path | None, instructions: list[str], model: Path) -> dict[str, Any]:
+    """Build the `data` section of the recipe from the options, by default with the instructions of the model."""
     if data is None:
         return {}
     if data.suffix == ".json":
         if instructions:
             raise ConfigError("a mixture contains its instructions. Omit --instruction.")
         return {"mixture": str(data)}
-    return {"pairs": str(data), "instructions": instructions}
+    query, document = (given_or_saved(None, role, model) for role in ("query", "document"))
+    return {
+        "pairs": str(data),
+        "instructions": instructions or [query] * bool(query),
+        "document_instructions": [document] * bool(document),
+    }
 
 
 def _parse_fraction(early_exit_fraction: str | None) -> float | None:

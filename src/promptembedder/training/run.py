@@ -17,7 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from promptembedder.backbone import TextCacheStore, shard_layers
 from promptembedder.errors import ConfigError
-from promptembedder.method import SoftTokenEncoder, TextEncoder
+from promptembedder.method import ModelConfig, SoftTokenEncoder, TextEncoder
 from promptembedder.model import BaselineEmbedder, PromptedSentenceTransformer, PromptEmbedder, PromptEmbedderCardData
 from promptembedder.storage import MANIFEST_NAME, from_mapping, lock_directory, read_yaml, to_mapping, write_text
 from promptembedder.training.checkpoints import (
@@ -40,6 +40,7 @@ __all__ = [
     "new_model",
     "prepare_output",
     "train_model",
+    "trained_prompts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class TrainingResult:
         resumed_from: Step of the checkpoint that the run resumed from. 0 for a new run.
         train_loss: Mean loss over all steps, including those before a kill.
         metrics: Metrics of the last evaluation. Empty without one.
+        query_instructions: First query instruction of each task of pairs, without duplicates.
+        prompts: Instructions that the model uses for queries and documents that are given none.
     """
 
     output: Path
@@ -67,6 +70,8 @@ class TrainingResult:
     train_loss: float
     seconds: float
     metrics: dict[str, float]
+    query_instructions: tuple[str, ...]
+    prompts: dict[str, str]
 
 
 def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
@@ -106,7 +111,8 @@ def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
 def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> PromptedSentenceTransformer:
     """Build the untrained model, or baseline, that the recipe describes.
 
-    `data` provides the tasks of static soft tokens and the texts that the whitening is fitted on.
+    `data` provides the tasks of static soft tokens, the texts that the whitening is fitted on, and the default
+    instruction if the recipe sets none: the document instruction that all tasks share.
 
     Raises:
         BackboneError: If a backbone cannot be loaded.
@@ -154,8 +160,13 @@ def _attach_text_cache(encoder: TextEncoder, recipe: Recipe) -> Iterator[None]:
 
 
 def _build_untrained(recipe: Recipe, data: TrainingData, device: str | None) -> PromptedSentenceTransformer:
+    config = recipe.model
+    document = trained_prompts(data).get("document")
+    if document and config.default_instruction == ModelConfig().default_instruction:
+        # texts without an instruction are documents, and no document was trained under the configuration's default
+        config = dataclasses.replace(config, default_instruction=document)
     if recipe.baseline is None:
-        return PromptEmbedder.create(config=recipe.model, device=device, seed=recipe.run.seed)
+        return PromptEmbedder.create(config=config, device=device, seed=recipe.run.seed)
     baseline = recipe.baseline
     if baseline.kind == "frozen":
         raise ConfigError("baseline.kind 'frozen' has nothing to train. Score it as frozen:mean:BACKBONE.")
@@ -164,7 +175,7 @@ def _build_untrained(recipe: Recipe, data: TrainingData, device: str | None) -> 
         baseline = dataclasses.replace(
             baseline, instruction_variants=tuple(dict.fromkeys(side for side in sides if side))
         )
-    return BaselineEmbedder.create(recipe.model, baseline, device=device, seed=recipe.run.seed)
+    return BaselineEmbedder.create(config, baseline, device=device, seed=recipe.run.seed)
 
 
 def train_model(
@@ -189,6 +200,7 @@ def train_model(
     """
     disable_progress_bar()
     _set_card(model, data)
+    _set_prompts(model, data)
     started = time.perf_counter()
     ranks = init_distributed()
     _check_ranks(recipe, ranks)
@@ -208,6 +220,7 @@ def train_model(
             model.save(recipe.run.output, create_model_card=not recipe.run.shard_reader)
         ranks.wait()
     resumed = checkpoint_step(checkpoint) if checkpoint else 0
+    first = [task.instructions[0] for task in data.tasks.values() if task.corpus is None and task.instructions]
     return TrainingResult(
         output=Path(recipe.run.output),
         steps=trained.global_step,
@@ -217,6 +230,8 @@ def train_model(
         train_loss=trainer.mean_loss,
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
+        query_instructions=tuple(dict.fromkeys(first)),
+        prompts={name: text for name, text in model.prompts.items() if text},
     )
 
 
@@ -305,6 +320,25 @@ def _set_card(model: PromptedSentenceTransformer, data: TrainingData) -> None:
     if not model.model_card_data.widget:
         rows = next(iter(data.tasks.values())).train[:3]
         model.model_card_data.widget = [{"source_sentence": rows["anchor"][0], "sentences": rows["positive"]}]
+
+
+def trained_prompts(data: TrainingData) -> dict[str, str]:
+    """Return the instructions that are the default for queries and documents after training on `data`, by role.
+
+    A role has a default if all tasks of pairs have the same instructions for it, of which the first is the default.
+    """
+    tasks = [task for task in data.tasks.values() if task.corpus is None]
+    roles = {
+        "query": {task.instructions for task in tasks},
+        "document": {task.document_instructions for task in tasks},
+    }
+    return {role: next(iter(sides))[0] for role, sides in roles.items() if len(sides) == 1 and all(sides)}
+
+
+def _set_prompts(model: PromptedSentenceTransformer, data: TrainingData) -> None:
+    """Set the model's prompts to the trained instructions, except those that are already set."""
+    for role, instruction in trained_prompts(data).items():
+        model.prompts[role] = model.prompts.get(role) or instruction
 
 
 def _read_recipe(path: Path) -> Recipe | None:

@@ -75,7 +75,7 @@ def transfer_to(
         reader: Backbone string or configuration of the new reader.
         data: Tasks, or pairs of one task.
         steps: Training steps. 0 keeps the closed-form alignment, which needs no data.
-        instructions: Instructions of the task if `data` is pairs. If empty, the default instruction is used.
+        instructions: Query instructions if `data` is pairs. If empty, the model's default for queries.
         optim: Learning rates, batch size and schedule. Its field `steps` is ignored.
 
     Raises:
@@ -85,8 +85,16 @@ def transfer_to(
     if steps and data is None:
         raise ConfigError(f"{steps} steps need data. Give pairs, or steps=0 for the closed form alone.")
     if data is not None and not isinstance(data, TrainingData):
-        variants = list(instructions) or [model.encoder.config.default_instruction]
-        data = TrainingData(build_task_data(data, "pairs", instructions=variants, seed=seed))
+        prompts = {role: [text] if text else [] for role, text in model.prompts.items()}
+        data = TrainingData(
+            build_task_data(
+                data,
+                "pairs",
+                instructions=list(instructions) or prompts.get("query", ()),
+                document_instructions=prompts.get("document", ()),
+                seed=seed,
+            )
+        )
     target = TransferConfig(reader=BackboneConfig(source=reader) if isinstance(reader, str) else reader)
     transferred, _ = build_transferred_model(model, target, data, seed=seed)
     if steps and data is not None:
