@@ -76,6 +76,22 @@ def test_the_other_commands_open_a_moved_model_on_either_reader(
     assert "is no PromptEmbedder, so it has one reader" in line
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_compiled_instructions_stay_compiled(
+    saved_model: Path, pairs: Path, tmp_path: Path, run: Run, steps: int
+) -> None:
+    """The transferred model had no compiled instructions, and needed its prompter again."""
+    out = tmp_path / "moved"
+    words = ("--data", pairs) if steps else ()
+    result = last(run("transfer", saved_model, "--to", READER, *words, "--steps", steps, "-o", out, "--json"))
+    assert result["instructions"] == ["Find texts on the same topic"]
+    served = PromptEmbedder.from_pretrained(out, with_prompter=False, device="cpu")
+    generated = PromptEmbedder.from_pretrained(out, device="cpu")
+    generated.encoder.store.clear()
+    expected = generated.encode(["a"], prompt="Find texts on the same topic")
+    np.testing.assert_allclose(served.encode(["a"], prompt="Find texts on the same topic"), expected, atol=1e-5)
+
+
 def test_transfer_uses_the_instructions_of_the_model_by_default(
     saved_model: Path, pairs: Path, tmp_path: Path, run: Run
 ) -> None:

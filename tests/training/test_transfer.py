@@ -53,6 +53,13 @@ def vectors(model: PromptEmbedder, prompt: str = UNSEEN) -> np.ndarray:
     return model.encode(TEXTS, prompt=prompt)
 
 
+def test_compiled_instructions_stay_compiled_for_the_new_reader(new_model: NewModel) -> None:
+    """`transfer_to` dropped them without a word."""
+    model = new_model("tiny-llama")
+    model.compile_instructions([UNSEEN])
+    assert set(moved(model, "tiny-gemma3").encoder.parts().compiled) == {UNSEEN}
+
+
 def test_a_move_to_the_same_reader_gives_the_same_vectors(family: str, new_model: NewModel) -> None:
     model = new_model(family, "tiny-llama", text_pooling_layer=2)
     same = transfer_to(model, model.encoder.config.reader, steps=0)

@@ -120,6 +120,7 @@ class _TransferRun:
         data = load_training_data(recipe.data, seed=recipe.run.seed) if sources else None
         model = PromptEmbedder.from_pretrained(self.source)
         transferred, fit = build_transferred_model(model, self.target, data, seed=recipe.run.seed)
+        compiled = list(model.encoder.parts().compiled)
         model = None  # type: ignore[assignment]  # free the prompter and the old reader before training
         gc.collect()
         losses: dict[float, float] = {}
@@ -134,8 +135,8 @@ class _TransferRun:
         trained = sum(weight.numel() for weight in transferred.encoder.trained_weights())
         if steps and data is not None:
             self._train(transferred, data, recipe, checkpoint)
-        else:
-            transferred.save(recipe.run.output)
+        transferred.compile_instructions(compiled)
+        transferred.save(recipe.run.output)
         return {
             "model": recipe.run.output,
             "from": self.source.name,
@@ -143,6 +144,7 @@ class _TransferRun:
             "early_exit_fraction": transferred.early_exit_fraction,
             "exit_losses": {str(depth): round(loss, 4) for depth, loss in losses.items()},
             "fit": dataclasses.asdict(fit),
+            "instructions": compiled,
             "steps": steps,
             "trained_bytes": 4 * trained if steps else 0,
             "alignment_file_bytes": (Path(recipe.run.output) / "alignment.safetensors").stat().st_size,
@@ -176,7 +178,6 @@ class _TransferRun:
             self.report.print(f"resuming from {checkpoint}")
         train_model(transferred, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
         transferred.encoder.compact_alignments_()
-        transferred.save(recipe.run.output)
 
 
 def _data_config(data: Path | None, instructions: list[str], model: Path) -> dict[str, Any]:
@@ -210,6 +211,8 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table(title=f"transferred: {escape(result['model'])}", show_header=False, title_justify="left")
     table.add_row("runs on", escape(", ".join(result["readers"])))
     table.add_row("early exit fraction", f"{result['early_exit_fraction']:g}")
+    if result["instructions"]:
+        table.add_row("compiled", escape("\n".join(result["instructions"])))
     table.add_row("steps", str(result["steps"]))
     table.add_row("trained", f"{result['trained_bytes'] / 1e6:.1f} MB")
     table.add_row("alignment file", f"{result['alignment_file_bytes'] / 1e6:.1f} MB")

@@ -117,7 +117,9 @@ class PromptEmbedder(PromptedSentenceTransformer):
 
     def compile_instructions(self, instructions: Sequence[str]) -> None:
         """Compile the soft tokens of these instructions, which are then saved and served without the prompter."""
-        self.encoder.compile_instructions(list(dict.fromkeys(check_text_list(instructions, name="instructions"))))
+        distinct = list(dict.fromkeys(check_text_list(instructions, name="instructions")))
+        if distinct:
+            self.encoder.compile_instructions(distinct)
 
     def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
         """Fit the whitening of text pooling on unlabelled texts, to remove what all texts have in common.

@@ -34,7 +34,7 @@ def build_transferred_model(
     """Build `model` on another reader before any training, and measure how well the embedding spaces fit.
 
     The prompter of the result is offloaded: only its trained weights and its outputs for the instructions of `data`
-    are kept.
+    and the compiled instructions of `model` are kept.
 
     Args:
         data: Training data. Its texts fit the whitening and the map from hidden states of the old reader to hidden
@@ -45,7 +45,7 @@ def build_transferred_model(
         ConfigError: If the model has no prompter in memory, or its soft tokens depend on the texts.
         BackboneError: If the reader cannot be loaded, or its vocabulary shares too few strings with the old one.
     """
-    instructions = [*also, *(() if data is None else data.instructions)]
+    instructions = [*also, *(() if data is None else data.instructions), *model.encoder.parts().compiled]
     texts = [] if data is None else data.sample_texts(_NUM_FIT_TEXTS, seed=seed)
     transferred = transfer_encoder(
         model.encoder, target, instructions=instructions, texts=texts, cache_folder=cache_folder, seed=seed
@@ -69,7 +69,8 @@ def transfer_to(
 ) -> PromptEmbedder:
     """Transfer `model` to another reader and train its alignment there.
 
-    Both models share the prompter, which does not change. The saved result opens on either reader.
+    Both models share the prompter, which does not change. The saved result opens on either reader. Instructions that
+    are compiled in `model` are compiled for the new reader, too.
 
     Args:
         reader: Backbone string or configuration of the new reader.
@@ -107,6 +108,7 @@ def transfer_to(
             train_model(transferred, data, recipe)
         transferred.encoder.compact_alignments_()
     transferred.encoder.attach_prompter(model.encoder.prompter)
+    transferred.compile_instructions(list(model.encoder.parts().compiled))
     return transferred.eval()
 
 
