@@ -9,7 +9,7 @@ import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder
 from promptembedder.backbone import Backbone, load_backbone, prefill
-from promptembedder.errors import BackboneError, ConfigError
+from promptembedder.errors import BackboneError, ConfigError, DataError
 from promptembedder.method import WhitenedTextPooling, l2_normalize, pool, whitening_directions
 from promptembedder.method.text_pooling import build_text_pooling, content_mask
 
@@ -113,9 +113,9 @@ def test_texts_that_say_little_leave_the_rest_alone(texts: torch.Tensor) -> None
 def test_fitted_texts_change_neither_with_order_nor_with_batches(new_model: NewModel, texts: list[str]) -> None:
     models = [new_model(whitening_rank=2) for _ in range(3)]
     unfitted = models[0].encode(texts)
-    models[0].fit_whitening(texts)
-    models[1].fit_whitening(texts[::-1])
-    models[2].fit_whitening(texts, batch_size=1)
+    models[0].encoder.fit_whitening(texts)
+    models[1].encoder.fit_whitening(texts[::-1])
+    models[2].encoder.fit_whitening(texts, batch_size=1)
     first, *others = [model.encode(texts) for model in models]
     assert np.abs(first - unfitted).max() > 1e-3
     for other in others:
@@ -132,7 +132,7 @@ def test_what_was_fitted_is_the_plain_mean_of_the_texts_own_states(new_model: Ne
             with torch.no_grad():
                 hidden = reader.decoder(ids, output_hidden_states=True).hidden_states[2]
             means.append(hidden[0, len(reader.tokenizer.prefix) :].float().mean(dim=0))
-    model.fit_whitening(texts)
+    model.encoder.fit_whitening(texts)
     text_pooling = model.encoder.text_pooling
     assert text_pooling is not None
     centre, shared = whitening_directions(torch.stack(means), rank=2)
@@ -142,7 +142,7 @@ def test_what_was_fitted_is_the_plain_mean_of_the_texts_own_states(new_model: Ne
 
 def test_what_was_fitted_is_saved(new_model: NewModel, texts: list[str], tmp_path: Path) -> None:
     model = new_model(whitening_rank=2)
-    model.fit_whitening(texts)
+    model.encoder.fit_whitening(texts)
     model.save(str(tmp_path / "model"))
     loaded = PromptEmbedder.from_pretrained(tmp_path / "model", device="cpu")
     np.testing.assert_array_equal(loaded.encode(texts), model.encode(texts))
@@ -159,8 +159,23 @@ def test_training_sees_the_summary_alone(new_model: NewModel, texts: list[str]) 
     assert np.abs(model.encode(texts, prompt=INSTRUCTION) - plain.numpy()).max() > 1e-2
 
 
-def test_fitting_without_texts_or_readout_is_one_line(new_model: NewModel) -> None:
-    with pytest.raises(ConfigError, match="at least 2, got 1"):
-        new_model().fit_whitening(["alone"])
+def test_fitting_to_few_texts_or_without_readout_is_one_line(new_model: NewModel) -> None:
+    """Two texts changed all vectors of a trained model, and blank texts made `encode` fail."""
+    model = new_model()
+    before = model.encode(["a red house"])
+    for texts in (["a", "b"], ["", ""], ["alike"] * 200, [f"text {row}" for row in range(99)]):
+        with pytest.raises(DataError, match="at least 100 distinct texts, got"):
+            model.fit_whitening(texts)
+    np.testing.assert_array_equal(model.encode(["a red house"]), before)
     with pytest.raises(ConfigError, match="text_pooling_weight is 0"):
         new_model(text_pooling_weight=0.0).fit_whitening(["one", "two"])
+
+
+def test_fitting_again_warns(new_config: Callable[..., ModelConfig], caplog: pytest.LogCaptureFixture) -> None:
+    """A second fit changed all vectors of a trained model silently."""
+    model = PromptEmbedder.create(config=new_config(), device="cpu")
+    texts = [f"text {row}" for row in range(100)]
+    model.fit_whitening(texts)
+    assert "fitted before" not in caplog.text
+    model.fit_whitening(texts)
+    assert "the whitening was fitted before and is replaced: all vectors change" in caplog.text

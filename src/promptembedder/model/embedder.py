@@ -1,6 +1,7 @@
 """Public model class: a SentenceTransformer with the instruction as its prompt."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from promptembedder.backbone import BackboneConfig
 from promptembedder.data import check_text_list, clean_text
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, DataError
 from promptembedder.method import ModelConfig, PrompterConfig, build_parts, early_exit_layer
 from promptembedder.model.checkpoint import load_parts
 from promptembedder.model.dual_encoder import DualEncoder
@@ -19,6 +20,9 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["PromptEmbedder"]
 
+_logger = logging.getLogger(__name__)
+
+_MIN_WHITENING_TEXTS = 100  # fewer change the vectors of all other texts at random
 _TOKENIZED_TEXTS = 1024  # texts tokenized at once, before batching
 
 
@@ -124,13 +128,27 @@ class PromptEmbedder(PromptedSentenceTransformer):
     def fit_whitening(self, texts: Sequence[str], *, batch_size: int = 32) -> None:
         """Fit the whitening of text pooling on unlabelled texts, to remove what all texts have in common.
 
-        A few hundred texts of the kind to be embedded are enough. Training from a recipe calls this method first.
+        A few hundred texts of the kind to be embedded are enough. Training from a recipe fits the whitening to its own
+        texts. Fitting it again changes all vectors, which the log warns of.
 
         Raises:
-            ConfigError: If the model has no text pooling (`text_pooling_weight` 0), or if there are fewer than two
-                texts.
+            ConfigError: If the model has no text pooling (`text_pooling_weight` 0).
+            DataError: If there are fewer than 100 distinct texts, blank ones not counted.
         """
-        self.encoder.fit_whitening(check_text_list(texts, name="texts"), batch_size=batch_size)
+        texts = [clean_text(text) for text in check_text_list(texts, name="texts")]
+        pooling = self.encoder.text_pooling
+        distinct = {text.strip() for text in texts} - {""}
+        if pooling is not None and len(distinct) < _MIN_WHITENING_TEXTS:
+            raise DataError(
+                f"whitening needs at least {_MIN_WHITENING_TEXTS} distinct texts, got {len(distinct)}. Give a few "
+                "hundred texts of the kind to be embedded."
+            )
+        if pooling is not None and bool(pooling.shared.any()):
+            _logger.warning(
+                "the whitening was fitted before and is replaced: all vectors change, and existing tables and shards "
+                "no longer fit the model"
+            )
+        self.encoder.fit_whitening(texts, batch_size=batch_size)
 
     @property
     def max_batch_tokens(self) -> int:
