@@ -135,3 +135,21 @@ def test_next_line_of_a_mixture_contains_one_of_its_instructions(
     assert result.exit_code == 0
     assert "--instruction 'Find what one says'" in result.stdout
     assert PromptEmbedder.from_pretrained(output, device="cpu").prompts == {"query": "", "document": ""}
+
+
+def test_pairs_that_teach_nothing_are_refused(run: Run, refused: Refused, tmp_path: Path) -> None:
+    """A file without a header row, a column paired with itself and identical pairs trained without a word."""
+    path = tmp_path / "pairs.csv"
+    words = ("train", "--data", path, *WORDS, "-o", tmp_path / "mine", "--steps", "1")
+    path.write_text("how do I pay?,By card\nwhere am I?,Here\n")
+    assert "Begin the file with a row of names" in refused(*words)
+    path.write_text("question;answer\n" + "how do I pay?;By card\n" * 60)
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "task 'pairs' has one distinct query in 60 pairs" in result.stderr
+    assert "each another column, got ['answer', 'answer']" in refused(*words, "--columns", "answer,answer")
+    path.write_bytes("question~answer\nwer zahlt?~Müller\nwer nicht?~Mayer\n".encode("cp1252"))
+    assert "not UTF-8" in refused(*words, "--delimiter", "~")
+    path.write_bytes("question~answer\nwer zahlt?~Müller\n".encode("cp1252"))
+    assert "one distinct query in 1 pair" in run(*words, "--delimiter", "~", "--encoding", "cp1252").stderr
+    assert not (tmp_path / "mine").exists()

@@ -6,6 +6,7 @@ import pytest
 
 from promptembedder.data import detect_pair_columns, read_pairs
 from promptembedder.errors import ConfigError, DataError
+from promptembedder.training import DataConfig
 
 
 def written(folder: Path, header: str, *rows: str) -> Path:
@@ -57,5 +58,36 @@ def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
     path = written(tmp_path, "a,b,c", "1,2,3")
     found = detect_pair_columns(path, ["c", "a", "b"])
     assert (found.anchor, found.positive, found.negative) == ("c", "a", "b")
-    with pytest.raises(ConfigError, match="must name anchor, positive and maybe negative, got \\['a'\\]"):
+    with pytest.raises(
+        ConfigError, match="must name anchor, positive and maybe negative, each another column, got \\['a'\\]"
+    ):
         detect_pair_columns(path, ["a"])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["how do I reset my password,Open the settings", "where are my invoices,Under Billing"],
+        ["reset?,Open the settings", "invoices?,Under Billing"],
+        ["1,2", "3,4"],
+        ["card lost,card", "bill wrong,billing", "card stolen,card"],
+    ],
+    ids=["sentence", "question", "numbers", "label"],
+)
+def test_file_without_a_header_row_is_refused(rows: list[str], tmp_path: Path) -> None:
+    """Its first pair was taken for the names of the columns and lost."""
+    path = written(tmp_path, *rows)
+    with pytest.raises(DataError, match="Begin the file with a row of names, such as anchor and positive"):
+        read_pairs(path)
+    anchor, positive = rows[0].split(",")
+    assert read_pairs(path, columns=[anchor, positive]).pairs[0].anchor == rows[1].split(",")[0]
+
+
+def test_column_is_named_once(tmp_path: Path) -> None:
+    """`--columns a,a` trained on pairs of a text with itself."""
+    path = written(tmp_path, "a,b", "1,2")
+    for names in (["a", "a"], ["a", "b", "b"]):
+        with pytest.raises(ConfigError, match="each another column"):
+            read_pairs(path, columns=names)
+        with pytest.raises(ConfigError, match="each another column"):
+            DataConfig(pairs="x", columns=tuple(names))

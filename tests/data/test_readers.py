@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptembedder.data import TextRow, read_rows, read_texts, readers
+from promptembedder.data import SourceFile, TextRow, read_rows, read_texts, readers, scan_rows
 from promptembedder.errors import DataError
 
 files_take_their_time = settings(deadline=None)  # of a busy disk, not of the code
@@ -91,6 +91,42 @@ def test_empty_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path, name: str
     line = '{"text": "one"}' if name == "a.jsonl" else "one"
     path = write(tmp_path / name, "\ufeff" + ("text\r\n" if name == "a.csv" else "") + f"\r\n{line}\r\n\r\n{line}\r\n")
     assert list(read_rows(path)) == [{"text": "one"}] * 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_delimiter_is_that_of_the_header_row(tmp_path: Path, name: str, delimiter: str) -> None:
+    """Semicolons, which spreadsheets write in half of Europe, ended in an error about columns."""
+    rows = [["question", "the answer"], ["one, two; or three?", "a|b\tc"], ["x", ""]]
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    path = write(tmp_path / name, out.getvalue())
+    assert list(read_rows(path)) == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    source = SourceFile(str(path))
+    second = list(scan_rows(source))[1]
+    assert [row.content for row in scan_rows(source, second.start)] == [second.content]
+
+
+def test_delimiter_and_encoding_can_be_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,b~c\nGrüße~2\n".encode("cp1252"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(read_rows(path))
+    assert list(read_rows(path, delimiter="~", encoding="cp1252")) == [{"a,b": "Grüße", "c": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delimiter": ""}, "the delimiter '' is not a single character"),
+        ({"delimiter": "::"}, "the delimiter '::' is not a single character"),
+        ({"encoding": "latin-99"}, "the encoding 'latin-99' cannot be read. Use utf-8, cp1252"),
+        ({"encoding": "utf-16"}, "the encoding 'utf-16' cannot be read"),
+    ],
+)
+def test_unusable_delimiter_or_encoding_is_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    path = write(tmp_path / "a.csv", "a,b\n1,2\n")
+    with pytest.raises(DataError, match=message):
+        read_rows(path, **options)
 
 
 def test_a_csv_value_may_have_a_million_characters(tmp_path: Path) -> None:

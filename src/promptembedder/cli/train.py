@@ -31,6 +31,10 @@ def train(
         str | None,
         typer.Option(help="Columns of --data: QUERY,TEXT or QUERY,TEXT,NEGATIVE. Default: detected by name."),
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Character between the values of a CSV. Default: detected in its first line.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of --data, such as cp1252. Default: utf-8.")] = None,
     instruction: Annotated[
         list[str] | None,
         # an environment variable would be split at spaces
@@ -72,6 +76,8 @@ def train(
         entries = {
             "data.pairs": data and str(data),
             "data.columns": columns and split_commas(columns),
+            "data.delimiter": delimiter,
+            "data.encoding": encoding,
             "data.instructions": instruction,
             "model.prompter.backbone": backbone and {"source": backbone, "dtype": "float32"},
             "model.reader.source": backbone,
@@ -109,8 +115,10 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     if recipe.data.pairs is not None:
         chosen = () if recipe.data.columns == ANY_COLUMNS else recipe.data.columns
-        columns = detect_pair_columns(Path(recipe.data.pairs), chosen)
-        report.print(f"query column: {escape(repr(columns.anchor))}, text column: {escape(repr(columns.positive))}")
+        found = detect_pair_columns(
+            Path(recipe.data.pairs), chosen, delimiter=recipe.data.delimiter, encoding=recipe.data.encoding
+        )
+        report.print(f"query column: {escape(repr(found.anchor))}, text column: {escape(repr(found.positive))}")
     report.print(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
     model = new_model(recipe, data)
     if checkpoint:

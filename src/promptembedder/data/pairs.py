@@ -37,6 +37,7 @@ _KNOWN = (
 _NEGATIVES = ("negative", "hard_negative", "negative_1")
 _NO_TEXTS = ("id", "_id", "idx", "index", "label", "class", "category", "score", "similarity", "split")
 _MAX_SHOWN = 20
+_MIN_VALUE_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,15 @@ class PairColumns:
 
     @classmethod
     def named(cls, names: Sequence[str]) -> "PairColumns":
-        """Build from two or three names: anchor, positive and optionally negative."""
+        """Build from two or three distinct names: anchor, positive and optionally negative.
+
+        Raises:
+            ConfigError: If there are fewer or more names, or two are equal.
+        """
+        if len(names) not in (2, 3) or len(set(names)) < len(names):
+            raise ConfigError(
+                f"columns must name anchor, positive and maybe negative, each another column, got {list(names)}."
+            )
         return cls(*names)
 
     @classmethod
@@ -57,7 +66,8 @@ class PairColumns:
         """Detect the columns of pairs among a file's columns: known names in any case, or the only two text columns.
 
         Raises:
-            DataError: If the columns are ambiguous. The message begins with `place`.
+            DataError: If the columns are ambiguous, or the only two have sentences or numbers for names, as the first
+                row of a file without a header does. The message begins with `place`.
         """
         plain = {name.strip().lower(): name for name in names}
         negative = next((plain[name] for name in _NEGATIVES if name in plain), "negative")
@@ -67,6 +77,11 @@ class PairColumns:
         if not plain.keys() & {"anchor", "positive", *_NO_TEXTS}:
             others = [name for name in names if name != negative]
             if len(others) == 2:
+                if any(map(_is_value, others)):
+                    raise DataError(
+                        f"{place}: the column names {format_columns(others)} look like a row. Begin the file with a "
+                        "row of names, such as anchor and positive."
+                    )
                 return cls(others[0], others[1], negative)
         missing = "positive" if "anchor" in plain else "anchor"
         raise DataError(
@@ -75,26 +90,34 @@ class PairColumns:
         )
 
 
+def _is_value(name: str) -> bool:
+    """Return True if the name of a column looks like a text or a number, not like a name."""
+    return len(name.split()) >= _MIN_VALUE_WORDS or name.rstrip().endswith((".", "?", "!")) or name.strip().isnumeric()
+
+
 def format_columns(names: Iterable[str]) -> str:
     """Format column names for a message, printable and limited in number."""
     return ", ".join(short_repr(name) for name in islice(names, _MAX_SHOWN)) or "no columns"
 
 
-def detect_pair_columns(path: Path, columns: Sequence[str] = ()) -> PairColumns:
+def detect_pair_columns(
+    path: Path, columns: Sequence[str] = (), *, delimiter: str | None = None, encoding: str = "utf-8"
+) -> PairColumns:
     """Detect the columns of the pairs in a file.
 
     Args:
         columns: Names of anchor, positive and optionally negative. If empty, they are detected from the first row.
+        delimiter: As in `read_rows`.
+        encoding: As in `read_rows`.
 
     Raises:
-        DataError: As in `read_rows`, or if the columns are ambiguous.
-        ConfigError: If the number of names is not two or three.
+        DataError: As in `read_rows`, or if the columns are ambiguous, or the file has no header row.
+        ConfigError: If the number of names is not two or three, or a name is repeated.
     """
     if columns:
-        if len(columns) not in (2, 3):
-            raise ConfigError(f"columns must name anchor, positive and maybe negative, got {list(columns)}.")
         return PairColumns.named(columns)
-    return PairColumns.found(list(next(read_rows(path))), place=f"{path}, row 1")
+    first = next(read_rows(path, delimiter=delimiter, encoding=encoding))
+    return PairColumns.found(list(first), place=f"{path}, row 1")
 
 
 @dataclass(frozen=True)
@@ -121,7 +144,15 @@ class PairTable:
         return iter(self.pairs)
 
 
-def read_pairs(path: Path, *, limit: int | None = None, seed: int = 0, columns: Sequence[str] = ()) -> PairTable:
+def read_pairs(
+    path: Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    columns: Sequence[str] = (),
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+) -> PairTable:
     """Read the pairs of a file, or a random subsample of them, in the order of the file.
 
     Rows have `anchor`, `positive` and optionally `negative`, or columns that `detect_pair_columns` detects. A null or
@@ -129,17 +160,32 @@ def read_pairs(path: Path, *, limit: int | None = None, seed: int = 0, columns: 
 
     Args:
         columns: Names of the columns, in this order. If empty, they are detected from the first row.
+        delimiter: As in `read_rows`.
+        encoding: As in `read_rows`.
 
     Raises:
-        DataError: As in `read_rows`, or if the columns are ambiguous, or an anchor or positive is missing, blank or not
-            a string.
+        DataError: As in `detect_pair_columns`, or if an anchor or positive is missing, blank or not a string.
         ConfigError: If `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"the limit of pairs must be at least 1, got {limit}. Leave it out to read all.")
-    of = detect_pair_columns(path, columns)
-    pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(read_rows(path), start=1))
-    return PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
+    of = detect_pair_columns(path, columns, delimiter=delimiter, encoding=encoding)
+    rows = read_rows(path, delimiter=delimiter, encoding=encoding)
+    pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
+    table = PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
+    if not columns:
+        _check_header(table, of, path)
+    return table
+
+
+def _check_header(table: PairTable, of: PairColumns, path: Path) -> None:
+    """Raise a DataError if the name of a column is also one of its values: the first row is then no header."""
+    for name, values in ((of.anchor, {pair.anchor for pair in table}), (of.positive, {p.positive for p in table})):
+        if name in values:
+            raise DataError(
+                f"{path}: the column name {short_repr(name)} is also a value of the column. Begin the file with a row "
+                "of names, such as anchor and positive."
+            )
 
 
 def build_datasets(pairs: Iterable[Pair], name: str) -> dict[str, datasets.Dataset]:

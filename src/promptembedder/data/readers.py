@@ -20,6 +20,7 @@ __all__ = ["FoundRow", "Position", "read_rows", "scan_rows"]
 
 _MAX_LINE_BYTES = 1 << 26  # 64 MiB: what keeps a file without line ends, or an unclosed quote, out of memory
 _PARQUET_BATCH_ROWS = 256
+_DELIMITERS = (";", "\t", ",", "|")
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,23 @@ class FoundRow:
     content: dict[str, Any] | DataError
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, *, delimiter: str | None = None, encoding: str = "utf-8") -> Iterator[dict[str, Any]]:
     """Yield the rows of a file. The file ending determines the format.
 
     JSON lines (.jsonl, .ndjson, .json), CSV and TSV (with a header row; all values are strings), plain text
-    (.txt, one text per line, as `{"text": line}`), each also as .gz; and Parquet. Encoding is UTF-8, with or
-    without byte order mark. Empty lines are skipped. At most one row, or one batch of Parquet rows, is in memory.
+    (.txt, one text per line, as `{"text": line}`), each also as .gz; and Parquet. UTF-8 may have a byte order mark.
+    Empty lines are skipped. At most one row, or one batch of Parquet rows, is in memory.
+
+    Args:
+        delimiter: Character between the values of CSV. If None, the one that the header row contains: a comma (TSV: a
+            tab), else a semicolon, tab, comma or vertical bar.
+        encoding: Encoding of lines of text, one that encodes a line feed as one byte.
 
     Raises:
         DataError: If the file is missing or empty or its ending unknown (raised by the call), or a line is broken or
             there are no rows (raised by the iterator). The message counts lines from 1.
     """
-    source = SourceFile(str(path))
+    source = SourceFile(str(path), delimiter=delimiter, encoding=encoding)
     source.check()
     return _sound_rows(source)
 
@@ -124,9 +130,10 @@ def _plain_rows(source: SourceFile, start: Position) -> Iterator[_Placed]:
             yield line.before, line.offset, {"text": line.text.removesuffix("\n").removesuffix("\r")}
 
 
-def _csv_rows(source: SourceFile, start: Position, *, delimiter: str) -> Iterator[_Placed]:
+def _csv_rows(source: SourceFile, start: Position, *, usual_delimiter: str) -> Iterator[_Placed]:
     if csv.field_size_limit() < _MAX_LINE_BYTES:
         csv.field_size_limit(_MAX_LINE_BYTES)  # a limit of the process, not of a reader: so only ever raised
+    delimiter = source.delimiter or _detect_delimiter(source, usual_delimiter)
     if start.offset:
         header = next((cells for _, _, cells in _cells(source, Position(), delimiter) if cells), [])
     else:
@@ -147,6 +154,23 @@ def _csv_rows(source: SourceFile, start: Position, *, delimiter: str) -> Iterato
                     f"{printable(', '.join(header))}. Quote values that hold the separator."
                 ),
             )
+
+
+def _detect_delimiter(source: SourceFile, usual: str) -> str:
+    """Return the first delimiter that splits the header row, or `usual` if it is a single column.
+
+    csv.Sniffer counts characters of all rows, and is wrong where texts contain more commas than columns.
+    """
+    texts = (line.text for line in _lines(source, Position()))
+    header = next((text for text in texts if isinstance(text, str) and text.strip()), "")
+    return next((one for one in dict.fromkeys((usual, *_DELIMITERS)) if _splits(header, one)), usual)
+
+
+def _splits(header: str, delimiter: str) -> bool:
+    try:
+        return len(next(csv.reader([header], delimiter=delimiter), [])) > 1
+    except csv.Error:  # reading the rows reports it with its line
+        return False
 
 
 def _cells(source: SourceFile, start: Position, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
@@ -231,19 +255,21 @@ def _lines(source: SourceFile, start: Position) -> Iterator[_Line]:
 
 
 def _decoded(line: bytes, source: SourceFile, before: int) -> str | DataError:
+    is_utf8 = source.encoding.lower().replace("_", "-").removesuffix("-sig") in ("utf-8", "utf8")
     try:
-        return line.decode("utf-8-sig" if before == 0 else "utf-8")
+        return line.decode("utf-8-sig" if is_utf8 and before == 0 else source.encoding)
     except UnicodeDecodeError as error:
         found = error.object[error.start : error.start + 4]
-        return DataError(f"{source}, line {before + 1}: not UTF-8 at bytes {found!r}. Convert the file to UTF-8.")
+        name = "UTF-8" if is_utf8 else source.encoding
+        return DataError(f"{source}, line {before + 1}: not {name} at bytes {found!r}. Convert the file to UTF-8.")
 
 
 _READERS: dict[str, Callable[[SourceFile, Position], Iterator[_Placed]]] = {
     ".jsonl": _json_rows,
     ".ndjson": _json_rows,
     ".json": _json_rows,
-    ".csv": partial(_csv_rows, delimiter=","),
-    ".tsv": partial(_csv_rows, delimiter="\t"),
+    ".csv": partial(_csv_rows, usual_delimiter=","),
+    ".tsv": partial(_csv_rows, usual_delimiter="\t"),
     ".txt": _plain_rows,
     ".parquet": _parquet_rows,
 }

@@ -21,9 +21,13 @@ class SourceFile:
 
     Attributes:
         location: Local path, or a URL that fsspec supports, such as `s3://bucket/texts.parquet`.
+        delimiter: Character between the values of CSV. If None, detected in the header row.
+        encoding: Encoding of lines of text.
     """
 
     location: str
+    delimiter: str | None = None
+    encoding: str = "utf-8"
 
     def __str__(self) -> str:
         return self.location
@@ -66,8 +70,10 @@ class SourceFile:
         """Check that this is a readable, non-empty file of a known format.
 
         Raises:
-            DataError: If it does not exist, is a folder or empty, its ending is unknown, or its store is unreachable.
+            DataError: If it does not exist, is a folder or empty, its ending is unknown, its store is unreachable, or
+                its delimiter or encoding cannot be used.
         """
+        self._check_format()
         if self.ending is None:
             raise DataError(
                 f"{self} has an ending that no reader knows. "
@@ -83,6 +89,16 @@ class SourceFile:
             raise DataError(f"{self} is a folder. Give one of the files in it.")
         if self.path.is_file() and self.path.stat().st_size == 0:
             raise DataError(f"{self} is empty (0 bytes). Write it again, or leave it out.")
+
+    def _check_format(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise DataError(f"the delimiter {self.delimiter!r} is not a single character. Give one, such as ';'.")
+        try:
+            splits_lines = "\n".encode(self.encoding.removesuffix("-sig")) == b"\n"
+        except LookupError:
+            splits_lines = False
+        if not splits_lines:
+            raise DataError(f"the encoding {self.encoding!r} cannot be read. Use utf-8, cp1252 or another of one byte.")
 
     def _check_url(self) -> None:
         try:

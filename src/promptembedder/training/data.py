@@ -252,9 +252,13 @@ def _hold_out_variants(task: TaskData, count: int, name: str) -> TaskData:
 def _load_file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
     """Read the pairs of a file, dropping those without a negative before subsampling if `config` requires one."""
     columns = () if config.columns == ANY_COLUMNS or config.pairs is None else config.columns
+    limit = None if config.require_negative else config.limit
+    pairs = read_pairs(
+        path, limit=limit, seed=seed, columns=columns, delimiter=config.delimiter, encoding=config.encoding
+    ).pairs
     if not config.require_negative:
-        return read_pairs(path, limit=config.limit, seed=seed, columns=columns).pairs
-    pairs = [pair for pair in read_pairs(path, columns=columns).pairs if pair.negative]
+        return pairs
+    pairs = [pair for pair in pairs if pair.negative]
     if not pairs:
         raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
     if config.limit is not None and config.limit < len(pairs):

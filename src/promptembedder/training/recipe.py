@@ -35,6 +35,8 @@ class DataConfig:
         hub_split: Split of the hub's data set.
         columns: Names of the anchor column, the positive column and optionally the negative column. For `pairs` the
             default detects them: these names, other usual names, or the only two columns.
+        delimiter: Character between the values of CSV files. If None, detected in the header row.
+        encoding: Encoding of CSV and JSONL files.
         instructions: Instruction variants for `pairs` and `hub`. One is drawn for each batch.
         document_instructions: Instruction variants for the documents. If empty, the default instruction is used.
         in_batch_negatives: Use the positives of other rows as negatives. Set it to false for label data of `pairs` and
@@ -57,6 +59,8 @@ class DataConfig:
     hub_subset: str | None = None
     hub_split: str = "train"
     columns: tuple[str, ...] = ANY_COLUMNS
+    delimiter: str | None = None
+    encoding: str = "utf-8"
     instructions: tuple[str, ...] = ()
     document_instructions: tuple[str, ...] = ()
     in_batch_negatives: bool = True
@@ -72,9 +76,10 @@ class DataConfig:
         given = [name for name in ("mixture", "pairs", "hub") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"data names several sources: {', '.join(given)}. Give exactly one.")
-        if len(self.columns) not in (2, 3):
+        if len(self.columns) not in (2, 3) or len(set(self.columns)) < len(self.columns):
             raise ConfigError(
-                f"data.columns must name anchor, positive and maybe negative, got {short_repr(list(self.columns))}."
+                "data.columns must name anchor, positive and maybe negative, each another column, got "
+                f"{short_repr(list(self.columns))}."
             )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"data.limit must be at least 1, got {self.limit}. Leave it out to take all rows.")

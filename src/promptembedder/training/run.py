@@ -27,6 +27,7 @@ from promptembedder.training.checkpoints import (
     list_checkpoints,
 )
 from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData
+from promptembedder.training.data_checks import log_data_warnings
 from promptembedder.training.distributed import Ranks, init_distributed
 from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
 from promptembedder.training.monitor import DivergenceMonitor, JsonlMetrics
@@ -116,8 +117,10 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
 
     Raises:
         BackboneError: If a backbone cannot be loaded.
+        DataError: If no row of a task has a negative.
         ConfigError: If the settings contradict each other, or `run.shard_reader` is set in a single process.
     """
+    log_data_warnings(data)
     model = _build_sharded(recipe, data, device) if recipe.run.shard_reader else _build_untrained(recipe, data, device)
     fit_whitening_from_data(model.text_encoder, data, seed=recipe.run.seed)
     return model

@@ -11,6 +11,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.method import AlignmentFit
 from promptembedder.model import PromptEmbedder, TransferConfig, transfer_encoder
 from promptembedder.training.data import TaskData, TrainingData, build_task_data
+from promptembedder.training.data_checks import log_data_warnings
 from promptembedder.training.recipe import OptimConfig, Recipe, RunConfig
 from promptembedder.training.run import compute_held_out_loss, fit_whitening_from_data, train_model
 
@@ -43,8 +44,11 @@ def build_transferred_model(
 
     Raises:
         ConfigError: If the model has no prompter in memory, or its soft tokens depend on the texts.
+        DataError: If no row of a task has a negative.
         BackboneError: If the reader cannot be loaded, or its vocabulary shares too few strings with the old one.
     """
+    if data is not None:
+        log_data_warnings(data)
     instructions = [*also, *(() if data is None else data.instructions), *model.encoder.parts().compiled]
     texts = [] if data is None else data.sample_texts(_NUM_FIT_TEXTS, seed=seed)
     transferred = transfer_encoder(
