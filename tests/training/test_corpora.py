@@ -1,14 +1,27 @@
 """Laws of training on labelled corpora: one prefill for several instructions, a loss that only steering can lower."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.errors import ConfigError
-from promptembedder.training import DataConfig, InstructionContrastiveLoss, load_training_data
+from promptembedder.method import REFERENCE_INSTRUCTIONS
+from promptembedder.training import (
+    DataConfig,
+    InstructionContrastiveLoss,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    load_training_data,
+    new_model,
+    train_model,
+)
 from promptembedder.training.data import InstructionCollator
 
 COLOURS, THINGS = ("red", "green", "blue"), ("house", "river", "car")
@@ -87,3 +100,25 @@ def test_held_out_variants_are_unseen_in_training(corpora: Path) -> None:
     assert task.unseen_instructions == ("Which colour?", "Which thing?")
     with pytest.raises(ConfigError, match="none is left to train on"):
         load_training_data(DataConfig(corpora=str(corpora), held_out_variants=2), seed=0)
+
+
+def test_the_saved_statistics_are_those_of_the_trained_prompter(
+    corpora: Path, new_config: Callable[..., ModelConfig], tmp_path: Path
+) -> None:
+    config = new_config(gate_rank=6)
+    recipe = Recipe(
+        model=replace(config, prompter=replace(config.prompter, output="state")),
+        data=DataConfig(corpora=str(corpora)),
+        optim=OptimConfig(steps=3, batch_size=6, learning_rate=0.1),
+        run=RunConfig(output=str(tmp_path / "run"), save_every=2),
+    )
+    data = load_training_data(recipe.data, seed=0)
+    model = new_model(recipe, data, device="cpu")
+    before = model.text_encoder.prompter.state_mean.clone()
+    train_model(model, data, recipe)
+    for folder in ("run", "run/checkpoint-2"):
+        encoder = PromptEmbedder.from_pretrained(str(tmp_path / folder), device="cpu").encoder
+        rows = encoder.generate_relaxed(list(REFERENCE_INSTRUCTIONS))
+        spoken = torch.cat([row.instructed for row in rows])
+        torch.testing.assert_close(spoken.mean(dim=0), torch.zeros_like(spoken[0]), atol=1e-4, rtol=0)
+        assert not torch.allclose(encoder.prompter.state_mean, before)

@@ -31,6 +31,7 @@ from promptembedder.method.encoder_parts import (
 from promptembedder.method.instruction_gate import InstructionGate, gate_width
 from promptembedder.method.pooling import POOLINGS, WhitenedTextPooling, l2_normalize, pool, whitening_directions
 from promptembedder.method.prompter import Prompter, add_lora
+from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
 from promptembedder.method.relaxation import (
     RELAXATIONS,
     RelaxationConfig,
@@ -58,6 +59,7 @@ from promptembedder.method.text_pooling import (
 __all__ = [
     "MAX_TEMPLATE_TOKENS",
     "POOLINGS",
+    "REFERENCE_INSTRUCTIONS",
     "RELAXATIONS",
     "Alignment",
     "AlignmentConfig",

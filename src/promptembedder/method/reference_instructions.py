@@ -36,4 +36,8 @@ _ASPECTS = (
     "the answer to the question",
 )
 
-REFERENCE_INSTRUCTIONS = tuple(wording.format(aspect=aspect) for aspect in _ASPECTS for wording in _WORDINGS)
+REFERENCE_INSTRUCTIONS = tuple(
+    _WORDINGS[(number + shift) % len(_WORDINGS)].format(aspect=aspect)
+    for number, aspect in enumerate(_ASPECTS)
+    for shift in range(2)
+)

@@ -12,6 +12,7 @@ from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, WeightsError
 from promptembedder.method import (
     MAX_TEMPLATE_TOKENS,
+    REFERENCE_INSTRUCTIONS,
     EncoderParts,
     LinearAlignment,
     Prompter,
@@ -183,6 +184,12 @@ class DualEncoder(SoftTokenEncoder):
             self.store.add_compiled(compiled, self.trained_weights())
         else:
             self.deep.round_to_bfloat16_()  # invalidates the compiled soft tokens: the weights changed
+
+    def update_state_statistics(self) -> None:
+        """Compute mean and standard deviation of the prompter's states again, if it passes on standardised states."""
+        if self.prompter is not None and self.config.prompter.output == "state":
+            self.prompter.fit_state_statistics(REFERENCE_INSTRUCTIONS, template=self.config.prompter.template)
+            self.store.clear()
 
     def attach_prompter(self, prompter: Prompter | None) -> None:
         """Attach the prompter that `offload_prompter` dropped, and generate with it again."""

@@ -18,7 +18,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from promptembedder.backbone import TextCacheStore, shard_layers
 from promptembedder.errors import ConfigError
 from promptembedder.method import ModelConfig, SoftTokenEncoder, TextEncoder
-from promptembedder.model import BaselineEmbedder, PromptedSentenceTransformer, PromptEmbedder, PromptEmbedderCardData
+from promptembedder.model import (
+    BaselineEmbedder,
+    DualEncoder,
+    PromptedSentenceTransformer,
+    PromptEmbedder,
+    PromptEmbedderCardData,
+)
 from promptembedder.storage import MANIFEST_NAME, from_mapping, lock_directory, read_yaml, to_mapping, write_text
 from promptembedder.training.checkpoints import (
     checkpoint_step,
@@ -32,7 +38,12 @@ from promptembedder.training.distributed import Ranks, init_distributed
 from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
 from promptembedder.training.monitor import DivergenceMonitor, JsonlMetrics
 from promptembedder.training.recipe import Recipe
-from promptembedder.training.trainer import PromptEmbedderTrainer, build_training_arguments, check_trackers
+from promptembedder.training.trainer import (
+    PromptEmbedderTrainer,
+    StateStatistics,
+    build_training_arguments,
+    check_trackers,
+)
 
 __all__ = [
     "TrainingResult",
@@ -306,6 +317,8 @@ def _build_trainer(
         check_entropy=recipe.model.relaxation.kind == "softmax",
         last_good=lambda: find_last_checkpoint(Path(recipe.run.output)),
     )
+    if isinstance(model.text_encoder, DualEncoder):
+        trainer.add_callback(StateStatistics(model.text_encoder))
     trainer.remove_callback(ProgressCallback)  # it prints to stdout, which is reserved for results
     trainer.remove_callback(PrinterCallback)
     return trainer

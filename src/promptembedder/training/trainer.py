@@ -15,12 +15,13 @@ from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from promptembedder.extras import require
 from promptembedder.method import SoftTokenEncoder, TextEncoder
 from promptembedder.method.text_encoder import trained_state
-from promptembedder.model import PromptedSentenceTransformer
+from promptembedder.model import DualEncoder, PromptedSentenceTransformer
 from promptembedder.training.checkpoints import (
     get_rng_states,
     keep_newest,
@@ -34,7 +35,9 @@ from promptembedder.training.monitor import DivergenceMonitor
 from promptembedder.training.recipe import Recipe
 from promptembedder.types import Tensor
 
-__all__ = ["PromptEmbedderTrainer", "build_training_arguments", "check_trackers"]
+__all__ = ["PromptEmbedderTrainer", "StateStatistics", "build_training_arguments", "check_trackers"]
+
+_STATISTICS_EVERY = 8  # steps
 
 
 def build_training_arguments(
@@ -96,6 +99,23 @@ def check_trackers(names: tuple[str, ...]) -> None:
             require("tensorboard", extra="track")
         elif importlib.util.find_spec(name) is None:
             raise ImportError(f"{name} is not installed. Run: pip install {name}")
+
+
+class StateStatistics(TrainerCallback):
+    """Callback that keeps the statistics of the prompter's states those of its present weights.
+
+    With the statistics of the start, training moves all states the same way, along dimensions of small variance most of
+    all: the tokens become a static prompt.
+    """
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        """Set the encoder, whose states may also be passed on without statistics."""
+        self._encoder = encoder
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Compute the statistics again every few steps, and in each step whose weights are saved."""
+        if state.global_step % _STATISTICS_EVERY == 0 or control.should_save or control.should_training_stop:
+            self._encoder.update_state_statistics()
 
 
 # running sums of the parent, since its last log line and in total
