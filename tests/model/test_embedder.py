@@ -1,6 +1,7 @@
 """What users touch."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +65,36 @@ def test_each_text_is_read_once_however_many_instructions_there_are(
 def test_no_texts_or_no_instructions_give_an_empty_array(model: PromptEmbedder) -> None:
     assert model.encode_instructions([], INSTRUCTIONS).shape == (3, 0, 48)
     assert model.encode_instructions(["a"], []).shape == (0, 1, 48)
+
+
+def test_one_pass_gives_tensors_shows_a_bar_and_truncates_as_encode_does(
+    model: PromptEmbedder, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`encode_instructions` had none of these options of `encode`, and ignored `truncate_dim`."""
+    model.truncate_dim = 8
+    alone = np.stack([model.encode(texts, prompt=instruction) for instruction in INSTRUCTIONS])
+    capsys.readouterr()
+    tensor = model.encode_instructions(texts, INSTRUCTIONS, convert_to_tensor=True, show_progress_bar=True)
+    assert isinstance(tensor, torch.Tensor) and not tensor.requires_grad
+    np.testing.assert_allclose(tensor.numpy(), alone, atol=1e-5)
+    assert f"{len(texts)}/{len(texts)}" in capsys.readouterr().err
+    assert isinstance(model.encode_instructions(texts, INSTRUCTIONS), np.ndarray)
+    assert capsys.readouterr().err == ""
+
+
+def test_prompts_and_dimensions_given_on_loading_override_the_saved_ones(model: PromptEmbedder, tmp_path: Path) -> None:
+    """Both are arguments of SentenceTransformer, but `from_pretrained` had neither."""
+    model.prompts = {"query": INSTRUCTIONS[0], "document": INSTRUCTIONS[1]}
+    model.save(str(tmp_path / "saved"))
+    loaded = PromptEmbedder.from_pretrained(
+        tmp_path / "saved", truncate_dim=8, prompts={"query": INSTRUCTIONS[2]}, device="cpu"
+    )
+    assert loaded.prompts == {"query": INSTRUCTIONS[2], "document": INSTRUCTIONS[1]}
+    expected = model.encode(["a"], prompt=INSTRUCTIONS[2])[:, :8]
+    np.testing.assert_allclose(loaded.encode_query(["a"]), expected, atol=1e-6)
+    for dim in (0, 49):
+        with pytest.raises(ConfigError, match=f"truncate_dim must be between 1 and 48, got {dim}"):
+            PromptEmbedder.from_pretrained(tmp_path / "saved", truncate_dim=dim, device="cpu")
 
 
 @pytest.mark.parametrize("changes", [{"placement": "prefix"}, {"with_text": True}])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from promptembedder.backbone import BackboneConfig
 from promptembedder.data import check_text_list, clean_text
@@ -71,7 +73,7 @@ class PromptEmbedder(PromptedSentenceTransformer):
         return cls(modules=[DualEncoder(build_parts(config, cache_folder=cache_folder, seed=seed))], device=device)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - the arguments of SentenceTransformer among them
         cls,
         name: str | Path,
         *,
@@ -79,6 +81,8 @@ class PromptEmbedder(PromptedSentenceTransformer):
         reader: str | None = None,
         quantization: str | None = None,
         with_prompter: bool = True,
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
         cache_folder: Path | None = None,
         device: str | None = None,
     ) -> "PromptEmbedder":
@@ -89,8 +93,12 @@ class PromptEmbedder(PromptedSentenceTransformer):
             quantization: `int8` stores the reader's weights in a quarter of the memory of float32. If None, as in
                 training.
             with_prompter: If False, serve compiled instructions only, without loading the Prompting LLM.
+            truncate_dim: Number of dimensions to truncate embeddings to. If None, as the model was saved.
+            prompts: Instructions by name, such as `query` and `document`. They are added to the saved ones.
+            cache_folder: Folder for converted GGUF backbones. If None, `assets/promptembedder` below `HF_HOME`.
 
         Raises:
+            ConfigError: If `truncate_dim` is not between 1 and the dimension of the reader.
             ModelFormatError: If the folder is incomplete, has a newer format or has no such reader, or if the weights
                 of a backbone have changed.
             BackboneError: If a backbone is missing.
@@ -99,8 +107,11 @@ class PromptEmbedder(PromptedSentenceTransformer):
         parts = load_parts(
             folder, reader=reader, quantization=quantization, cache_folder=cache_folder, with_prompter=with_prompter
         )
-        model = cls(modules=[DualEncoder(parts)], device=device)
+        if truncate_dim is not None and not 1 <= truncate_dim <= parts.reader.dim:
+            raise ConfigError(f"truncate_dim must be between 1 and {parts.reader.dim}, got {truncate_dim}.")
+        model = cls(modules=[DualEncoder(parts)], device=device, truncate_dim=truncate_dim)
         model.restore_config(folder)
+        model.prompts.update(prompts or {})
         return model.eval()  # training mode drops compiled soft tokens, possibly the only ones
 
     @property
@@ -183,18 +194,48 @@ class PromptEmbedder(PromptedSentenceTransformer):
         """Backbone strings of the LLMs that a saved copy of this model can be loaded with, the current one first."""
         return (self.encoder.reader.identity.source, *(str(side.identity["source"]) for side in self.encoder.others))
 
+    @overload
     def encode_instructions(
         self,
         texts: Sequence[str],
         instructions: Sequence[str],
         *,
         batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        convert_to_tensor: Literal[False] = False,
+        on_texts: Callable[[int], None] = ...,
+    ) -> Float[np.ndarray, "instructions texts dim"]: ...
+
+    @overload
+    def encode_instructions(
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        convert_to_tensor: Literal[True],
+        on_texts: Callable[[int], None] = ...,
+    ) -> Float[Tensor, "instructions texts dim"]: ...
+
+    def encode_instructions(
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
         on_texts: Callable[[int], None] = lambda _: None,
-    ) -> Float[np.ndarray, "instructions texts dim"]:
+    ) -> Float[np.ndarray, "instructions texts dim"] | Float[Tensor, "instructions texts dim"]:
         """Embed each text under each instruction with one prefill of the texts, float32.
+
+        As in `encode`, the embeddings are truncated to `truncate_dim`.
 
         Args:
             batch_size: Maximum number of texts of a batch. If None, only `max_batch_tokens` limits a batch.
+            show_progress_bar: Show a bar of the texts on stderr.
+            convert_to_tensor: Return a tensor on the device of the model instead of an array.
             on_texts: Called after each batch with its number of texts.
 
         Raises:
@@ -209,17 +250,22 @@ class PromptEmbedder(PromptedSentenceTransformer):
             raise ConfigError(
                 "one pass for many instructions needs placement 'suffix' and a prompter.template without {text}."
             )
-        vectors = np.zeros((len(instructions), len(texts), encoder.reader.dim), dtype=np.float32)
-        if not instructions:
-            return vectors
+        device = encoder.device if convert_to_tensor else torch.device("cpu")
+        dim = self.get_embedding_dimension()
+        vectors = torch.zeros((len(instructions), len(texts), dim), device=device)
         # longest first: lack of memory fails early, and the remaining time is not underestimated
-        by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-        with torch.inference_mode():
-            soft = encoder.soft_tokens(instructions)
-            for start in range(0, len(texts), _TOKENIZED_TEXTS):
+        by_length = sorted(range(len(texts)), key=lambda row: -len(texts[row])) if instructions else []
+        with torch.inference_mode(), tqdm(total=len(texts), unit=" texts", disable=not show_progress_bar) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+                on_texts(count)
+
+            soft = encoder.soft_tokens(instructions) if by_length else None
+            for start in range(0, len(by_length), _TOKENIZED_TEXTS):
                 rows = by_length[start : start + _TOKENIZED_TEXTS]
                 chunk = encoder.embed_under_each(
-                    [texts[row] for row in rows], soft, max_texts=batch_size, on_texts=on_texts
+                    [texts[row] for row in rows], soft, max_texts=batch_size, on_texts=advance
                 )
-                vectors[:, rows] = chunk.cpu().numpy()
-        return vectors
+                vectors[:, rows] = chunk[..., :dim].to(device)
+        return vectors if convert_to_tensor else vectors.numpy()
