@@ -11,6 +11,9 @@ PromptEmbedderError
 └── WeightsError          weights or outputs are not finite (also a ValueError)
 """
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BackboneError",
     "ConfigError",
@@ -21,6 +24,7 @@ __all__ = [
     "SaveError",
     "TrainingStoppedError",
     "WeightsError",
+    "did_you_mean",
     "first_line",
     "printable",
     "short_repr",
@@ -63,6 +67,12 @@ class TrainingStoppedError(PromptEmbedderError):
 
 class WeightsError(PromptEmbedderError, ValueError):
     """Weights or outputs that are not finite, or that differ from those of the saved model."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question whether the closest known name was meant, with a trailing space, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def short_repr(value: object) -> str:

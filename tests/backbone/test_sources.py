@@ -1,11 +1,14 @@
 """One string names a backbone, and what cannot be found says how to get it."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from promptembedder.backbone import INSTALLED_MODELS, BackboneSource, default_cache_folder, find_source
+from promptembedder.backbone import INSTALLED_MODELS, BackboneSource, find_source
 from promptembedder.backbone.sources import InstalledModel, sha256_of
 from promptembedder.errors import BackboneError
 
@@ -80,12 +83,15 @@ def test_a_folder_named_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smollm2-135", "unknown backbone 'smollm2-135'. Did you mean 'smollm2-135m'[?]"),
+        ("smollm2-135", "unknown backbone 'smollm2-135', and no folder has this name. Did you mean 'smollm2-135m'[?]"),
         ("gemma-270m", "Did you mean 'gemma3-270m'[?]"),
-        ("zzz", "unknown backbone 'zzz'. Use an installed name .smollm2-135m, gemma3-270m., a folder, a .gguf file"),
-        ("./no/such", "unknown backbone './no/such'"),
-        ("/no/such", "unknown backbone '/no/such'"),
-        ("a/b/c", "unknown backbone 'a/b/c'"),
+        (
+            "zzz",
+            "unknown backbone 'zzz', and no folder has this name. Use an installed name .smollm2-135m",
+        ),
+        ("./no/such", "folder './no/such' does not exist. Check the path"),
+        ("/no/such", "folder '/no/such' does not exist. Check the path"),
+        ("a/b/c", "folder 'a/b/c' does not exist. Check the path"),
         ("no-such.gguf", "GGUF file 'no-such.gguf' does not exist"),
     ],
 )
@@ -107,6 +113,11 @@ def test_the_hash_of_parts_is_that_of_the_whole(tmp_path: Path) -> None:
     assert sha256_of(paths) == hashlib.sha256(whole).hexdigest()
 
 
-def test_the_default_cache_is_below_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / ".cache" / "promptembedder"
+def test_the_default_cache_is_in_the_folder_that_hf_home_names(tmp_path: Path) -> None:
+    """Converted files went to ~/.cache whatever HF_HOME was, so a full or read-only home could not be avoided."""
+    program = "from promptembedder.backbone import default_cache_folder; print(default_cache_folder())"
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(
+        words, env={**os.environ, "HF_HOME": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()) == tmp_path / "assets" / "promptembedder"

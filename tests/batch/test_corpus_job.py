@@ -238,11 +238,11 @@ def test_another_job_in_the_folder_is_refused_with_the_reason_and_left_as_it_is(
         ({"shard_rows": 5}, "shard_rows was 4, now it is 5"),
         ({"passthrough": (PassthroughColumn("year", "int"),)}, "kept was"),
     ):
-        with pytest.raises(DataError, match=f"contains shards of another job: {words}.*or overwrite it"):
+        with pytest.raises(DataError, match=f"contains shards of another job: {words}.*or pass --overwrite"):
             done(**changes)
     text = (corpus / "b.jsonl").read_text()
     (corpus / "b.jsonl").write_text(text.replace("red", "blue"))
-    with pytest.raises(DataError, match=r"b\.jsonl has changed\. Name another output, or overwrite it"):
+    with pytest.raises(DataError, match=r"b\.jsonl has changed\. Name another output, or pass --overwrite"):
         done()
     written_corpus(corpus / "c.jsonl", 1, first=90)
     (corpus / "b.jsonl").write_text(text)

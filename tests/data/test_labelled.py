@@ -60,6 +60,12 @@ def test_partners_share_a_label_and_are_other_texts(tmp_path: Path) -> None:
         ([{"labels": {"colour": "red"}}], {}, "row 1 has no text"),
         (ROWS, {"file": "nowhere.jsonl"}, "nowhere.jsonl"),
         (ROWS, {"attributes": {}}, "lacks 'attributes'"),
+        (ROWS, {"attribute": {}}, "unknown key 'attribute'. Did you mean 'attributes'[?]"),
+        (
+            ROWS,
+            {"attributes": {"colour": {"instruction": ["Which?"]}}},
+            "attribute 'colour' has the unknown key 'instruction'. Did you mean 'instructions'[?]",
+        ),
     ],
 )
 def test_unusable_corpus_is_refused_with_one_line(

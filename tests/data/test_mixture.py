@@ -79,8 +79,10 @@ def test_tasks_keep_the_order_of_the_file(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         (without("in_batch_negatives"), r"mixture\.json, task 1 lacks in_batch_negatives\. Every task has name, file"),
-        (without("document_instruction"), "lacks document_instruction"),
+        (without("document_instruction"), "lacks document_instruction.*is null if documents have none"),
         ({}, "lacks name, file, instruction, document_instruction, in_batch_negatives"),
+        (without("document_instruction") | {"documents_instruction": "x"}, "Did you mean 'document_instruction'[?]"),
+        (without("instruction") | {"instructions": ["x"]}, "unknown key 'instructions'. Did you mean 'instruction'[?]"),
         (ENTRY | {"prompt": "x"}, "unknown key 'prompt'.*Known keys are name, file"),
         (ENTRY | {"name": " "}, r"name is ' ' \(str\)\. Write a string"),
         (ENTRY | {"name": "a+b"}, r"the name 'a\+b' contains a '\+'"),

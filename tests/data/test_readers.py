@@ -271,13 +271,13 @@ def test_lone_surrogates_of_a_file_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"a": "x", "b": "y"}], r"row 1 has no text column: found 'a', 'b'\. Name one with text_column"),
+        ([{"a": "x", "b": "y"}], r"row 1 has no text column: found 'a', 'b'\. Name one with --text-column"),
         ([{}], "row 1 has no text column: found no columns"),
         ([{"text": "x"}, {"txt": "y"}], r"a\.jsonl, row 2 has no column 'text': found 'txt'"),
         ([{"text": "x"}, {"text": None}], r"row 2: column 'text' holds None \(NoneType\), .*found: 'text'"),
         ([{"text": 3}], r"row 1: column 'text' holds 3 \(int\), not a string"),
         ([{"id": "1", "text": "x"}, {"text": "y"}], "row 2 has no column 'id'"),
-        ([{"id": 1.5, "text": "x"}], r"row 1: id column 'id' holds 1\.5 \(float\).*id_column"),
+        ([{"id": 1.5, "text": "x"}], r"row 1: id column 'id' holds 1\.5 \(float\).*--id-column"),
         ([{"id": True, "text": "x"}], r"row 1: id column 'id' holds True \(bool\)"),
     ],
 )

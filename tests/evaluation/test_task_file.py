@@ -67,6 +67,7 @@ def test_a_subset_and_a_label_field_choose_rows_and_labels(change_task: ChangeTa
         ("Alike", {"name": "Same"}, "the name 'Same' occurs twice"),
         ("Alike", {"files": {"pairs": "gone.jsonl"}}, "gone.jsonl is not a file. Check pairs"),
         ("Alike", {"files": {"rows": "rows.jsonl"}}, "files must contain pairs"),
+        ("First", {"files": {"rows": "rows.jsonl", "split": "test"}}, "put split beside 'files', not inside it"),
         ("Alike", {"files": "pairs.jsonl.gz"}, "files must contain pairs"),
         ("Alike", {"files": {"pairs": "rows.jsonl"}}, "rows.jsonl, row 1 has no 'sentence1': found text, label"),
         ("Alike", {"split": "tset"}, "has no row of split 'tset'; it has dev, test"),
@@ -144,3 +145,14 @@ def test_a_text_that_is_none_is_refused(task_file: Path, tmp_path: Path) -> None
     task_file.write_text(json.dumps(tasks))
     with pytest.raises(DataError, match="'sentence1' contains 5, not a text"):
         read_tasks(task_file, only=["Alike"])
+
+
+def test_the_folder_that_files_are_relative_to_is_named_in_full(
+    change_task: ChangeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task file named as `../tasks.json` gave "relative to ..", which names no folder to look into."""
+    path = change_task("Alike", files={"pairs": "gone.jsonl"})
+    (path.parent / "below").mkdir()
+    monkeypatch.chdir(path.parent / "below")
+    with pytest.raises(DataError, match=f"relative to {path.parent.resolve()}"):
+        read_tasks(Path("..") / path.name)

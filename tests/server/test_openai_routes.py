@@ -193,6 +193,21 @@ def test_bad_requests_are_told_what_is_wrong(serve: Serve, body: Any, status: in
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"input": ""}, "input is empty. Send a text or leave it out."),
+        ({"input": ["a", ""]}, "input[1] is empty. Send a text or leave it out."),
+        ({"input": ["a", 7]}, "input[1] is not valid: input must be a text"),
+        ("text", "Send one, with the header Content-Type: application/json."),
+        ({"input": "a", "model": "other"}, "no such model is served. Send 'tiny', or one that GET /v1/models lists."),
+    ],
+)
+def test_a_message_says_which_part_is_wrong_and_what_to_send(client: TestClient, body: Any, message: str) -> None:
+    """It was "input must be a text ... See input.", "Input should be a valid dictionary", "no such model is served"."""
+    assert message in client.post("/v1/embeddings", json=body).json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
     "content",
     [b"", b"{", b'{"input": "a"', b"\xff\xfe", b'{"input": "\xff"}', b"[" * 3000, b'{"input": NaN}', b"null", b'{"a"}'],
     ids=shortly,

@@ -44,7 +44,10 @@ def decoder_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     for module in decoder.children():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise BackboneError(f"cannot find the {count} layers of {type(decoder).__name__}; deep soft tokens need them.")
+    raise BackboneError(
+        f"{type(decoder).__name__} has no stack of {count} decoder layers: it is an encoder, or a family with an "
+        "unknown layout. Choose a causal LLM, such as smollm2-135m."
+    )
 
 
 @contextmanager

@@ -84,8 +84,8 @@ class BackboneSource:
 
 
 def default_cache_folder() -> Path:
-    """Return the default folder for converted backbones."""
-    return Path.home() / ".cache" / "promptembedder"
+    """Return the default folder for converted backbones: `assets/promptembedder` in the cache that HF_HOME names."""
+    return Path(constants.HF_ASSETS_CACHE) / "promptembedder"
 
 
 def find_source(name: str) -> BackboneSource:
@@ -110,6 +110,8 @@ def find_source(name: str) -> BackboneSource:
         return BackboneSource("folder", name, (path,))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return BackboneSource("hub", name)
+    if "/" in name or name.startswith((".", "~")):
+        raise BackboneError(f"folder {name!r} does not exist. Check the path.")
     raise BackboneError(_unknown(name))
 
 
@@ -117,8 +119,8 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, INSTALLED_MODELS, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return (
-        f"unknown backbone {name!r}. {hint}Use an installed name ({', '.join(INSTALLED_MODELS)}), "
-        "a folder, a .gguf file, random:NAME or a hub id such as org/name."
+        f"unknown backbone {name!r}, and no folder has this name. {hint}Use an installed name "
+        f"({', '.join(INSTALLED_MODELS)}), a folder, a .gguf file, random:NAME or a hub id such as org/name."
     )
 
 

@@ -107,7 +107,7 @@ def check_files(files: Sequence[Path], output: Path, *, config: EmbedConfig) -> 
     if output.resolve() in {path.resolve() for path in files}:
         raise DataError(f"{output} is both a file to embed and the output. Name another output.")
     if output.exists() and not config.overwrite:
-        raise DataError(f"{output} exists. Name another output, or set overwrite.")
+        raise DataError(f"{output} exists. Name another output, or pass --overwrite.")
     for path in files:
         rows = _read_rows(path, config)
         if path.is_file():  # a pipe can be read only once

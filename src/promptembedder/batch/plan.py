@@ -273,7 +273,7 @@ def _raise_repeated_id(tasks: Sequence[ShardTask], hashes: set[int]) -> None:
             if row.id in seen:
                 raise DataError(
                     f"{location}: the id {row.id[:80]!r} is repeated, first in {seen[row.id]}. "
-                    "Correct the ids, or name another column with id_column."
+                    "Correct the ids, or name another column with --id-column."
                 )
             seen[row.id] = location
 

@@ -239,14 +239,14 @@ def _describe_difference(known: Any, job: Mapping[str, Any]) -> str:
         try:
             before, now = dict(known.get(key) or []), dict(job[key])
         except (TypeError, ValueError):
-            return "its job.json is damaged. Name another output, or overwrite it"
+            return "its job.json is damaged. Name another output, or pass --overwrite"
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not changed:
-            return "its files were in another order. Name the files in that order, name another output, or overwrite it"
+            return "its files were in another order. Name them in that order, name another output, or pass --overwrite"
         problem = "has changed" if changed[0] in before and changed[0] in now else "is in only one of the jobs"
-        return f"{changed[0]} {problem}. Name another output, or overwrite it"
+        return f"{changed[0]} {problem}. Name another output, or pass --overwrite"
     old, new = _abbreviate(known.get(key)), _abbreviate(job.get(key))
-    return f"{key} was {old}, now it is {new}. Name another output, or overwrite it"
+    return f"{key} was {old}, now it is {new}. Name another output, or pass --overwrite"
 
 
 def _abbreviate(value: Any) -> str:

@@ -48,7 +48,8 @@ def train(
     report_to: Annotated[
         str | None, typer.Option(help="Trackers, separated by commas: tensorboard, trackio, wandb.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: the recipe's, else 100.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of --steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data order, adapters and noise.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Recipe entry, for example optim.batch_size=32. Repeatable.")

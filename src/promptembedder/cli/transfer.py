@@ -129,8 +129,9 @@ class _TransferRun:
             recipe = self._build_recipe()
             checkpoint = prepare_output(recipe, overwrite=self.overwrite)
         self.report.print(
-            f"{fit.shared_strings} shared strings; the map explains {fit.held_out_r2:.2f} of the variance of held-out "
-            f"ones, and mapped norms are {fit.norm_ratio:.2f} of the target's before rescaling"
+            f"{fit.shared_strings} tokens are in both vocabularies. On held-out ones the alignment has R² "
+            f"{fit.held_out_r2:.2f} (1 is perfect, 0 no better than the mean token) and norms of {fit.norm_ratio:.2f} "
+            "times the target's, which rescaling corrects"
         )
         trained = sum(weight.numel() for weight in transferred.encoder.trained_weights())
         if steps and data is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from promptembedder.data.readers import read_rows
 from promptembedder.data.texts import clean_text
-from promptembedder.errors import DataError, first_line, printable, short_repr
+from promptembedder.errors import DataError, did_you_mean, first_line, printable, short_repr
 
 __all__ = ["Attribute", "LabelledCorpus", "read_labelled_corpora"]
 
@@ -102,6 +102,7 @@ def read_labelled_corpora(path: Path, *, names: Sequence[str] = ()) -> list[Labe
 
 
 def _read_corpus(entry: Mapping[str, Any], folder: Path, where: str) -> LabelledCorpus:
+    _check_keys(entry, ("name", "file", "attributes"), where)
     lacking = [key for key in ("name", "file", "attributes") if not entry.get(key)]
     if lacking:
         raise DataError(f"{where} lacks {lacking[0]!r}. Each corpus needs name, file and attributes.")
@@ -123,12 +124,22 @@ def _read_corpus(entry: Mapping[str, Any], folder: Path, where: str) -> Labelled
     return LabelledCorpus(name=str(entry["name"]), texts=tuple(labels), attributes=attributes)
 
 
+def _check_keys(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in entry:
+        if key not in known:
+            raise DataError(
+                f"{where} has the unknown key {short_repr(key)}. {did_you_mean(key, known)}Known: {', '.join(known)}."
+            )
+
+
 def _labels_of(row: Mapping[str, Any], attributes: Sequence[str]) -> dict[str, str]:
     source = row["labels"] if isinstance(row.get("labels"), dict) else row
     return {name: str(source[name]) for name in attributes if source.get(name) not in (None, "")}
 
 
 def _build_attribute(name: str, entry: Any, labels: Sequence[Mapping[str, str]], where: str) -> Attribute:
+    if isinstance(entry, dict):
+        _check_keys(entry, ("instructions",), f"{where}, attribute {name!r}")
     instructions = entry.get("instructions") if isinstance(entry, dict) else None
     if not isinstance(instructions, list) or not instructions or not all(isinstance(one, str) for one in instructions):
         raise DataError(f"{where}: attribute {name!r} has no instructions. Write a list of wordings.")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptembedder.errors import DataError, printable, short_repr
+from promptembedder.errors import DataError, did_you_mean, printable, short_repr
 
 __all__ = ["Task", "read_mixture"]
 
 _REQUIRED = ("name", "file", "instruction", "document_instruction", "in_batch_negatives")
 _OPTIONAL = ("instruction_paraphrases", "kind", "rows", "with_negative", "dropped_as_contaminated")
+# keys of a recipe, which a user may expect here
+_MISTAKEN_KEYS = {"instructions": "instruction", "document_instructions": "document_instruction", "pairs": "file"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def _parse_task(entry: Any, folder: Path, where: str) -> Task:
     if not os.path.isfile(file):  # Path.is_file raises on names that are too long or invalid
         raise DataError(
             f"{where} ({printable(name)}): {printable(str(file))} is not a file. "
-            f"Check the path, which is relative to {folder}."
+            f"Check the path, which is relative to {printable(str(folder.resolve()))}."
         )
     if not isinstance(entry["in_batch_negatives"], bool):
         raise DataError(
@@ -96,14 +98,16 @@ def _parse_task(entry: Any, folder: Path, where: str) -> Task:
 
 
 def _check_keys(entry: Mapping[str, Any], where: str) -> None:
+    known = _REQUIRED + _OPTIONAL
+    for key in entry:  # first: a misspelt key is also a missing one
+        if key not in known:
+            hint = did_you_mean(_MISTAKEN_KEYS.get(key, key), known) or "Remove it. "
+            raise DataError(f"{where} has the unknown key {short_repr(key)}. {hint}Known keys are {', '.join(known)}.")
     missing = [key for key in _REQUIRED if key not in entry]
     if missing:
-        raise DataError(f"{where} lacks {', '.join(missing)}. Every task has {', '.join(_REQUIRED)}.")
-    unknown = [key for key in entry if key not in _REQUIRED + _OPTIONAL]
-    if unknown:
         raise DataError(
-            f"{where} has the unknown key {short_repr(unknown[0])}. Remove it. "
-            f"Known keys are {', '.join(_REQUIRED + _OPTIONAL)}."
+            f"{where} lacks {', '.join(missing)}. Every task has {', '.join(_REQUIRED)}; "
+            "document_instruction is null if documents have none."
         )
 
 

@@ -142,7 +142,7 @@ class TextColumns:
         if text is None:
             raise DataError(
                 f"{place} has no text column: found {_columns(row)}. "
-                f"Name one with text_column, or rename it to one of {', '.join(_TEXT_COLUMNS)}."
+                f"Name one with --text-column (text_column in Python), or rename it to {', '.join(_TEXT_COLUMNS)}."
             )
         title = "title" if text_column is None and text == "text" else None
         return cls(text=text, id=id_column or _first_of(_ID_COLUMNS, row), title=title)
@@ -193,7 +193,7 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> str:
     if not isinstance(value, str):
         raise DataError(
             f"{place}: column {short_repr(column)} holds {_shown(value)}, not a string "
-            f"(columns found: {_columns(row)}). Correct or drop the row, or name another column with text_column."
+            f"(columns found: {_columns(row)}). Correct or drop the row, or name another column with --text-column."
         )
     return value
 
@@ -203,7 +203,7 @@ def _id_of(row: dict[str, Any], column: str, place: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(
             f"{place}: id column {short_repr(column)} holds {_shown(value)}, not a string or a whole number "
-            f"(columns found: {_columns(row)}). Correct the row, or name another column with id_column."
+            f"(columns found: {_columns(row)}). Correct the row, or name another column with --id-column."
         )
     return str(value)
 

@@ -1,6 +1,5 @@
 """Task files: a validated JSON list of evaluation tasks and their data files."""
 
-import difflib
 import json
 import math
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from promptembedder.data import clean_text, read_rows
-from promptembedder.errors import DataError, printable, short_repr
+from promptembedder.errors import DataError, did_you_mean, printable, short_repr
 from promptembedder.evaluation.task_data import (
     METRICS,
     EvaluationTask,
@@ -77,7 +76,9 @@ def read_tasks(path: Path, *, only: Sequence[str] = ()) -> list[EvaluationTask]:
         raise DataError(f"{path}: the name {short_repr(min(twice))} occurs twice. Give each task a unique name.")
     for name in only:
         if name not in names:
-            raise DataError(f"{path} has no task {short_repr(name)}. {_hint(name, names)}It has: {', '.join(names)}.")
+            raise DataError(
+                f"{path} has no task {short_repr(name)}. {did_you_mean(name, names)}It has: {', '.join(names)}."
+            )
     return [_task(entry) for entry in entries if not only or entry.content["name"] in only]
 
 
@@ -99,7 +100,9 @@ def _entry(content: Any, folder: Path, location: str) -> _Entry:
     known = _REQUIRED + _OPTIONAL
     for key in content:
         if key not in known:
-            raise DataError(f"{location}: unknown key {short_repr(key)}. {_hint(key, known)}Known: {', '.join(known)}.")
+            raise DataError(
+                f"{location}: unknown key {short_repr(key)}. {did_you_mean(key, known)}Known: {', '.join(known)}."
+            )
     missing = [key for key in _REQUIRED if key not in content]
     if missing:
         raise DataError(f"{location} lacks {', '.join(missing)}. Every task has {', '.join(_REQUIRED)}.")
@@ -110,18 +113,21 @@ def _entry(content: Any, folder: Path, location: str) -> _Entry:
     kind = content["type"]
     if kind not in kinds:
         raise DataError(
-            f"{location}: unknown type {short_repr(kind)}. {_hint(str(kind), kinds)}Known: {', '.join(kinds)}."
+            f"{location}: unknown type {short_repr(kind)}. {did_you_mean(str(kind), kinds)}Known: {', '.join(kinds)}."
         )
     metric, metrics = content["metric"], METRICS[kind]
     if metric not in metrics:
         raise DataError(
-            f"{location}: {short_repr(metric)} is not a metric of {kind}. {_hint(str(metric), metrics)}"
+            f"{location}: {short_repr(metric)} is not a metric of {kind}. {did_you_mean(str(metric), metrics)}"
             f"Try {metrics[0]!r}."
         )
     return _Entry(content, _files(content["files"], _FILES[kind], folder, location), location)
 
 
 def _files(files: Any, keys: tuple[str, ...], folder: Path, location: str) -> dict[str, Path]:
+    misplaced = sorted((set(files) - set(keys)) & set(_OPTIONAL)) if isinstance(files, dict) else []
+    if misplaced:
+        raise DataError(f"{location}: put {', '.join(misplaced)} beside 'files', not inside it.")
     if not isinstance(files, dict) or set(files) != set(keys):
         raise DataError(f"{location}: files must contain {', '.join(keys)}, got {short_repr(files)}.")
     paths = {}
@@ -129,7 +135,7 @@ def _files(files: Any, keys: tuple[str, ...], folder: Path, location: str) -> di
         if not isinstance(name, str) or not os.path.isfile(folder / name):  # Path.is_file raises over some names
             raise DataError(
                 f"{location}: {printable(str(folder / str(name)))} is not a file. "
-                f"Check {key}, which is relative to {folder}."
+                f"Check {key}, which is relative to {printable(str(folder.resolve()))}."
             )
         paths[key] = folder / name
     return paths
@@ -293,8 +299,3 @@ def _number(value: Any, column: str, path: Path) -> float:
             f"{path}: {short_repr(column)} contains {short_repr(value)}, not a number. Fix or remove the row."
         )
     return number
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {close[0]!r}? " if close else ""

@@ -66,6 +66,9 @@ def _instruction_id(model: str | None, service: EmbeddingService) -> str | None:
     name, at, instruction = model.partition("@")
     if name != service.config.model_name:
         raise ApiError(
-            404, "model_not_found", "no such model is served. GET /v1/models lists the models.", param="model"
+            404,
+            "model_not_found",
+            f"no such model is served. Send {service.config.model_name!r}, or one that GET /v1/models lists.",
+            param="model",
         )
     return instruction if at else None

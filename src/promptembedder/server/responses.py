@@ -146,12 +146,19 @@ def _to_api_error(error: RequestValidationError) -> ApiError:
     param, location = path[0] if path else None, ".".join(path)
     if first["type"] == "extra_forbidden":
         return ApiError(400, "unknown_field", f"unknown field {location[:100]!r}. See /docs.", param=None)
+    if not path:
+        kind = "missing_field" if first["type"] == "missing" else "invalid_value"
+        message = "the body is not a JSON object. Send one, with the header Content-Type: application/json."
+        return ApiError(400, kind, message)
     if first["type"] == "missing":
-        return ApiError(400, "missing_field", f"{location or 'the body'} is missing. Add it.", param=param)
+        return ApiError(400, "missing_field", f"{location} is missing. Add it.", param=param)
     if param in ("input", "inputs"):
+        place = param + "".join(f"[{part}]" for part in path[1:])
+        if first["type"] in ("string_too_short", "too_short"):
+            return ApiError(400, "invalid_input", f"{place} is empty. Send a text or leave it out.", param=param)
         message = f"{param} must be a text, token ids, or a list of either, none empty, without lone surrogates."
-        return ApiError(400, "invalid_input", f"{message} See {location}.", param=param)
-    return ApiError(400, "invalid_value", f"{location or 'the body'}: {first['msg']}", param=param)
+        return ApiError(400, "invalid_input", f"{place} is not valid: {message}", param=param)
+    return ApiError(400, "invalid_value", f"{location}: {first['msg']}", param=param)
 
 
 def _is_union_member(part: Any) -> bool:

@@ -103,11 +103,13 @@ def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
     if overwrite:
         return None
     if (output / MANIFEST_NAME).is_file():
-        raise ConfigError(f"{output} already contains a trained model. Choose another output, or overwrite it.")
+        raise ConfigError(f"{output} already contains a trained model. Choose another output, or pass --overwrite.")
     if checkpoint is not None and _read_recipe(path) != recipe:
-        raise ConfigError(f"{output} contains checkpoints of another recipe. Choose another output, or overwrite it.")
+        raise ConfigError(
+            f"{output} contains checkpoints of another recipe. Choose another output, or pass --overwrite."
+        )
     if checkpoint is None and list_checkpoints(output):
-        raise ConfigError(f"{output} contains only incomplete checkpoints. Choose another output, or overwrite it.")
+        raise ConfigError(f"{output} contains only incomplete checkpoints. Choose another output, or pass --overwrite.")
     return checkpoint
 
 
@@ -142,6 +144,15 @@ def _build_sharded(recipe: Recipe, data: TrainingData, device: str | None) -> Pr
     if init_distributed().world_size == 1:
         raise ConfigError("run.shard_reader needs several processes. Launch them with torchrun, or set it to false.")
     target = torch.device(device) if device else PartialState().device
+def _load_initial(name: str, recipe: Recipe, device: str | None) -> PromptEmbedder:
+    """Load the model that training continues. Its whitening is kept."""
+    model = PromptEmbedder.from_pretrained(name, device=device)
+    if model.encoder.config != recipe.model:
+        raise ConfigError(f"the configuration of {name} differs from `model` in the recipe. Use train --from {name}.")
+    model.encoder.others = ()  # alignments to further readers do not fit the prompter after training
+    return model
+
+
     model = _build_untrained(recipe, data, "cpu")
     encoder = model.text_encoder
     assert isinstance(encoder, SoftTokenEncoder)  # ensured by Recipe.__post_init__
