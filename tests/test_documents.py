@@ -1,5 +1,6 @@
 """Code and commands in the README and the documents run; names in the design page exist."""
 
+import json
 import re
 import shutil
 import warnings
@@ -88,3 +89,42 @@ def test_function_in_the_design_page_exists(file: str, name: str) -> None:
 @pytest.mark.parametrize("file", re.findall(r"`((?:backbone|method|model|training|export)/\w+\.py)`", DESIGN))
 def test_file_in_the_design_page_exists(file: str) -> None:
     assert (SOURCE / file).is_file()
+
+
+def test_the_files_of_the_data_page_are_read(tmp_path: Path) -> None:
+    """The formats were spread over recipes and docstrings, and one page had a key of another."""
+    from promptembedder.data import read_labelled_corpora, read_mixture
+    from promptembedder.evaluation import read_tasks
+
+    page = ROOT / "docs" / "data_files.md"
+    tables = {
+        "support.jsonl": [{"anchor": "a", "positive": "b"}],
+        "reviews.jsonl": [
+            {"text": "one", "labels": {"food": "good", "service": "bad"}},
+            {"text": "two", "labels": {"food": "bad", "service": "good"}},
+        ],
+        "corpus.jsonl": [{"id": "1", "text": "a"}],
+        "queries.jsonl": [{"id": "q", "text": "b"}],
+        "qrels.jsonl": [{"query_id": "q", "doc_id": "1", "relevance": 1}],
+        "topics.jsonl": [{"text": f"{i}", "label": i % 2, "split": "test" if i < 2 else "train"} for i in range(4)],
+    }
+    for name, rows in tables.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = []
+    for number, block in enumerate(blocks(page, "json")):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(block)
+    mixture, corpora, tasks = files
+    assert [task.name for task in read_mixture(mixture)] == ["support"]
+    assert [corpus.name for corpus in read_labelled_corpora(corpora)] == ["reviews"]
+    assert [task.name for task in read_tasks(tasks)] == ["Support", "Topics"]
+
+
+def test_the_recipe_for_own_pairs_is_about_pairs_of_any_kind() -> None:
+    """It carried an instruction for code search and truncated texts after 64 tokens."""
+    from promptembedder.storage import from_mapping, read_yaml
+    from promptembedder.training import Recipe
+
+    recipe = from_mapping(Recipe, read_yaml(ROOT / "recipes" / "pairs.yaml"))
+    assert not any("code" in text or "function" in text for text in recipe.data.instructions)
+    assert recipe.model.max_seq_length >= 256
