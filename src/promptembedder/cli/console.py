@@ -1,38 +1,30 @@
-"""Console output: reports, one-line errors and progress."""
+"""Console output: reports, one-line errors and logging."""
 
 import gc
 import json
 import logging
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from promptembedder.errors import PromptEmbedderError
 
-if TYPE_CHECKING:
-    from promptembedder.batch import CorpusProgress
-
-__all__ = ["Report", "configure_logging", "corpus_progress", "gc_paused", "one_line_errors", "row_count"]
+__all__ = ["Report", "configure_logging", "err", "gc_paused", "one_line_errors", "out", "plural"]
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+
+
+def plural(number: int, noun: str) -> str:
+    """Format a number with its noun: `1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Report:
@@ -105,46 +97,3 @@ def configure_logging() -> None:
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-
-
-@contextmanager
-def row_count() -> Iterator[Callable[[int], None]]:
-    """Show a row counter on stderr. It has no total, which is known only at the end of the last file."""
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed} rows"),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda rows: progress.advance(task, rows)
-
-
-@contextmanager
-def corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
-    """Show the progress over the corpus on stderr, with the speed of this run and the remaining time."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows, {task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=None, speed="reading the files")
-        first: CorpusProgress | None = None
-        start = 0.0
-
-        def show(at: "CorpusProgress") -> None:
-            nonlocal first, start
-            if first is None:
-                first, start = at, time.perf_counter()
-                progress.reset(task, total=at.total_rows, completed=at.rows, speed="loading the model")
-                return
-            seconds = time.perf_counter() - start
-            speed = f"{(at.rows - first.rows) / seconds:.0f} rows/s, {at.tokens / seconds:.0f} tokens/s"
-            progress.update(task, completed=at.rows, speed=speed)
-
-        yield show

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, corpus_progress, gc_paused, one_line_errors, row_count
+from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
 from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.progress import corpus_progress, row_progress
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from promptembedder.batch import CorpusReport, EmbedReport
 
 __all__ = ["embed"]
+
+# endings of files that a user may expect as output
+_FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".npy", ".npz", ".pkl", ".pt", ".h5", ".gz", ".zip")
 
 
 def embed(
@@ -94,6 +98,8 @@ def embed(
             return
         if not files or output is None:
             raise ConfigError("no input or no output. Give FILES -o OUT, or texts with --text or -.")
+        if output.suffix in _FILE_ENDINGS:
+            raise ConfigError(f"{output} would be a folder of shards. Give a .parquet file, or a name without ending.")
         if output.suffix != ".parquet":
             _embed_corpus(
                 report,
@@ -140,7 +146,7 @@ def embed(
             model, reader=reader, quantization=quantization, with_prompter=not compiled
         )
         name = str(model) if reader is None else f"{model} on {reader}"
-        with row_count() as on_rows:
+        with row_progress(_count_rows(paths)) as on_rows:
             done = embed_files(
                 embedder, paths, output, config=settings, model_name=name, identity=identity, on_rows=on_rows
             )
@@ -163,8 +169,11 @@ def _embed_corpus(
     report.result({**content, "model_sha256": model_identity(model, reader=settings.reader).sha256})
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count_rows(files: list[Path]) -> int | None:
+    """Count the rows of the files, or return None if one of them is a pipe, which can be read only once."""
+    from promptembedder.data import read_rows
+
+    return sum(1 for path in files for _ in read_rows(path)) if all(path.is_file() for path in files) else None
 
 
 def _corpus_summary(done: "CorpusReport") -> str:
@@ -173,7 +182,7 @@ def _corpus_summary(done: "CorpusReport") -> str:
     else:
         skipped = ""
     lines = [
-        f"{_count(done.rows, 'row')} in {_count(done.shards, 'shard')}{skipped} "
+        f"{plural(done.rows, 'row')} in {plural(done.shards, 'shard')}{skipped} "
         f"in {escape(str(done.output))}, {done.seconds:.1f} s",
         *(f"  {name}: {escape(text)}" for name, text in done.columns.items()),
     ]
@@ -185,18 +194,18 @@ def _corpus_summary(done: "CorpusReport") -> str:
         rows_text = "1 row was" if done.rejected == 1 else f"{done.rejected} rows were"
         lines.append(f"{rows_text} rejected, listed with reasons in {escape(str(done.output))}/rejected-*.jsonl")
     if done.truncated:
-        lines.append(f"{_count(done.truncated, 'text')} exceeded the length limit and lost the end")
+        lines.append(f"{plural(done.truncated, 'text')} exceeded the length limit and lost the end")
     return "\n".join(lines)
 
 
 def _summary(done: "EmbedReport") -> str:
     lines = [
-        f"{_count(done.rows, 'row')} of {done.dim} dimensions in {escape(str(done.output))}, "
+        f"{plural(done.rows, 'row')} of {done.dim} dimensions in {escape(str(done.output))}, "
         f"{done.seconds:.1f} s, {done.rows_per_second:.1f} rows and {done.tokens_per_second:.0f} tokens a second",
         *(f"  {name}: {escape(text)}" for name, text in done.columns.items()),
     ]
     if done.truncated:
-        lines.append(f"{_count(done.truncated, 'text')} exceeded the length limit and lost the end")
+        lines.append(f"{plural(done.truncated, 'text')} exceeded the length limit and lost the end")
     return "\n".join(lines)
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from promptembedder.cli.console import Report, err, gc_paused, one_line_errors
+from promptembedder.cli.console import Report, gc_paused, one_line_errors
 from promptembedder.cli.evaluate_aspects import evaluate_aspects, evaluate_questions, write_record
 from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.progress import ProgressDisplay
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, describe_machine, file_sha256, versions, write_json
 
@@ -202,11 +202,12 @@ def _score(loaded: "LoadedEncoder", tasks: "Tasks", options: _Options) -> _Outco
     }
     pairs = instruction_pairs(tasks) if use_wordings else []
     scores, steering = [], []
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("", total=len(tasks) + len(pairs))
+    # rows weigh tasks of different sizes; those of a hub task are unknown before it is loaded
+    sized = _is_file(options.tasks)
+    rows = {task.name: task.rows_used + task.documents_used if sized else 1 for task in tasks}
+    with ProgressDisplay("rows" if sized else "tasks", total=sum(rows.values()), measured=1) as progress:
         for task in tasks:
-            progress.update(bar, description=escape(task.name))
+            progress.advance(0, note=task.name)
             scores += score_tasks(
                 loaded.model,
                 [task],
@@ -214,11 +215,10 @@ def _score(loaded: "LoadedEncoder", tasks: "Tasks", options: _Options) -> _Outco
                 batch_size=options.batch_size,
                 wordings=wordings,
             )
-            progress.advance(bar)
+            progress.advance(rows[task.name])
         for coarse, fine in pairs:
-            progress.update(bar, description="steering")
+            progress.advance(0, note="steering")
             steering.append(instruction_steering(loaded.model, coarse, fine, batch_size=options.batch_size))
-            progress.advance(bar)
     return _Outcome(scores=scores, steering=steering, seconds=time.perf_counter() - start)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors, row_count
+from promptembedder.cli.console import Report, one_line_errors, plural
 from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.progress import row_progress
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
 from promptembedder.storage import read_manifest
@@ -175,7 +176,7 @@ def _rows(request: _Source, table: "VectorTable | None" = None) -> "Iterator[Vec
         raise DataError(f"{request.path} already contains vectors. Omit --model.")
     table_metadata, load = _build_loader(request, request.model, table)
     metadata = dict(_parse_column(word) for word in request.metadata or ())
-    with row_count() as on_rows:
+    with row_progress() as on_rows:
         yield CorpusRows(
             path=request.path,
             load_encoder=load,
@@ -225,7 +226,7 @@ def _parse_column(word: str) -> tuple[str, str]:
 def _summary(table: "VectorTable", added: int, deleted: int, seconds: float, measured: "SearchReport | None") -> str:
     index_type = table.index_type or "none, search is exact"
     lines = [
-        f"{table.rows} rows of {table.dim} dimensions in {escape(str(table.folder))}: "
+        f"{plural(table.rows, 'row')} of {table.dim} dimensions in {escape(str(table.folder))}: "
         f"{added} added, {deleted} deleted, {seconds:.1f} s",
         f"  model: {escape(table.table_metadata.model)}",
         f"  instruction: {escape(table.table_metadata.instruction)}",

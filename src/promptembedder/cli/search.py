@@ -2,19 +2,18 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from promptembedder.cli.console import Report, err, gc_paused, one_line_errors
+from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
 from promptembedder.cli.instructions import given_or_saved
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.progress import row_progress
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
 
@@ -77,7 +76,7 @@ def search(
         report.print(
             _table(
                 answer.hits,
-                title=f"{answer.documents} {'text' if answer.documents == 1 else 'texts'}, {answer.seconds:.3g} s",
+                title=f"{plural(answer.documents, 'text')}, {answer.seconds:.3g} s",
             )
         )
     report.result(
@@ -128,7 +127,7 @@ def _search_in_file(
     compiled = {query_prompt, document_prompt} <= set(manifest.instructions)
     embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
     start = time.perf_counter()
-    with _progress(len(rows)) as on_rows:
+    with row_progress(len(rows)) as on_rows:
         index = build_index(embedder, rows, prompt=document_prompt, on_rows=on_rows)
     vector = embedder.encode([request.text], prompt=query_prompt, show_progress_bar=False)[0]
     hits = index.search(vector, k=request.k)
@@ -163,14 +162,6 @@ def _search_in_table(request: _Query, folder: Path, where: str | None) -> _Searc
     hits = table.search(vector, k=request.k, where=where)
     seconds = time.perf_counter() - start
     return _SearchResult(hits=hits, instruction=prompt, documents=table.rows, seconds=seconds)
-
-
-@contextmanager
-def _progress(texts: int) -> Iterator[Callable[[int], None]]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=texts)
-        yield lambda rows: progress.advance(task, rows)
 
 
 def _table(hits: "Sequence[Hit | TableHit]", *, title: str) -> Table:
