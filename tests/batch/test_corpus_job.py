@@ -210,7 +210,7 @@ def test_invalid_rows_are_counted_and_listed_with_their_reason(
     assert (report.rows, report.rejected) == (38, 3)
     rejects = [record.rejects for record in records_in(tmp_path / "out") if record.rejects]
     told = [json.loads(line) for name in rejects for line in (tmp_path / "out" / name).read_text().splitlines()]
-    assert [line["row"] for line in told] == [13, 14, 15]
+    assert [line["row"] for line in told] == [14, 15, 16]  # from 1, as in the reasons
     for line, words in zip(told, ("holds 7 (int)", "broken JSON", "'year' contains 'old' (str), not int"), strict=True):
         assert line["source"].endswith("b.jsonl")
         assert words in line["reason"]

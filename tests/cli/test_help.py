@@ -57,6 +57,16 @@ def test_a_line_with_an_unknown_option_is_no_example(reads: Callable[[str], None
         reads("promptembedder info runs/mine --nothing")
 
 
+def test_the_rule_of_environment_variables_is_in_the_programs_help_alone(run: Run) -> None:
+    """Each option had its variable in a column of its own, which tripled the length of the help and was truncated."""
+    assert "PROMPTEMBEDDER_COMMAND_OPTION" in run("--help").stdout
+    for words in ("embed", "serve", "plot map"):
+        text = run(*words.split(), "--help").stdout
+        assert "env var" not in text and "PROMPTEMBEDDER_" not in text
+    refused = run("serve", "none", env={"PROMPTEMBEDDER_SERVE_PORT": "many"})
+    assert refused.exit_code == 2 and "many" in refused.stderr  # the variables still work
+
+
 def test_the_version_is_said_alone(run: Run) -> None:
     result = run("--version")
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{version('promptembedder')}\n", "")

@@ -117,7 +117,7 @@ def test_the_script_needs_no_promptembedder_and_refuses_another_backbone(
     with pytest.raises(SystemExit, match="several instructions"):
         script["main"](words)
     script["main"]([*words, "--instruction", FIRST])
-    assert "2 texts, 32 numbers each" in capsys.readouterr().out
+    assert "vectors 2 x 32 (texts x dimensions)" in capsys.readouterr().out
     assert np.abs(np.load(tmp_path / "v.npy") - model.encode(["one", "two words"], prompt=FIRST)).max() < 1e-5
     other = new_model(**STOCK, text_start="x")
     with torch.no_grad():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptembedder.plots import plane_view, plot_map, plot_similarity
+from promptembedder.plots import align_view, plane_view, plot_map, plot_similarity
 
 
 def unit_rows(*shape: int) -> np.ndarray:
@@ -49,4 +49,25 @@ def test_the_table_of_the_map_holds_the_places(tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     assert [row["label"] for row in table[:4]] == ["a", "b", "c", "a"]
     second = np.array([[float(row["x"]), float(row["y"])] for row in table[12:]])
-    np.testing.assert_allclose(second, plane_view(vectors[1]).points, atol=1e-5)
+    first, other = (plane_view(own) for own in vectors)
+    np.testing.assert_allclose(second, align_view(other, first).points, atol=1e-5)
+    assert [row["row"] for row in table[:2]] == ["1", "2"]
+
+
+def test_panels_of_the_same_vectors_turned_or_mirrored_look_the_same(tmp_path: Path) -> None:
+    """The axes of one panel were often those of the next one mirrored, as the signs of the components are arbitrary."""
+    vectors = unit_rows(12, 2)
+    turned = vectors @ np.array([[0.6, 0.8], [0.8, -0.6]], dtype=np.float32)  # a rotation with a mirror
+    files = plot_map(np.stack([vectors, turned]), ["a", "b", "c"] * 4, ["first", "second"], tmp_path / "map")
+    with files[2].open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    points = np.array([[float(row["x"]), float(row["y"])] for row in table])
+    np.testing.assert_allclose(points[12:], points[:12], atol=1e-5)
+
+
+def test_an_aligned_projection_keeps_distances_and_variance() -> None:
+    first, other = (plane_view(own) for own in unit_rows(2, 12, 5))
+    aligned = align_view(other, first)
+    distances = [np.linalg.norm(view.points[:, None] - view.points, axis=-1) for view in (other, aligned)]
+    np.testing.assert_allclose(distances[1], distances[0], atol=1e-5)
+    assert abs(sum(aligned.shares) - sum(other.shares)) < 1e-6

@@ -42,3 +42,11 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path:
     with lock_directory(folder):  # let go of, it can be had again
         pass
     assert not folder.exists()
+    assert [path.name for path in folder.parent.iterdir()] == []
+
+
+def test_a_finished_job_leaves_no_lock_file_behind(tmp_path: Path) -> None:
+    """`.NAME.lock` stayed next to every output, in folders that users list, sync and copy."""
+    with lock_directory(tmp_path / "model"):
+        assert (tmp_path / ".model.lock").exists()
+    assert list(tmp_path.iterdir()) == []

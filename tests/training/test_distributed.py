@@ -182,7 +182,7 @@ def test_the_command_trains_with_torchrun_and_speaks_once(folder: Path, alone: d
     done = _launch("-m", "promptembedder", "train", folder / "recipe.yaml", "--json")
     result = json.loads(done.stdout)  # one object and nothing else
     assert result["train_loss"] == pytest.approx(alone["mixture"]["train_loss"], abs=1e-4)
-    assert done.stderr.count("data sets:") == 1
+    assert done.stderr.count("pairs in ") == 1
     output = Path(result["model"])
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 15))

@@ -124,7 +124,7 @@ class ShardWorker:
                     continue
                 except DataError as error:
                     reason = error
-            rejected.append({"source": task.source.location, "row": number, "reason": str(reason)})
+            rejected.append({"source": task.source.location, "row": number + 1, "reason": str(reason)})
         vectors = self._embed_texts(texts, on_rows)
         try:
             file, sha256 = self._write_shard(task.number, ids, vectors, list(zip(*values, strict=True)))

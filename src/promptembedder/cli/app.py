@@ -14,6 +14,7 @@ from promptembedder.cli.export import export
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
 from promptembedder.cli.mteb import mteb
+from promptembedder.cli.options import Command
 from promptembedder.cli.plot import plot
 from promptembedder.cli.quickstart import quickstart
 from promptembedder.cli.renamed import check_renamed
@@ -55,14 +56,17 @@ def _program(
 ) -> None:
     """Turn any frozen LLM into an instruction-following text embedder.
 
+    Options with a value can also be set in the environment, as PROMPTEMBEDDER_COMMAND_OPTION, for example
+    PROMPTEMBEDDER_SERVE_PORT, or in a YAML file (--config). A flag overrides the environment, which overrides the file.
+
     Example: promptembedder quickstart
     """
 
 
 for command in (quickstart, train, transfer, evaluate, embed, index, search, serve, export, info, doctor):
-    app.command()(command)
-app.command("compile")(compile_)
-app.command("move", hidden=True)(transfer)  # deprecated alias for one release
+    app.command(cls=Command)(command)
+app.command("compile", cls=Command)(compile_)
+app.command("move", cls=Command, hidden=True)(transfer)  # deprecated alias for one release
 app.command(
     "mteb", add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(mteb)

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from promptembedder.cli.renamed import RENAMED_OPTIONS
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, read_yaml
 
 __all__ = [
+    "Command",
     "ConfigOption",
     "JsonOption",
     "QuantizationOption",
@@ -19,6 +21,16 @@ __all__ = [
     "parse_ints",
     "split_commas",
 ]
+
+
+class Command(TyperCommand):
+    """Command whose help omits the environment variable of each option. The program's help states their rule once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create the command as typer does."""
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            parameter.show_envvar = False  # type: ignore[attr-defined]
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:

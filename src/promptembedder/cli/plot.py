@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.options import Command, ConfigOption, JsonOption
 from promptembedder.cli.plot_vectors import map_, similarity
 from promptembedder.errors import DataError
 
@@ -20,11 +20,11 @@ __all__ = ["plot"]
 _LEARNING_RATE = re.compile(r"-\d+(\.\d+)?e-?\d+$")  # suffix of a method trained with several learning rates
 
 plot = typer.Typer(help="Plot runs, results and vectors: PNG, SVG and CSV.", no_args_is_help=True)
-plot.command()(similarity)
-plot.command("map")(map_)
+plot.command(cls=Command)(similarity)
+plot.command("map", cls=Command)(map_)
 
 
-@plot.command()
+@plot.command(cls=Command)
 def training(
     runs: Annotated[list[Path], typer.Argument(help="Output folders of train or quickstart.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Path of the files without extension.")] = Path(
@@ -47,7 +47,7 @@ def training(
     _report_files(report, files)
 
 
-@plot.command()
+@plot.command(cls=Command)
 def quality(
     results: Annotated[Path, typer.Argument(help="quality.json of python -m benchmarks quality.")],
     memory: Annotated[
@@ -74,7 +74,7 @@ def quality(
     _report_files(report, files)
 
 
-@plot.command()
+@plot.command(cls=Command)
 def moves(
     results: Annotated[Path, typer.Argument(help="move.json of python -m benchmarks transfer.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the files.")] = Path("plots"),

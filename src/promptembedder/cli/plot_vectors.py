@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from promptembedder import extras
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report, one_line_errors, plural
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import read_manifest
@@ -93,7 +93,7 @@ def map_(
         vectors = _vectors(model, reader, [text for text, _ in rows], chosen)
         files = plot_map(vectors, [label for _, label in rows], chosen, output)
     if left_out:
-        report.print(f"{left_out} rows of less frequent labels were omitted. Raise --labels to include them.")
+        report.print(f"omitted: {plural(left_out, 'row')} of less frequent labels. Raise --labels to include them.")
     report.print(f"written: {escape(', '.join(map(str, files)))}")
     content = {"files": [str(path) for path in files], "texts": len(rows), "left_out": left_out}
     report.result({**content, "instructions": chosen})

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors
+from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
 from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder, split_commas
 from promptembedder.errors import ConfigError
 from promptembedder.storage import from_mapping, parse_yaml, read_yaml
@@ -120,7 +120,9 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
             Path(recipe.data.pairs), chosen, delimiter=recipe.data.delimiter, encoding=recipe.data.encoding
         )
         report.print(f"query column: {escape(repr(found.anchor))}, text column: {escape(repr(found.positive))}")
-    report.print(f"{data.pair_count} pairs in {len(data.tasks)} data sets: {', '.join(data.tasks)}")
+    report.print(
+        f"{plural(data.pair_count, 'pair')} in {plural(len(data.tasks), 'data set')}: {escape(', '.join(data.tasks))}"
+    )
     model = new_model(recipe, data)
     if checkpoint:
         report.print(f"resuming from {checkpoint}")

@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = args.texts.read_text(encoding="utf-8").splitlines()
     vectors = embed(export, texts, args.instruction or known[0], engine=args.engine, dtype=args.dtype)
     np.save(args.output, vectors)
-    sys.stdout.write(f"{args.output}: {vectors.shape[0]} texts, {vectors.shape[1]} numbers each\n")
+    sys.stdout.write(f"{args.output}: vectors {vectors.shape[0]} x {vectors.shape[1]} (texts x dimensions)\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from promptembedder.plots.quality import (
     transfer_label,
 )
 from promptembedder.plots.training import RunLog, plot_training, read_run_log
-from promptembedder.plots.vectors import PlaneView, plane_view, plot_map, plot_similarity
+from promptembedder.plots.vectors import PlaneView, align_view, plane_view, plot_map, plot_similarity
 
 __all__ = [
     "CostPoint",
@@ -22,6 +22,7 @@ __all__ = [
     "RunLog",
     "StepPoint",
     "TaskScorePoint",
+    "align_view",
     "plane_view",
     "plot_map",
     "plot_memory",

@@ -16,7 +16,7 @@ from promptembedder.types import Float
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PlaneView", "plane_view", "plot_map", "plot_similarity"]
+__all__ = ["PlaneView", "align_view", "plane_view", "plot_map", "plot_similarity"]
 
 _LETTERS = 34  # characters of a text label
 _TITLE_LETTERS = 40
@@ -46,6 +46,19 @@ def plane_view(vectors: Float[np.ndarray, "texts dim"]) -> PlaneView:
     shares = np.zeros(2)
     shares[: len(first)] = lengths[:2] ** 2 / max(float((lengths**2).sum()), 1e-30)
     return PlaneView(points.astype(np.float32), (float(shares[0]), float(shares[1])))
+
+
+def align_view(view: PlaneView, reference: PlaneView) -> PlaneView:
+    """Rotate and mirror a projection onto another one of the same texts (orthogonal Procrustes problem).
+
+    The directions of principal components are arbitrary, so that panels side by side would look different where the
+    vectors are the same.
+    """
+    left, _, right = np.linalg.svd(view.points.T.astype(np.float64) @ reference.points)
+    points = view.points @ (left @ right)
+    total = float((view.points**2).sum()) / max(sum(view.shares), 1e-30)
+    first, second = (points**2).sum(axis=0) / max(total, 1e-30)
+    return PlaneView(points.astype(np.float32), (float(first), float(second)))
 
 
 def plot_similarity(
@@ -108,7 +121,8 @@ def plot_map(
     kinds = sorted(set(labels))
     styles = method_styles(kinds)
     of_label = np.array(labels)
-    views = [plane_view(own) for own in vectors]
+    first, *others = (plane_view(own) for own in vectors)
+    views = [first, *(align_view(view, first) for view in others)]
     with pictures():
         figure = new_figure(5.0 * len(instructions), 5.4)
         grid = figure.subplots(1, len(instructions), squeeze=False)[0]
@@ -133,7 +147,7 @@ def plot_map(
         files = write_pictures(figure, path_stem)
     table = path_stem.with_name(f"{path_stem.name}.csv")
     rows = [
-        {"instruction": instruction, "row": row, "label": label, "x": f"{x:.6f}", "y": f"{y:.6f}"}
+        {"instruction": instruction, "row": row + 1, "label": label, "x": f"{x:.6f}", "y": f"{y:.6f}"}
         for instruction, view in zip(instructions, views, strict=True)
         for row, (label, (x, y)) in enumerate(zip(labels, view.points, strict=True))
     ]

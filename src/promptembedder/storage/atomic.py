@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ __all__ = ["atomic_directory", "atomic_swap", "lock_directory", "sync_tree"]
 def lock_directory(folder: Path) -> Iterator[None]:
     """Lock `folder` against other processes for the duration of the block.
 
-    The lock file is next to the folder, and the lock ends with the process.
+    The lock file is next to the folder and is deleted at the end. The lock ends with the process.
 
     Raises:
         ConfigError: If another process has locked the folder. The message names that process.
@@ -42,6 +42,8 @@ def lock_directory(folder: Path) -> Iterator[None]:
         yield
     finally:
         owner.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows deletes no open file
+            lock_path.unlink()  # before the release: filelock refuses a lock on a deleted file to another process
         lock.release()
 
 

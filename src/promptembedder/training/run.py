@@ -139,11 +139,6 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
     return model
 
 
-def _build_sharded(recipe: Recipe, data: TrainingData, device: str | None) -> PromptedSentenceTransformer:
-    """Build an untrained model whose reader is sharded over all processes."""
-    if init_distributed().world_size == 1:
-        raise ConfigError("run.shard_reader needs several processes. Launch them with torchrun, or set it to false.")
-    target = torch.device(device) if device else PartialState().device
 def _load_initial(name: str, recipe: Recipe, device: str | None) -> PromptEmbedder:
     """Load the model that training continues. Its whitening is kept."""
     model = PromptEmbedder.from_pretrained(name, device=device)
@@ -153,6 +148,11 @@ def _load_initial(name: str, recipe: Recipe, device: str | None) -> PromptEmbedd
     return model
 
 
+def _build_sharded(recipe: Recipe, data: TrainingData, device: str | None) -> PromptedSentenceTransformer:
+    """Build an untrained model whose reader is sharded over all processes."""
+    if init_distributed().world_size == 1:
+        raise ConfigError("run.shard_reader needs several processes. Launch them with torchrun, or set it to false.")
+    target = torch.device(device) if device else PartialState().device
     model = _build_untrained(recipe, data, "cpu")
     encoder = model.text_encoder
     assert isinstance(encoder, SoftTokenEncoder)  # ensured by Recipe.__post_init__
