@@ -125,7 +125,7 @@ def _entry(content: Any, folder: Path, location: str) -> _Entry:
 
 
 def _files(files: Any, keys: tuple[str, ...], folder: Path, location: str) -> dict[str, Path]:
-    misplaced = sorted((set(files) - set(keys)) & set(_OPTIONAL)) if isinstance(files, dict) else []
+    misplaced = [key for key in _OPTIONAL if key in files and key != "rows"] if isinstance(files, dict) else []
     if misplaced:
         raise DataError(f"{location}: put {', '.join(misplaced)} beside 'files', not inside it.")
     if not isinstance(files, dict) or set(files) != set(keys):
