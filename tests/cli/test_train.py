@@ -93,6 +93,18 @@ def test_training_refuses_a_blank_output(refused: Refused, table: Path) -> None:
     assert "output folder is blank" in refused("quickstart", "-o", "")
 
 
+def test_a_saved_model_is_trained_further_on_another_table(
+    run: Run, refused: Refused, table: Path, tmp_path: Path
+) -> None:
+    """There was no way to go on with a trained model on new data."""
+    assert run("train", "--data", table, *WORDS, "-o", tmp_path / "first", "--steps", "1").exit_code == 0
+    words = ("train", "--data", table, *WORDS[2:], "--from", tmp_path / "first", "-o", tmp_path / "second")
+    result = run(*words, "--epochs", "0.2", "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["steps"] == 2  # of 40 rows in batches of 4
+    assert "Omit --backbone" in refused(*words, "--backbone", "random:tiny-llama")
+    assert "Give one of them" in refused(*words, "--steps", "3", "--epochs", "1")
+
+
 def test_next_line_quotes_a_path_with_spaces(run: Run, table: Path, tmp_path: Path) -> None:
     """The printed command could not be copied if the path had spaces."""
     output = tmp_path / "my model"

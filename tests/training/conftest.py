@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def mixture(tmp_path: Path) -> Path:
 def recipe_of(tiny_model: ModelConfig, mixture: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """A recipe for the tiny mixture; the folder's name and the run settings vary."""
 
-    def make(name: str = "run", *, steps: int = 6, data: DataConfig | None = None, **run: int) -> Recipe:
+    def make(name: str = "run", *, steps: int = 6, data: DataConfig | None = None, **run: Any) -> Recipe:
         return Recipe(
             model=tiny_model,
             data=data or DataConfig(mixture=str(mixture)),

@@ -11,7 +11,7 @@ from rich.table import Table
 from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
 from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder, split_commas
 from promptembedder.errors import ConfigError
-from promptembedder.storage import from_mapping, parse_yaml, read_yaml
+from promptembedder.storage import from_mapping, parse_yaml, read_manifest, read_yaml, to_mapping
 
 if TYPE_CHECKING:  # slow imports that `--help` does not need
     from promptembedder.training import Ranks, Recipe, TrainingResult
@@ -42,6 +42,10 @@ def train(
             help="Instruction for the queries of --data. Repeatable: several wordings.", allow_from_autoenv=False
         ),
     ] = None,
+    initial_model: Annotated[
+        str | None,
+        typer.Option("--from", help="Saved model to train further, as folder or hub id. Default: a new one."),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="LLM for both roles. Default: smollm2-135m.")] = None,
     mixture: Annotated[Path | None, typer.Option(help="Mixture file. Short for --set data.mixture=...")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Folder of the trained model.")] = None,
@@ -62,18 +66,27 @@ def train(
 
     Example: promptembedder train --data pairs.csv --instruction "Find the answer" --output runs/mine
 
+    Example: promptembedder train --data new.csv --from runs/mine --epochs 2 --output runs/tuned
+
     Example: promptembedder train recipes/pairs.yaml --set data.pairs=pairs.csv --output runs/mine
 
     Start it on several devices with `torchrun` or `accelerate launch`: docs/distributed.md.
     """
     named = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
+    named |= {"optim.epochs": epochs}
     changes = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with one_line_errors():
         if recipe is None and data is None:
             raise ConfigError("no training data. Give a recipe, or a table of pairs with --data FILE.")
         if output is not None:
             check_output_folder(output)
+        if steps is not None and epochs is not None:
+            raise ConfigError("--steps and --epochs both set the length of training. Give one of them.")
         content = {} if recipe is None else _read(recipe)
+        if initial_model is not None:
+            if backbone is not None:
+                raise ConfigError("--from keeps the LLMs of the model. Omit --backbone; `transfer` changes the reader.")
+            content["model"] = _saved_config(initial_model)
         entries = {
             "data.pairs": data and str(data),
             "data.columns": columns and split_commas(columns),
@@ -82,6 +95,7 @@ def train(
             "data.instructions": instruction,
             "model.prompter.backbone": backbone and {"source": backbone, "dtype": "float32"},
             "model.reader.source": backbone,
+            "run.initial_model": initial_model,
             "run.report_to": report_to and split_commas(report_to),
         }
         for path, value in entries.items():
@@ -137,6 +151,14 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _saved_config(name: str) -> dict[str, Any]:
+    """Return the configuration of a saved model as the section `model` of a recipe."""
+    with gc_paused():  # seconds
+        from promptembedder.model import model_config, saved_folder
+
+    return to_mapping(model_config(read_manifest(saved_folder(name))))
+
+
 def _apply_changes(content: dict[str, Any], changes: list[str]) -> "Recipe":
     """Build the recipe with the `section.key=value` entries applied. Values are parsed as YAML."""
     for change in changes:
@@ -171,6 +193,7 @@ def _to_json(result: "TrainingResult") -> dict[str, Any]:
         "model": str(result.output),
         "steps": result.steps,
         "resumed_from": result.resumed_from,
+        "best_step": result.best_step,
         "train_pairs": result.train_pairs,
         "trained_parameters": result.trained_parameters,
         "train_loss": result.train_loss,
@@ -183,6 +206,8 @@ def _to_json(result: "TrainingResult") -> dict[str, Any]:
 def _table(result: "TrainingResult") -> Table:
     table = Table(title=f"trained: {result.output}", show_header=False, title_justify="left")
     table.add_row("steps", str(result.steps))
+    if result.best_step is not None:
+        table.add_row("best step, saved", str(result.best_step))
     table.add_row("trained parameters", f"{result.trained_parameters:,}")
     for name, text in result.prompts.items():
         table.add_row(f"{name} instruction", escape(text))

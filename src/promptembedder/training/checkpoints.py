@@ -116,10 +116,11 @@ def find_last_checkpoint(output: Path) -> Path | None:
     return None
 
 
-def keep_newest(output: Path, count: int) -> None:
-    """Delete all but the `count` newest checkpoints."""
+def keep_newest(output: Path, count: int, *, best: Path | None = None) -> None:
+    """Delete all but the `count` newest checkpoints and the best one."""
     for path in list_checkpoints(output)[:-count]:
-        _delete(path)
+        if path != best:
+            _delete(path)
 
 
 def delete_checkpoints_after(output: Path, checkpoint: Path | None) -> None:

@@ -114,6 +114,8 @@ class OptimConfig:
     """AdamW with a warm-up, then a linear decay or a constant rate.
 
     Attributes:
+        steps: Number of steps. Ignored if `epochs` is set.
+        epochs: Number of passes over the training data. If None, `steps` decides.
         batch_size: Number of rows of a step, summed over all processes.
         learning_rate: Learning rate of the prompter.
         alignment_learning_rate: Learning rate of the alignment, the deeper alignments and the output projection.
@@ -123,6 +125,7 @@ class OptimConfig:
     """
 
     steps: int = 100
+    epochs: float | None = None
     batch_size: int = 24
     learning_rate: float = 3e-4
     alignment_learning_rate: float = 2e-3
@@ -143,6 +146,8 @@ class OptimConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optim.{name} must be > 0, got {getattr(self, name)}.")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ConfigError(f"optim.epochs must be > 0, got {self.epochs}. Leave it out to use optim.steps.")
         if self.batch_size < 2:
             raise ConfigError("optim.batch_size must be at least 2, because the other rows are the negatives.")
         if self.schedule not in ("linear", "constant"):
@@ -151,7 +156,9 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Similarity benchmark during training.
+    """Validation during training: a similarity benchmark, the held-out rows (`data.held_out`), or both.
+
+    The validation score is Spearman's correlation on `sts` if it is set, otherwise the negative mean held-out loss.
 
     Attributes:
         sts: File of rows with `sentence1`, `sentence2` and `score`. If None, only the loss is evaluated.
@@ -159,6 +166,10 @@ class EvaluationConfig:
         instruction: Instruction of both sentences.
         limit: Number of rows to use, the first ones. If None, all rows are used.
         every: Number of steps between evaluations. 0 evaluates at the end only.
+        keep_best: Save the weights of the step with the best validation score instead of the last step. A checkpoint is
+            then saved at each evaluation.
+        patience: Number of successive evaluations without a better score after which training stops. Needs `keep_best`.
+            If None, training does not stop early.
     """
 
     sts: str | None = None
@@ -166,6 +177,18 @@ class EvaluationConfig:
     instruction: str = "Retrieve semantically similar text"
     limit: int | None = None
     every: int = 0
+    keep_best: bool = False
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_best and self.every < 1:
+            raise ConfigError(
+                "evaluation.keep_best compares evaluations during training. Set evaluation.every, try 20."
+            )
+        if self.patience is not None and not self.keep_best:
+            raise ConfigError("evaluation.patience stops after the best step. Set evaluation.keep_best=true.")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"evaluation.patience must be at least 1, got {self.patience}. Leave it out for none.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +197,8 @@ class RunConfig:
 
     Attributes:
         output: Folder of the trained model, its checkpoints and `metrics.jsonl`.
+        initial_model: Saved model whose weights training starts from, as folder or hub id. `model` must be its
+            configuration. If None, an untrained model.
         save_every: Number of steps between checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep. Older ones are deleted.
         log_every: Number of steps between lines of `metrics.jsonl`.
@@ -185,6 +210,7 @@ class RunConfig:
     """
 
     output: str = "runs/model"
+    initial_model: str | None = None
     seed: int = 0
     save_every: int = 50
     keep_checkpoints: int = 2
@@ -225,6 +251,8 @@ class Recipe:
         frozen_reader = self.baseline is None or self.baseline.kind == "static"
         if self.model.reader.quantization is not None and not frozen_reader:
             raise ConfigError("model.reader.quantization needs a frozen reader. Leave it out.")
+        if self.run.initial_model is not None and (self.baseline is not None or self.run.shard_reader):
+            raise ConfigError("run.initial_model needs a PromptEmbedder with a whole reader. Leave it out.")
         if self.run.shard_reader:
             self._check_sharding(frozen=frozen_reader)
         if self.text_cache.keeps_any and not (frozen_reader and self.model.placement == "suffix"):

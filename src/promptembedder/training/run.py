@@ -68,6 +68,7 @@ class TrainingResult:
 
     Attributes:
         resumed_from: Step of the checkpoint that the run resumed from. 0 for a new run.
+        best_step: Step of the saved weights if the best ones are kept. If None, those of the last step.
         train_loss: Mean loss over all steps, including those before a kill.
         metrics: Metrics of the last evaluation. Empty without one.
         query_instructions: First query instruction of each task of pairs, without duplicates.
@@ -77,6 +78,7 @@ class TrainingResult:
     output: Path
     steps: int
     resumed_from: int
+    best_step: int | None
     train_pairs: int
     trained_parameters: int
     train_loss: float
@@ -123,7 +125,7 @@ def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
 
 
 def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> PromptedSentenceTransformer:
-    """Build the untrained model, or baseline, that the recipe describes.
+    """Build the untrained model, or baseline, that the recipe describes, or load the one that it continues.
 
     `data` provides the tasks of static soft tokens, the texts that the whitening is fitted on, and the default
     instruction if the recipe sets none: the document instruction that all tasks share.
@@ -132,8 +134,11 @@ def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) 
         BackboneError: If a backbone cannot be loaded.
         DataError: If no row of a task has a negative.
         ConfigError: If the settings contradict each other, or `run.shard_reader` is set in a single process.
+        ModelFormatError: If `run.initial_model` cannot be loaded.
     """
     log_data_warnings(data)
+    if recipe.run.initial_model is not None:
+        return _load_initial(recipe.run.initial_model, recipe, device)
     model = _build_sharded(recipe, data, device) if recipe.run.shard_reader else _build_untrained(recipe, data, device)
     fit_whitening_from_data(model.text_encoder, data, seed=recipe.run.seed)
     return model
@@ -223,6 +228,8 @@ def train_model(
         TrainingStoppedError: If the run left the bounds of `recipe.monitor`. Saved checkpoints are good.
         SaveError: If the disk is full. Earlier checkpoints are unchanged.
     """
+    if recipe.evaluation.keep_best and evaluator is None and data.held_out is None:
+        raise ConfigError("evaluation.keep_best needs a validation score. Set data.held_out or evaluation.sts.")
     disable_progress_bar()
     _set_card(model, data)
     _set_prompts(model, data)
@@ -250,6 +257,7 @@ def train_model(
         output=Path(recipe.run.output),
         steps=trained.global_step,
         resumed_from=resumed,
+        best_step=trainer.state.best_global_step if recipe.evaluation.keep_best else None,
         train_pairs=data.pair_count,
         trained_parameters=sum(weight.numel() for weight in model.text_encoder.trained_weights()),
         train_loss=trainer.mean_loss,
@@ -323,6 +331,7 @@ def _build_trainer(
         callbacks=[JsonlMetrics(Path(recipe.run.output) / METRICS_NAME), *callbacks],
     )
     trainer.check_ranks = recipe.run.check_ranks
+    trainer.patience = recipe.evaluation.patience
     trainer.monitor = DivergenceMonitor(
         recipe.monitor,
         check_entropy=recipe.model.relaxation.kind == "softmax",

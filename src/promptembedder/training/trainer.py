@@ -35,6 +35,8 @@ from promptembedder.training.monitor import DivergenceMonitor
 from promptembedder.training.recipe import Recipe
 from promptembedder.types import Tensor
 
+VALIDATION_SCORE = "eval_validation_score"
+
 __all__ = ["PromptEmbedderTrainer", "StateStatistics", "build_training_arguments", "check_trackers"]
 
 _STATISTICS_EVERY = 8  # steps
@@ -56,7 +58,8 @@ def build_training_arguments(
     tunings = (recipe.model.prompter.tuning, recipe.baseline.kind if recipe.baseline else "")
     arguments = SentenceTransformerTrainingArguments(
         output_dir=run.output,
-        max_steps=optim.steps,
+        max_steps=optim.steps if optim.epochs is None else -1,
+        num_train_epochs=optim.epochs or 1.0,  # ignored if max_steps is set
         per_device_train_batch_size=optim.batch_size,
         per_device_eval_batch_size=optim.batch_size,
         learning_rate=optim.learning_rate,
@@ -70,7 +73,10 @@ def build_training_arguments(
         eval_strategy="steps" if has_evaluation and every else "no",
         eval_steps=every or None,
         save_strategy="steps",
-        save_steps=run.save_every,
+        save_steps=every if recipe.evaluation.keep_best else run.save_every,
+        load_best_model_at_end=recipe.evaluation.keep_best,
+        metric_for_best_model=VALIDATION_SCORE if recipe.evaluation.keep_best else None,
+        greater_is_better=True if recipe.evaluation.keep_best else None,
         save_total_limit=run.keep_checkpoints,
         logging_steps=run.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be visible
@@ -131,10 +137,12 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
     Attributes:
         check_ranks: Compare soft tokens and trained weights between the processes in every step.
         monitor: Divergence checks. If None, the run is never stopped.
+        patience: Number of successive evaluations without a better score that stop the run. If None, none do.
     """
 
     check_ranks = False
     monitor: DivergenceMonitor | None = None
+    patience: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the arguments of sentence-transformers' trainer."""
@@ -227,6 +235,35 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
                 logs["communicated_bytes"] = self.traffic.step_bytes
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Run the parent's evaluation and add the validation score in training if the best checkpoint is kept.
+
+        The parent calls this method again for each held-out data set, with a prefix that contains its name.
+        """
+        metrics: dict[str, float] = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.load_best_model_at_end and self.is_in_train and metric_key_prefix == "eval":
+            if self.evaluator is None:
+                losses = [loss for name, loss in metrics.items() if name.endswith("_loss")]
+                score = -sum(losses) / len(losses)
+            else:
+                score = metrics[f"eval_{self.evaluator.primary_metric}"]
+            metrics[VALIDATION_SCORE] = score
+            self.log({VALIDATION_SCORE: score})
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # not EarlyStoppingCallback: it has the metrics of one held-out data set at a time, and a resumed run forgets
+        # its counter
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if self.patience is not None and self.state.best_global_step is not None:
+            waited = (self.state.global_step - self.state.best_global_step) / self.args.eval_steps
+            self.control.should_training_stop |= waited >= self.patience
+        return is_best
+
+    def _load_best_model(self) -> None:
+        self.ranks.wait()  # for the first process, which writes checkpoints
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run the parent's loop with one loss per batch: every process computes the loss of the joint batch."""
         self.gather_function: Any = lambda losses: self.accelerator.gather_for_metrics(losses)[: len(losses)]
@@ -295,6 +332,10 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
         if not self.args.should_save:
             return
         output = Path(str(self.args.output_dir))
+        best = None
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            best = output / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
         with write_checkpoint(output, self.state.global_step) as folder:
             self._save(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -308,7 +349,7 @@ class PromptEmbedderTrainer(SentenceTransformerTrainer):
                 },
             )
         if self.args.save_total_limit:
-            keep_newest(output, self.args.save_total_limit)
+            keep_newest(output, self.args.save_total_limit, best=best)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         # in place, because the parent would load a second copy of the frozen backbones
