@@ -130,6 +130,31 @@ def test_an_instruction_in_the_environment_is_not_cut_into_words(
     assert list(json.loads(result.stdout)["columns"]) == ["embedding"]
 
 
+def test_a_data_file_as_output_is_no_folder(refused: Refused, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
+    """`-o x.csv` made a folder of shards of that name."""
+    line = refused("embed", saved_model, corpus, "-o", tmp_path / "x.csv")
+    assert "would be a folder of shards. End the name in .parquet, .jsonl, .npy" in line
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_vectors_in_an_array_are_those_of_the_other_files_in_fewer_bytes(
+    run: Run, saved_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    words = ("embed", saved_model, corpus, "--instruction", COMPILED, "--dimensions", 16)
+    assert run(*words, "-o", tmp_path / "a.npy").exit_code == 0
+    assert run(*words, "-o", tmp_path / "a.jsonl").exit_code == 0
+    assert run(*words, "-o", tmp_path / "shards").exit_code == 0
+    array = np.load(tmp_path / "a.npy")
+    assert array.shape == (7, 16)
+    np.testing.assert_allclose(np.linalg.norm(array, axis=1), 1, atol=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal(np.array([line["embedding"] for line in lines], dtype=np.float32), array)
+    shards = [pq.read_table(path) for path in sorted((tmp_path / "shards").glob("part-*.parquet"))]
+    np.testing.assert_allclose([row["embedding"] for part in shards for row in part.to_pylist()], array, atol=1e-5)
+    printed = run("embed", saved_model, "--text", "short", *words[3:], "--precision", "int8")
+    assert max(map(abs, json.loads(printed.stdout)["embedding"])) == 127
+
+
 def test_same_command_resumes_a_folder_of_shards(run: Run, saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     words = ("embed", saved_model, corpus, "--instruction", COMPILED, "-o", tmp_path / "out", "--shard-rows", 3)
     said = json.loads(run(*words, "--json").stdout)

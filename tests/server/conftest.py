@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.server import ApiKeys, Limits, ServerConfig, ServerState, create_app, load_service
+from promptembedder.server import ApiKeys, Limits, ReadingConfig, ServerConfig, ServerState, create_app, load_service
 
 COMPILED = "Find texts on the same topic"
 QUERY = "Find the text that answers the question"
@@ -55,7 +55,7 @@ def serve(saved_model: Path) -> Iterator[Callable[..., TestClient]]:
             config = ServerConfig(model_name="tiny", limits=limits or Limits(), **changes)
 
             def load(state: ServerState) -> Any:
-                return load_service(saved_model, config, state.metrics, device="cpu")
+                return load_service(saved_model, config, state.metrics, reading=ReadingConfig(device="cpu"))
 
             failed: list[Exception] = []
             app = create_app(load, keys=ApiKeys(keys or []), limits=limits, on_failure=failed.append)

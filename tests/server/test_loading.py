@@ -1,5 +1,6 @@
 """Laws of loading: a model that does not compute what it did is not served."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +11,28 @@ import torch
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
 from promptembedder.model import check_self_test
-from promptembedder.server import ServerConfig, load_service
+from promptembedder.server import EmbedRequest, ReadingConfig, ServerConfig, load_service
 from promptembedder.server.telemetry import ServerMetrics
 
 NewModel = Callable[..., PromptEmbedder]
 CONFIG = ServerConfig(model_name="tiny")
 
 
+def test_the_reader_is_run_as_configured(saved_model: Path) -> None:
+    """`serve` had neither the early exit nor the length limit nor the dimensions of `encode`."""
+    reading = ReadingConfig(device="cpu", early_exit_fraction=0.8, max_length=9)
+    config = ServerConfig(model_name="tiny", dimensions=8)
+    service = load_service(saved_model, config, ServerMetrics(), reading=reading)
+    assert (service.max_input_tokens, service.model.early_exit_fraction) == (9, 0.8)
+    result = asyncio.run(service.embed(EmbedRequest(inputs=["a text"])))
+    assert result.vectors.shape == (1, 1, 8)
+    service.close()
+    with pytest.raises(ConfigError, match="dimensions must be between 1 and 40, got 41"):
+        load_service(saved_model, ServerConfig(model_name="tiny", dimensions=41), ServerMetrics())
+
+
 def load(folder: Path, config: ServerConfig = CONFIG) -> None:
-    load_service(folder, config, ServerMetrics(), device="cpu").close()
+    load_service(folder, config, ServerMetrics(), reading=ReadingConfig(device="cpu")).close()
 
 
 def test_a_saved_model_passes_its_own_test_with_and_without_prompter(saved_model: Path) -> None:

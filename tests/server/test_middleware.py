@@ -14,7 +14,16 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from promptembedder.errors import ConfigError
-from promptembedder.server import ApiKeys, Limits, Phase, ServerConfig, ServerState, create_app, load_service
+from promptembedder.server import (
+    ApiKeys,
+    Limits,
+    Phase,
+    ReadingConfig,
+    ServerConfig,
+    ServerState,
+    create_app,
+    load_service,
+)
 
 FIRST, SECOND = "k-0123456789abcdef", "k-fedcba9876543210"
 GUARDED = ("/", "/docs", "/openapi.json", "/v1/models", "/info", "/metrics", "/no/such/page", "//health", "/health/")
@@ -114,7 +123,9 @@ def test_loading_and_draining_return_503(saved_model: Path) -> None:
 
     def load(given: ServerState) -> Any:
         may_load.wait(20)
-        return load_service(saved_model, ServerConfig(model_name="tiny"), given.metrics, device="cpu")
+        return load_service(
+            saved_model, ServerConfig(model_name="tiny"), given.metrics, reading=ReadingConfig(device="cpu")
+        )
 
     with TestClient(create_app(load, state=state)) as client:
         for path in ("/health", "/v1/models", "/info"):

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.testclient import TestClient
 
 from promptembedder import extras
-from promptembedder.server import ServerConfig, Tracer, create_app, load_service
+from promptembedder.server import ReadingConfig, ServerConfig, Tracer, create_app, load_service
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -19,7 +19,9 @@ def test_a_request_is_a_span_below_the_clients_own(saved_model: Path) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     app = create_app(
-        lambda state: load_service(saved_model, ServerConfig(model_name="tiny"), state.metrics, device="cpu"),
+        lambda state: load_service(
+            saved_model, ServerConfig(model_name="tiny"), state.metrics, reading=ReadingConfig(device="cpu")
+        ),
         tracer=Tracer(provider.get_tracer("test")),
     )
     with TestClient(app) as client:

@@ -15,6 +15,7 @@ from promptembedder.batch.passthrough import PassthroughColumn
 from promptembedder.batch.plan import CorpusPlan, ShardTask, plan_corpus
 from promptembedder.batch.shard_folder import ShardFolder, ShardRecord
 from promptembedder.batch.shard_worker import WorkerConfig
+from promptembedder.batch.vector_format import WHOLE_VECTORS, VectorFormat
 from promptembedder.data import find_sources
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
@@ -41,6 +42,7 @@ class CorpusConfig:
         engine: `local` for this process, `ray` for actors of Ray Data.
         workers: Number of Ray actors.
         overwrite: Replace the shards of another job.
+        vector_format: Dimensions and precision of the stored vectors.
     """
 
     instructions: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class CorpusConfig:
     engine: str = "local"
     workers: int = 1
     overwrite: bool = False
+    vector_format: VectorFormat = WHOLE_VECTORS
 
     def __post_init__(self) -> None:
         """Validate each value."""
@@ -214,7 +217,7 @@ def _worker_config(
         "manifest_sha256": identity.manifest_sha256,
         "reader": identity.reader,
         "columns": json.dumps(columns, ensure_ascii=False),
-        "normalised": "true",
+        "normalised": "true" if config.vector_format.precision == "float32" else "false",
         "max_seq_length": str(trained.max_seq_length),
         "versions": json.dumps(versions()),
     }
@@ -229,6 +232,7 @@ def _worker_config(
         output=output.resolve(),
         metadata=metadata,
         max_batch_tokens=config.max_batch_tokens,
+        vector_format=config.vector_format,
     )
 
 
@@ -243,6 +247,9 @@ def _job(plan: CorpusPlan, worker: WorkerConfig, config: CorpusConfig) -> dict[s
         "text_column": config.text_column,
         "id_column": config.id_column,
         "shard_rows": config.shard_rows,
+        # None by default, as in the jobs of earlier versions
+        "dimensions": config.vector_format.dimensions,
+        "precision": None if config.vector_format.precision == "float32" else config.vector_format.precision,
         "inputs": [list(each) for each in plan.inputs],
     }
     serializable: dict[str, Any] = json.loads(json.dumps(job))

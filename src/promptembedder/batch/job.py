@@ -1,4 +1,4 @@
-"""Embedding job from text files to one Parquet file, in chunks of rows."""
+"""Embedding job from text files to one output file, in chunks of rows."""
 
 import json
 import logging
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from promptembedder.backbone import MAX_BATCH_TOKENS, BatchStats
-from promptembedder.batch.embedding_file import atomic_embedding_file, column_names, embedding_schema
+from promptembedder.batch.embedding_file import FILE_ENDINGS, atomic_embedding_file, column_names, embedding_schema
+from promptembedder.batch.vector_format import WHOLE_VECTORS, VectorFormat
 from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.model import ModelIdentity, PromptEmbedder
@@ -34,6 +35,7 @@ class EmbedConfig:
         max_batch_tokens: Maximum number of tokens of a forward pass, padding included.
         chunk_rows: Number of rows held in memory, batched by length and written as one row group.
         overwrite: Replace an existing output.
+        vector_format: Dimensions and precision of the stored vectors.
     """
 
     instructions: tuple[str, ...] = ()
@@ -42,6 +44,7 @@ class EmbedConfig:
     max_batch_tokens: int = MAX_BATCH_TOKENS
     chunk_rows: int = 2048
     overwrite: bool = False
+    vector_format: VectorFormat = WHOLE_VECTORS
 
     def __post_init__(self) -> None:
         """Validate each value."""
@@ -61,9 +64,9 @@ class EmbedReport:
     """Result of an embedding job.
 
     Attributes:
-        output: Path of the Parquet file.
+        output: Path of the file.
         rows: Number of rows.
-        dim: Dimension of the vectors.
+        dim: Number of dimensions of the stored vectors.
         columns: Instruction of each vector column, by column name.
         truncated: Number of texts longer than the model's maximum, cut off at the end.
         tokens: Number of tokens of the texts after truncation.
@@ -96,12 +99,12 @@ def check_files(files: Sequence[Path], output: Path, *, config: EmbedConfig) -> 
 
     Raises:
         DataError: If there is no file, a file is missing, empty or lacks a column in its first row, or the output
-            exists and must not be overwritten, is one of the files, or does not end in .parquet.
+            exists and must not be overwritten, is one of the files, or has an unknown ending.
     """
     if not files:
         raise DataError("there are no files to embed. Name at least one.")
-    if output.suffix != ".parquet":
-        raise DataError(f"{output} does not end in .parquet, the format of the output. Rename the output.")
+    if output.suffix not in FILE_ENDINGS:
+        raise DataError(f"{output} does not end in {', '.join(FILE_ENDINGS)}, the formats of files. Rename the output.")
     if output.is_dir():
         raise DataError(f"{output} is a folder. Name a file in it.")
     if output.resolve() in {path.resolve() for path in files}:
@@ -124,10 +127,11 @@ def embed_files(
     identity: ModelIdentity | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> EmbedReport:
-    """Embed the texts of `files`, in their order, into the Parquet file `output`.
+    """Embed the texts of `files`, in their order, into the file `output`.
 
-    The output has the column `id` and, for each instruction, a column of vectors of `dim` float32 values. The metadata
-    of its schema contains the model, instructions, files and library versions. The output is written atomically.
+    A Parquet or JSONL file has the column `id` and, for each instruction, a column of vectors. The metadata of a
+    Parquet schema contains the model, instructions, files and library versions. An NPY file contains the vectors alone.
+    The output is written atomically.
 
     Args:
         model_name: Name of the model for the metadata. If None, left out.
@@ -136,13 +140,16 @@ def embed_files(
 
     Raises:
         DataError: As in `check_files` and `read_texts`; or if a vector is not finite.
-        ConfigError: If the model truncates its vectors, or an instruction needs a prompter that is not loaded.
+        ConfigError: If the model truncates its vectors or has fewer dimensions than the format, or if an instruction
+            needs a prompter that is not loaded.
     """
     check_files(files, output, config=config)
     if model.truncate_dim is not None:
         raise ConfigError(
-            f"vectors cut to {model.truncate_dim} dimensions do not have length 1. Set truncate_dim to None."
+            f"vectors cut to {model.truncate_dim} dimensions do not have length 1. Set truncate_dim to None, "
+            "and the dimensions in vector_format."
         )
+    config.vector_format.check(model.encoder.reader.dim)
     start, truncated_before = time.perf_counter(), model.encoder.truncated_texts
     model.max_batch_tokens, model.encoder.reading.counts = config.max_batch_tokens, BatchStats()
     instructions = [normalize_instruction(text) for text in config.instructions] or [
@@ -150,10 +157,11 @@ def embed_files(
     ]
     columns = dict(zip(column_names(len(instructions)), instructions, strict=True))
     metadata = _metadata(model, files, columns, model_name=model_name, identity=identity)
+    metadata |= vector_metadata(config.vector_format, model.encoder.reader.dim)
     rows, seen = 0, set[int]()
     dim = model.encoder.reader.dim
-    schema = embedding_schema(instructions=len(columns), dim=dim, metadata=metadata)
-    with atomic_embedding_file(output, schema) as file:
+    schema = embedding_schema(instructions=len(columns), dim=dim, metadata=metadata, vector_format=config.vector_format)
+    with atomic_embedding_file(output, schema, config.vector_format) as file:
         for chunk in _read_chunks(files, config):
             texts = [row.text for row in chunk]
             vectors = embed_texts(model, texts, instructions, on_rows=on_rows)
@@ -168,7 +176,7 @@ def embed_files(
     return EmbedReport(
         output=output,
         rows=rows,
-        dim=dim,
+        dim=config.vector_format.dimensions or dim,
         columns=columns,
         truncated=truncated if model.encoder.reads_text_once else truncated // len(columns),
         tokens=counts.tokens,
@@ -203,6 +211,16 @@ def normalize_instruction(instruction: str) -> str:
     return clean_text(instruction).strip()
 
 
+def vector_metadata(vector_format: VectorFormat, dim: int) -> dict[str, str]:
+    """Describe vectors with `dim` dimensions in a format, for the metadata of a schema."""
+    whole = vector_format.precision == "float32"
+    return {
+        "dim": str(vector_format.dimensions or dim),
+        "normalised": "true" if whole else "false",
+        **({} if whole else {"precision": vector_format.precision}),
+    }
+
+
 def _metadata(
     model: PromptEmbedder,
     files: Sequence[Path],
@@ -219,8 +237,6 @@ def _metadata(
         "manifest_sha256": None if identity is None else identity.manifest_sha256,
         "reader": model.encoder.reader.identity.source,
         "columns": json.dumps(columns, ensure_ascii=False),
-        "dim": str(model.encoder.reader.dim),
-        "normalised": "true",
         "max_seq_length": str(model.encoder.max_seq_length),
         "files": json.dumps(sources, ensure_ascii=False),
         "versions": json.dumps(versions()),

@@ -18,6 +18,7 @@ from promptembedder.batch.job import embed_texts
 from promptembedder.batch.passthrough import PassthroughColumn, passthrough_values
 from promptembedder.batch.plan import ShardTask, read_shard_rows
 from promptembedder.batch.shard_folder import ShardRecord, fsync_folder
+from promptembedder.batch.vector_format import WHOLE_VECTORS, VectorFormat
 from promptembedder.errors import DataError, ModelFormatError
 from promptembedder.model import PromptEmbedder, model_identity
 from promptembedder.storage import MANIFEST_NAME, file_sha256, versions
@@ -41,6 +42,7 @@ class WorkerConfig:
         output: Folder of the shards.
         metadata: Metadata of each shard's schema.
         max_batch_tokens: Maximum number of tokens of a forward pass, padding included.
+        vector_format: Dimensions and precision of the stored vectors.
         threads: Number of torch threads. If None, torch's default.
     """
 
@@ -54,6 +56,7 @@ class WorkerConfig:
     output: Path
     metadata: dict[str, str] = field(default_factory=dict)
     max_batch_tokens: int = MAX_BATCH_TOKENS
+    vector_format: VectorFormat = WHOLE_VECTORS
     threads: int | None = None
 
     @property
@@ -96,6 +99,7 @@ class ShardWorker:
             quantization=config.quantization,
             with_prompter=config.with_prompter,
         )
+        config.vector_format.check(self._model.encoder.reader.dim)
         self._model.max_batch_tokens = config.max_batch_tokens
         self._versions = versions()
 
@@ -169,12 +173,17 @@ class ShardWorker:
     ) -> tuple[str, str]:
         fields: list[pa.Field] = [column.field for column in self._config.passthrough]
         columns = values or [()] * len(fields)
+        vector_format = self._config.vector_format
         schema = embedding_schema(
-            instructions=len(vectors), dim=vectors.shape[-1], metadata=self._config.metadata, passthrough=fields
+            instructions=len(vectors),
+            dim=vectors.shape[-1],
+            metadata=self._config.metadata,
+            passthrough=fields,
+            vector_format=vector_format,
         )
 
         def write(path: Path) -> None:
-            with write_embedding_file(path, schema) as file:
+            with write_embedding_file(path, schema, vector_format) as file:
                 file.append(ids, vectors, columns)
 
         return self._write_atomically(f"part-{number:05d}", "parquet", write)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
 from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
-from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.options import ConfigOption, DimensionsOption, JsonOption, QuantizationOption, ReaderOption
 from promptembedder.cli.progress import corpus_progress, row_progress
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["embed"]
 
 # endings of files that a user may expect as output
-_FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".npy", ".npz", ".pkl", ".pt", ".h5", ".gz", ".zip")
+_OTHER_ENDINGS = (".csv", ".tsv", ".json", ".txt", ".npz", ".pkl", ".pt", ".h5", ".gz", ".zip")
 
 
 def embed(
@@ -36,7 +36,9 @@ def embed(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder of shards, or one .parquet file. The same command resumes a folder."
+            "--output",
+            "-o",
+            help="Folder of shards, or a .parquet, .jsonl or .npy file. The same command resumes a folder.",
         ),
     ] = None,
     text: Annotated[
@@ -59,6 +61,10 @@ def embed(
     max_batch_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum tokens per batch, padding included. Bounds memory.")
     ] = 8192,
+    dimensions: DimensionsOption = None,
+    precision: Annotated[
+        str, typer.Option(help="Numbers of the vectors: float32, int8 (scaled by vector) or binary (one bit each).")
+    ] = "float32",
     keep: Annotated[
         list[str] | None,
         typer.Option(help="Column to copy to the shards: NAME, NAME:int, NAME:float or NAME:bool. Repeatable."),
@@ -75,11 +81,14 @@ def embed(
     """Embed texts under one or several instructions, with one pass over the texts.
 
     The vectors of --text and stdin are printed. The vectors of files are written to a folder of shards, which the same
-    command resumes after an interruption, or to one .parquet file.
+    command resumes after an interruption, or to one file. A .npy file contains the vectors alone, in the order of the
+    texts.
 
     Example: promptembedder embed runs/mine --text "one" --text "two" --instruction "Represent the topic"
 
     Example: promptembedder embed runs/mine corpus/ -o vectors/ --instruction "Represent the topic"
+
+    Example: promptembedder embed runs/mine corpus.jsonl -o vectors.npy --dimensions 256 --precision int8
     """
     report = Report(as_json)
     with one_line_errors():
@@ -94,13 +103,22 @@ def embed(
                 reader=reader,
                 quantization=quantization,
                 max_batch_tokens=max_batch_tokens,
+                dimensions=dimensions,
+                precision=precision,
             )
             return
         if not files or output is None:
             raise ConfigError("no input or no output. Give FILES -o OUT, or texts with --text or -.")
-        if output.suffix in _FILE_ENDINGS:
-            raise ConfigError(f"{output} would be a folder of shards. Give a .parquet file, or a name without ending.")
-        if output.suffix != ".parquet":
+        with gc_paused():  # seconds
+            from promptembedder.batch import FILE_ENDINGS, EmbedConfig, VectorFormat, check_files, embed_files
+            from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+
+        vector_format = VectorFormat(dimensions=dimensions, precision=precision)  # type: ignore[arg-type]
+        if output.suffix in _OTHER_ENDINGS:
+            raise ConfigError(
+                f"{output} would be a folder of shards. End the name in {', '.join(FILE_ENDINGS)}, or in nothing."
+            )
+        if output.suffix not in FILE_ENDINGS:
             _embed_corpus(
                 report,
                 model,
@@ -117,6 +135,7 @@ def embed(
                     "engine": engine,
                     "workers": workers,
                     "overwrite": overwrite,
+                    "vector_format": vector_format,
                 },
                 keep or [],
             )
@@ -124,10 +143,6 @@ def embed(
         if keep or engine != "local" or workers > 1:
             raise ConfigError(f"--keep, --engine and --workers need shards, but {output} is one file. Give a folder.")
         manifest = read_manifest(model)
-        with gc_paused():  # seconds
-            from promptembedder.batch import EmbedConfig, check_files, embed_files
-            from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
-
         manifest = manifest_on(manifest, reader, model)
         default = model_config(manifest).default_instruction
         requested = [text.strip() for text in instruction or [default]]
@@ -137,6 +152,7 @@ def embed(
             id_column=id_column,
             max_batch_tokens=max_batch_tokens,
             overwrite=overwrite,
+            vector_format=vector_format,
         )
         paths = [Path(file) for file in files]
         check_files(paths, output, config=settings)

@@ -28,23 +28,32 @@ def print_vectors(
     reader: str | None = None,
     quantization: str | None = None,
     max_batch_tokens: int = 8192,
+    dimensions: int | None = None,
+    precision: str = "float32",
 ) -> None:
     """Print one JSON object per text and instruction: text, instruction, embedding.
 
     Args:
         model: Folder or hub id of a saved model, or a backbone, whose untrained model is used with a warning.
         texts: Texts to embed. If empty, the lines of standard input.
+        dimensions: Number of dimensions, as in `VectorFormat`.
+        precision: Precision, as in `VectorFormat`.
 
     Raises:
         DataError: There is no text.
         BackboneError: `model` is neither a model nor a backbone.
     """
+    with gc_paused():  # seconds
+        from promptembedder.batch import VectorFormat
+
+    vector_format = VectorFormat(dimensions=dimensions, precision=precision)  # type: ignore[arg-type]
     embedder = _load_model(model, instructions, reader=reader, quantization=quantization)
+    vector_format.check(embedder.encoder.reader.dim)
     embedder.max_batch_tokens = max_batch_tokens
     resolved = [embedder.encoder.instruction_of(name) for name in instructions or ("",)]
     count = 0
     for batch in _batches(texts or _lines()):
-        vectors = embedder.encode_instructions(batch, resolved)
+        vectors = vector_format.reduce(embedder.encode_instructions(batch, resolved))
         for row, text in enumerate(batch):
             for name, rows in zip(resolved, vectors, strict=True):
                 content = {"text": text, "instruction": name, "embedding": rows[row].tolist()}
@@ -52,7 +61,7 @@ def print_vectors(
         count += len(batch)
     if count == 0:
         raise DataError("no text on standard input. Write one text per line.")
-    report.result({"texts": count, "instructions": resolved, "dim": embedder.encoder.reader.dim})
+    report.result({"texts": count, "instructions": resolved, "dim": dimensions or embedder.encoder.reader.dim})
 
 
 def _load_model(

@@ -15,7 +15,16 @@ from rich.table import Table
 
 from promptembedder.cli.console import Report, gc_paused, one_line_errors
 from promptembedder.cli.evaluate_aspects import evaluate_aspects, evaluate_questions, write_record
-from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    DimensionsOption,
+    EarlyExitOption,
+    JsonOption,
+    MaxLengthOption,
+    QuantizationOption,
+    ReaderOption,
+)
 from promptembedder.cli.progress import ProgressDisplay
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, describe_machine, file_sha256, versions, write_json
@@ -44,6 +53,8 @@ class _Options:
     early_exit_fraction: float | None
     batch_size: int
     max_length: int | None
+    dimensions: int | None
+    device: str | None
     output: Path | None
 
 
@@ -84,14 +95,11 @@ def evaluate(
     ] = False,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
-    early_exit_fraction: Annotated[
-        float | None,
-        typer.Option(help="Fraction of the reader's layers to run, in (0, 1]. Default: the model's."),
-    ] = None,
+    early_exit_fraction: EarlyExitOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 64,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Maximum tokens per text. Default: the model's.")
-    ] = None,
+    max_length: MaxLengthOption = None,
+    dimensions: DimensionsOption = None,
+    device: DeviceOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results file (JSON).")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -113,6 +121,8 @@ def evaluate(
         early_exit_fraction=early_exit_fraction,
         batch_size=batch_size,
         max_length=max_length,
+        dimensions=dimensions,
+        device=device,
         output=output,
     )
     with one_line_errors():
@@ -164,7 +174,13 @@ def _load_model(options: _Options) -> "LoadedEncoder":
         reader=options.reader,
         quantization=options.quantization,
         early_exit_fraction=options.early_exit_fraction,
+        device=options.device,
     )
+    dim = loaded.model.get_embedding_dimension()
+    if options.dimensions is not None and options.dimensions > (dim or options.dimensions):
+        raise ConfigError(f"--dimensions must be between 1 and {dim}, got {options.dimensions}.")
+    if options.dimensions is not None:
+        loaded.model.truncate_dim = options.dimensions
     if options.max_length is not None:
         loaded.model.max_seq_length = options.max_length
     return loaded

@@ -14,7 +14,11 @@ from promptembedder.storage import MANIFEST_NAME, read_yaml
 __all__ = [
     "Command",
     "ConfigOption",
+    "DeviceOption",
+    "DimensionsOption",
+    "EarlyExitOption",
     "JsonOption",
+    "MaxLengthOption",
     "QuantizationOption",
     "ReaderOption",
     "check_output_folder",
@@ -81,6 +85,22 @@ ReaderOption = Annotated[
 QuantizationOption = Annotated[
     str | None,
     typer.Option("--quantization", help="int8 stores the reader's weights in a quarter of float32's memory."),
+]
+EarlyExitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--early-exit-fraction", help="Fraction of the reader's layers to run, in (0, 1]. Default: the model's."
+    ),
+]
+MaxLengthOption = Annotated[
+    int | None, typer.Option("--max-length", min=1, help="Maximum tokens per text. Default: the model's.")
+]
+DimensionsOption = Annotated[
+    int | None,
+    typer.Option("--dimensions", min=1, help="Number of first dimensions to keep, normalized again. Default: all."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 

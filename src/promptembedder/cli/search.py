@@ -158,7 +158,10 @@ def _search_in_table(request: _Query, folder: Path, where: str | None) -> _Searc
     compiled = prompt in manifest.instructions
     embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
     start = time.perf_counter()
-    vector = embedder.encode([request.text], prompt=prompt, show_progress_bar=False)[0]
+    # a table of vectors with fewer dimensions (embed --dimensions) needs such a query
+    vector = embedder.encode(
+        [request.text], prompt=prompt, show_progress_bar=False, truncate_dim=table.dim, normalize_embeddings=True
+    )[0]
     hits = table.search(vector, k=request.k, where=where)
     seconds = time.perf_counter() - start
     return _SearchResult(hits=hits, instruction=prompt, documents=table.rows, seconds=seconds)

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptembedder.cli.console import Report, gc_paused, one_line_errors
-from promptembedder.cli.options import ConfigOption, JsonOption, QuantizationOption, ReaderOption
+from promptembedder.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    DimensionsOption,
+    EarlyExitOption,
+    JsonOption,
+    MaxLengthOption,
+    QuantizationOption,
+    ReaderOption,
+)
 from promptembedder.errors import ConfigError
 from promptembedder.extras import require
 from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.server import ApiKeys, EmbeddingService, ServerConfig, ServerState, Tracer
+    from promptembedder.server import ApiKeys, EmbeddingService, ReadingConfig, ServerConfig, ServerState, Tracer
 
 __all__ = ["serve"]
 
@@ -64,9 +73,12 @@ def serve(
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="OpenTelemetry collector for one span per request: http://HOST:4318/v1/traces.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")] = None,
+    device: DeviceOption = None,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
+    early_exit_fraction: EarlyExitOption = None,
+    max_length: MaxLengthOption = None,
+    dimensions: DimensionsOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,6 +101,7 @@ def serve(
                 ApiKeys,
                 ComputeConfig,
                 Limits,
+                ReadingConfig,
                 ServerConfig,
                 bind_socket,
                 otlp_tracer,
@@ -98,6 +111,7 @@ def serve(
             model_name=model_name or model.resolve().name.replace("@", "-"),
             instructions=instructions,
             truncate=truncate,
+            dimensions=dimensions,
             limits=Limits(
                 max_waiting=max_waiting,
                 max_body_bytes=max_body_bytes,
@@ -122,7 +136,18 @@ def serve(
             raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
         tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
         bound = bind_socket(host, port)
-        load = functools.partial(_load, model, server_config, reader, quantization, device)
+        load = functools.partial(
+            _load,
+            model,
+            server_config,
+            ReadingConfig(
+                reader=reader,
+                quantization=quantization,
+                early_exit_fraction=early_exit_fraction,
+                max_length=max_length,
+                device=device,
+            ),
+        )
         report.print(
             f"serving {server_config.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
             "stop with Ctrl-C"
@@ -132,16 +157,11 @@ def serve(
 
 
 def _load(
-    model: Path,
-    server_config: "ServerConfig",
-    reader: str | None,
-    quantization: str | None,
-    device: str | None,
-    state: "ServerState",
+    model: Path, server_config: "ServerConfig", reading: "ReadingConfig", state: "ServerState"
 ) -> "EmbeddingService":
     from promptembedder.server import load_service
 
-    return load_service(model, server_config, state.metrics, reader=reader, quantization=quantization, device=device)
+    return load_service(model, server_config, state.metrics, reading=reading)
 
 
 def _run(

@@ -122,6 +122,11 @@ def open_embeddings(
     vectors = schema.field(vector_column).type
     if not pa.types.is_fixed_size_list(vectors) or vectors.list_size < 1:
         raise DataError(f"{files[0]}: column {short_repr(vector_column)} contains {vectors}, not vectors. Embed again.")
+    if not pa.types.is_float32(vectors.value_type):
+        raise DataError(
+            f"{files[0]}: column {short_repr(vector_column)} contains {vectors.value_type} vectors, a table needs "
+            "float32. Embed with --precision float32."
+        )
     expected = pa.schema(
         [schema.field(name) for name in ("id", vector_column, *([] if texts is None else [texts]), *others)]
     )

@@ -1,7 +1,7 @@
 """HTTP embeddings server: OpenAI's API over one frozen LLM, for any instruction."""
 
 from promptembedder.server.app import create_app
-from promptembedder.server.config import ComputeConfig, Limits, ServerConfig
+from promptembedder.server.config import ComputeConfig, Limits, ReadingConfig, ServerConfig
 from promptembedder.server.loading import load_service
 from promptembedder.server.middleware import ApiKeys
 from promptembedder.server.running import bind_socket, run_server
@@ -17,6 +17,7 @@ __all__ = [
     "EmbeddingService",
     "Limits",
     "Phase",
+    "ReadingConfig",
     "ServerConfig",
     "ServerState",
     "Tracer",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from promptembedder.errors import ConfigError
 
-__all__ = ["ComputeConfig", "Limits", "ServerConfig"]
+__all__ = ["ComputeConfig", "Limits", "ReadingConfig", "ServerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,25 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How the reader of the served model is loaded and run.
+
+    Attributes:
+        reader: Reader of a transferred model. If None, the one it was saved with.
+        quantization: Quantization of the reader. If None, that of the training.
+        early_exit_fraction: Fraction of the reader's layers that texts run through. If None, the model's.
+        max_length: Maximum number of tokens of a text. If None, the model's.
+        device: Device. If None, a GPU if there is one.
+    """
+
+    reader: str | None = None
+    quantization: str | None = None
+    early_exit_fraction: float | None = None
+    max_length: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Configuration of one served model.
 
@@ -70,11 +89,13 @@ class ServerConfig:
             compiled into the model.
         truncate: Default for texts longer than the model's maximum: `error` rejects them, `left` and `right` name the
             end that is cut off.
+        dimensions: Number of dimensions of vectors of requests without `dimensions`. If None, all.
     """
 
     model_name: str
     instructions: str = "free"
     truncate: str = "error"
+    dimensions: int | None = None
     limits: Limits = field(default_factory=Limits)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 

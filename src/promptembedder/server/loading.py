@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from promptembedder.model import PromptEmbedder, check_self_test
-from promptembedder.server.config import ServerConfig
+from promptembedder.server.config import ReadingConfig, ServerConfig
 from promptembedder.server.service import EmbeddingService
 from promptembedder.server.telemetry import ServerMetrics
 
@@ -18,13 +18,14 @@ def load_service(
     config: ServerConfig,
     metrics: ServerMetrics,
     *,
-    reader: str | None = None,
-    quantization: str | None = None,
-    device: str | None = None,
+    reading: ReadingConfig | None = None,
 ) -> EmbeddingService:
     """Load the model in `folder`, run its self-test and warm it up.
 
     The prompter is loaded only for free instructions.
+
+    Args:
+        reading: How the reader is loaded and run. If None, as in training.
 
     Raises:
         ModelFormatError: If the model folder is incomplete, or has no alignment for this reader.
@@ -32,14 +33,19 @@ def load_service(
         ConfigError: If the model cannot be served with this configuration.
         WeightsError: If the self-test gives other vectors than when the model was saved.
     """
+    reading = reading or ReadingConfig()
     model = PromptEmbedder.from_pretrained(
         folder,
-        reader=reader,
-        quantization=quantization,
+        reader=reading.reader,
+        quantization=reading.quantization,
         with_prompter=config.instructions == "free",
-        device=device,
+        device=reading.device,
     )
     check_self_test(model, folder)
+    if reading.early_exit_fraction is not None:
+        model.early_exit_fraction = reading.early_exit_fraction
+    if reading.max_length is not None:
+        model.max_seq_length = reading.max_length
     service = EmbeddingService(model, config, metrics)
     metrics.max_batch_tokens = service.max_batch_tokens
     service.warm_up()

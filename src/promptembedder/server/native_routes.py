@@ -57,7 +57,7 @@ async def info(request: Request) -> Response:
         "tokenization_workers": 1,
         "version": versions()["promptembedder"],
         "instructions": config.instructions,
-        "dimensions": service.dim,
+        "dimensions": config.dimensions or service.dim,
     }
     return json_response(content)
 

@@ -80,6 +80,8 @@ class EmbeddingService:
             raise ConfigError(
                 "free instructions need the prompter. Load the model with it, or serve compiled instructions."
             )
+        if config.dimensions is not None and not 1 <= config.dimensions <= encoder.reader.dim:
+            raise ConfigError(f"dimensions must be between 1 and {encoder.reader.dim}, got {config.dimensions}.")
         self.model, self.config, self.metrics = model, config, metrics
         self._encoder, self.dim = encoder, encoder.reader.dim
         self.instructions = instruction_ids(encoder.store.compiled, model.prompts)
@@ -136,7 +138,9 @@ class EmbeddingService:
         self.metrics.tokens.inc(tokens)
         self.metrics.truncated.inc(truncated)
         return EmbedResult(
-            vectors=_truncate_dimensions(vectors, request.dimensions), tokens=tokens, truncated=truncated
+            vectors=_truncate_dimensions(vectors, request.dimensions or self.config.dimensions),
+            tokens=tokens,
+            truncated=truncated,
         )
 
     def warm_up(self) -> None:
