@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from promptembedder.cli.compare import compare
 from promptembedder.cli.compile import compile_
 from promptembedder.cli.console import configure_logging, one_line_errors
 from promptembedder.cli.doctor import doctor
@@ -63,7 +64,7 @@ def _program(
     """
 
 
-for command in (quickstart, train, transfer, evaluate, embed, index, search, serve, export, info, doctor):
+for command in (quickstart, train, transfer, evaluate, compare, embed, index, search, serve, export, info, doctor):
     app.command(cls=Command)(command)
 app.command("compile", cls=Command)(compile_)
 app.command("move", cls=Command, hidden=True)(transfer)  # deprecated alias for one release

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import promptembedder.backbone  # noqa: F401  # first: it imports transformers without torchao's warnings
+from promptembedder.evaluation.comparison import BM25, ComparedScore, EncoderSystem, compare_on_task
 from promptembedder.evaluation.paraphrases import paraphrases_of
 from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score, vector_score
 from promptembedder.evaluation.task_data import EvaluationTask, subsample
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from promptembedder.evaluation.scoring import score_tasks
 
 __all__ = [
+    "BM25",
+    "ComparedScore",
+    "EncoderSystem",
     "EvaluationTask",
     "HubTask",
     "InstructedSimilarityEvaluator",
@@ -31,6 +35,7 @@ __all__ = [
     "TaskInstructedEncoder",
     "TaskScore",
     "bm25_score",
+    "compare_on_task",
     "hub_tasks",
     "instruction_pairs",
     "instruction_steering",
