@@ -61,7 +61,14 @@ def test_the_random_tokenizer_gives_back_any_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("smollm2-135m", 0.135), ("llama-1b", 1.236), ("llama-7b", 6.738), ("qwen3-8b", 8.191)]
+    ("name", "billions"),
+    [
+        ("smollm2-135m", 0.135),
+        ("qwen2.5-0.5b", 0.494),
+        ("llama-1b", 1.236),
+        ("llama-7b", 6.738),
+        ("qwen3-8b", 8.191),
+    ],
 )
 def test_a_real_shape_has_the_real_size_and_is_made_on_the_device_asked_for(name: str, billions: float) -> None:
     """On the way over the CPU a 7B model would take 13 GB there, and minutes."""

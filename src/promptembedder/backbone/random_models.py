@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -78,6 +79,20 @@ def _smollm2_135m() -> PretrainedConfig:
     )
 
 
+def _qwen25_05b() -> PretrainedConfig:
+    """Return the configuration of Qwen2.5 0.5B."""
+    return Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+
+
 def _llama_1b() -> PretrainedConfig:
     """Return the configuration of Llama 3.2 1B."""
     return LlamaConfig(
@@ -118,6 +133,7 @@ RANDOM_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     "tiny-gpt2": _tiny_gpt2,
     "tiny-phi3": _tiny_phi3,
     "smollm2-135m": _smollm2_135m,
+    "qwen2.5-0.5b": _qwen25_05b,
     "llama-1b": _llama_1b,
     "llama-7b": _llama_7b,
     "qwen3-8b": _qwen3_8b,
