@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 # pip does not compile what it installs: Python does so on first use, if it may keep the result
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all check docs bytecode wheel wheel-venv sbom audit ci format clean
+.PHONY: quickstart test test-all check docs smoke bytecode wheel wheel-venv sbom audit ci format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ check: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
+
+# all stages of the measurements on a GPU machine, at toy size on the CPU
+smoke: $(STAMP)
+	@rm -rf build/offline
+	$(BIN)/python -m benchmarks.offline measure --smoke -o build/offline
 
 # sdist, and the wheel made from it: the same bytes from the same files, whatever their dates, modes and place
 wheel: $(STAMP)
@@ -72,6 +77,7 @@ bytecode: $(STAMP)
 # checking types uses one core
 ci: $(STAMP)
 	$(MAKE) --jobs 2 check docs bytecode
+	$(MAKE) smoke
 	$(MAKE) test
 
 format: $(STAMP)

