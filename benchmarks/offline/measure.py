@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.journal import Journal
-from benchmarks.offline.packages import ROOT
+from benchmarks.offline.packages import ROOT, packages_folder
 from promptembedder.errors import ConfigError, PromptEmbedderError
 
 __all__ = [
@@ -209,7 +209,7 @@ def _run_stage(stage: str, config: MeasureConfig, journal: Journal, *, overwrite
 
 def _environment(config: MeasureConfig) -> dict[str, str]:
     """Return the environment of a stage's process."""
-    site = [] if config.site is None else [str(Path(config.site).resolve())]
+    site = [] if config.site is None else [str(packages_folder(Path(config.site).resolve()))]
     source = [] if config.site is not None else [str(ROOT / "src")]
     paths = [*site, *source, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {

