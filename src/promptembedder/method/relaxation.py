@@ -56,7 +56,7 @@ class RelaxedTokens:
 
     @property
     def instructed(self) -> Float[Tensor, "batch prompt dim_p"]:
-        """What the instruction contributes to `embeddings`: all that trained maps of a fixed offset may see."""
+        """Share of `embeddings` that depends on the instruction, which is all that trained maps see."""
         return self.embeddings if self.offset is None else self.embeddings - self.offset
 
     @classmethod
