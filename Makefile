@@ -13,7 +13,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 # pip does not compile what it installs: Python does so on first use, if it may keep the result
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all check docs smoke bytecode wheel wheel-venv sbom audit ci format clean
+.PHONY: quickstart test test-all test-fast check docs smoke bytecode wheel wheel-venv sbom audit ci format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,6 +60,10 @@ wheel-venv: wheel
 # what is shipped is what is tested
 test test-all: wheel-venv
 	env -u PYTHONPATH PACKAGE_UNDER_TEST=$(WHEEL_VENV) $(WHEEL_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(if $(filter test-all,$@),--all)
+
+# what a developer runs all day, on the source tree: no processes, servers, trainings or further architectures
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not integration and not slow and not minutes and not gpu"
 
 sbom: wheel-venv
 	env -u PYTHONPATH $(WHEEL_VENV)/bin/python .ci/sbom.py dist

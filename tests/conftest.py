@@ -28,11 +28,14 @@ if TYPE_CHECKING:  # importing them takes seconds, and half of the tests need no
 WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
 THINGS = ("house", "river", "car", "stone", "song", "road")
 FAMILIES = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")
+FAST_FAMILIES = ("tiny-llama", "tiny-gemma3")  # of `make test-fast`
 
 for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernels for GPUs that are not there
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)  # time is the busy machine's
+# no deadline: a busy machine is slow at times
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("all", deadline=None, max_examples=200)
 hypothesis.settings.load_profile("tests")
 
 # minutes each: begun first, so that no process is left alone with one at the end
@@ -46,10 +49,33 @@ LONG = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run the tests of minutes, too")
+    parser.addoption("--all", action="store_true", help="run the tests of minutes, too, and more random examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--all"):
+        hypothesis.settings.load_profile("all")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out a directory of integration tests if they are deselected: importing the frameworks takes long."""
+    if "not integration" in config.getoption("-m") and collection_path.name == "integrations":
+        return True
+    return None
+
+
+def _is_further_architecture(item: pytest.Item) -> bool:
+    """Return True for the repetitions of a test on further architectures; Llama and Gemma 3 differ most."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return any(value in FAMILIES and value not in FAST_FAMILIES for value in params.values() if isinstance(value, str))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "integrations":
+            item.add_marker(pytest.mark.integration)
+        if _is_further_architecture(item):
+            item.add_marker(pytest.mark.slow)
     if not config.getoption("--all"):
         for item in items:
             if item.get_closest_marker("minutes"):
@@ -65,10 +91,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread for tiny tensors: they gain nothing from more, and on a busy machine threads wait for each other."""
     torch = sys.modules.get("torch")
-    if torch is None or request.node.get_closest_marker("slow"):
+    if torch is None:
         yield
         return
     before = torch.get_num_threads()

@@ -43,6 +43,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.name no
 WITH_CALLS = [page for page in PAGES if list(calls(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=names(WITH_PYTHON))
 def test_python_of_a_page_runs(
     page: Path, new_model: "Callable[..., PromptEmbedder]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from promptembedder import PromptEmbedder
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "examples"
 SHARED = {"notes.py", "smollm2.py"}  # that others import
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name not in SHARED)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import promptembedder
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +17,7 @@ def test_package_is_imported_from_the_named_location() -> None:
     assert Path(promptembedder.__file__).resolve().is_relative_to(EXPECTED)
 
 
+@pytest.mark.integration
 def test_subprocesses_import_the_same_package(tmp_path: Path) -> None:
     program = "import promptembedder; print(promptembedder.__file__)"
     words = [sys.executable, "-c", program]

@@ -252,6 +252,7 @@ def test_a_gguf_in_parts_is_put_together(
     assert torch.equal(logits(backbone.model), logits(original))
 
 
+@pytest.mark.integration
 def test_two_processes_that_convert_at_once_both_get_the_model(
     file: Path, cache: Path, original: PreTrainedModel
 ) -> None:

@@ -22,6 +22,8 @@ from promptembedder.data import TextRow
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.model import ModelIdentity
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a rather long text about rivers and their mouths", "short", "", "Grüße 🙂", "two\nlines", "short", "end"]
 TEXTS_OF_ANY_FORMAT = ["a rather long text about rivers, and their mouths", "short", 'with "quotes"', "Grüße 🙂", "end"]
 TOPIC, QUESTION = "Find texts on the same topic", "Find the text that answers the question"

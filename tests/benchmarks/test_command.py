@@ -13,6 +13,8 @@ from benchmarks.efficiency import benchmark as efficiency_benchmark
 from benchmarks.efficiency import step as efficiency_step
 from benchmarks.efficiency.step import StepMeter
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 Refused = Callable[..., str]
 

@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
+
+pytestmark = pytest.mark.slow
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]

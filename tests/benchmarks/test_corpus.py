@@ -13,6 +13,8 @@ from benchmarks.corpus.runs import check_output, made_corpus, made_model
 from promptembedder.batch import CorpusConfig, ShardFolder, embed_corpus
 from promptembedder.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_size_is_measured_and_its_output_checked(tmp_path: Path) -> None:
     settings = CorpusBenchConfig(rows=(60,), workers=(), shard_rows=25, faults=0, work=tmp_path)

@@ -11,6 +11,8 @@ from benchmarks.efficiency.methods import INSTRUCTION, METHODS, StepModel
 from benchmarks.efficiency.step import StepMeter, TrainStep
 from promptembedder.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 NewTrainee = Callable[..., TrainStep]
 
 methods = pytest.mark.parametrize("method", list(METHODS))

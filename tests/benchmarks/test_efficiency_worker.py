@@ -9,6 +9,8 @@ from benchmarks.efficiency.worker import ProcessWorker
 from benchmarks.memory import OutOfMemoryError
 from promptembedder.errors import BackboneError
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_process_measures_ends_at_its_limit_and_tells_what_is_wrong(step_model: Callable[..., StepModel]) -> None:
     """One test: the process that all others are forked from takes seconds to import torch."""

@@ -15,6 +15,8 @@ from benchmarks.quality.run import QualityRun, config_key, recipe_of
 from promptembedder.errors import ConfigError
 from promptembedder.storage import to_mapping
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(benchmark_files: Path, tmp_path: Path) -> QualityConfig:

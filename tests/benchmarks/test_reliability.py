@@ -19,7 +19,7 @@ from promptembedder.errors import ConfigError, DataError
 # texts and readers have tests of their own, beside this one
 FAULTS = [name for name in CAMPAIGNS if name not in ("texts", "instructions") and not name.startswith("fuzz-")]
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are tried in forks")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(not hasattr(os, "fork"), reason="faults are tried in forks")]
 
 
 @pytest.fixture(scope="module")

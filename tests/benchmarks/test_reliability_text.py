@@ -4,6 +4,7 @@ import random
 from functools import cache
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ def test_every_kind_has_unit_vectors_a_million_characters_too() -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_short_campaign_survives() -> None:
     for name, campaign in TEXTS.items():
         done: list[int] = []

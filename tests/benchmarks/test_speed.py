@@ -31,6 +31,8 @@ from benchmarks.speed.report import speed_markdown, speed_ratio, write_speed
 from promptembedder.backbone import Backbone
 from promptembedder.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 TINY = "random:tiny-llama"
 
 

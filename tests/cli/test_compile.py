@@ -12,6 +12,8 @@ from typer.testing import Result
 from promptembedder import PromptEmbedder
 from promptembedder.storage import read_manifest
 
+pytestmark = pytest.mark.slow
+
 COMPILED, NEW, NEWER = "Find texts on the same topic", "Sort by language", "Überschriften [zu] Texten finden"
 TEXTS = ["a river and its mouth", "", "end"]
 

@@ -13,6 +13,8 @@ from typer.testing import Result
 from promptembedder import PromptEmbedder
 from promptembedder.model import model_identity
 
+pytestmark = pytest.mark.slow
+
 COMPILED, OTHER = "Find texts on the same topic", "Find the text that answers the question"
 
 Run = Callable[..., Result]

@@ -12,6 +12,8 @@ from typer.testing import Result
 from promptembedder import PromptEmbedder
 from promptembedder.evaluation import score_tasks
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 Refused = Callable[..., str]
 

@@ -21,6 +21,7 @@ Run = Callable[..., Result]
 Refused = Callable[..., str]
 
 
+@pytest.mark.integration
 def test_onnx_is_the_whole_model(backbone_folder: Path, tmp_path: Path) -> None:
     """Deep soft tokens, the text's own states and all; in its own process: type checks slow tracing down."""
     model = PromptEmbedder.create(prompter=str(backbone_folder), reader=str(backbone_folder), device="cpu")

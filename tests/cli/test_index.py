@@ -14,6 +14,8 @@ from typer.testing import Result
 
 from promptembedder import PromptEmbedder
 
+pytestmark = pytest.mark.slow
+
 COMPILED = "Find texts on the same topic"
 OTHER = "Find the text that answers the question"  # saved with the model, for queries
 DEFAULT = "Represent the text for retrieval"

@@ -11,6 +11,8 @@ from typer.testing import Result
 
 from promptembedder import PromptEmbedder
 
+pytestmark = pytest.mark.slow
+
 COMPILED = "Find texts on the same topic"
 QUERY_PROMPT = "Find the text that answers the question"  # saved with the model
 

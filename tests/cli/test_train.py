@@ -10,6 +10,8 @@ from typer.testing import Result
 
 from promptembedder import PromptEmbedder
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 Refused = Callable[..., str]
 WORDS = ("--backbone", "random:tiny-llama", "--instruction", "Find the answer", "--set", "optim.batch_size=4")

@@ -13,6 +13,8 @@ from typer.testing import Result
 from promptembedder import PromptEmbedder
 from promptembedder.storage import file_sha256
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 Refused = Callable[..., str]
 READER = "random:tiny-gemma3"

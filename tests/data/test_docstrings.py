@@ -76,6 +76,7 @@ def test_sentences_are_one_line_of_4_to_40_words_and_documents_keep_the_limit(co
         assert pair.negative is None
 
 
+@pytest.mark.integration
 def test_the_corpus_is_the_same_in_a_process_with_another_hash_seed(corpus: DocstringCorpus) -> None:
     source_folder = str(Path(docstrings.__file__).parents[2])
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": source_folder}

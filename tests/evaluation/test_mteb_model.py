@@ -19,6 +19,8 @@ from promptembedder.evaluation import EvaluationTask, TaskInstructedEncoder, mod
 from promptembedder.evaluation.mteb_tasks import build_local_task
 from promptembedder.evaluation.task_score import preserve_rng
 
+pytestmark = pytest.mark.slow
+
 FIND, STORE = "find the thing", "say what it is"
 
 

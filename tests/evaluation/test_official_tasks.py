@@ -12,6 +12,8 @@ from promptembedder.evaluation import hub_tasks, score_tasks
 from promptembedder.evaluation import official_tasks as module
 from promptembedder.evaluation.official_tasks import official_task
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_name_brings_type_metric_and_instruction() -> None:
     classification, retrieval, similarity = hub_tasks(["Banking77Classification", "SciFact", "STS12"])

@@ -23,6 +23,8 @@ from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, Sear
 from promptembedder.evaluation.task_score import preserve_rng
 from promptembedder.model import Encoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tasks(task_file: Path) -> dict[str, EvaluationTask]:

@@ -11,6 +11,8 @@ from promptembedder.errors import ConfigError
 from promptembedder.export import export_onnx
 from promptembedder.export.graph import FixedInstructionModel
 
+pytestmark = pytest.mark.slow
+
 INSTRUCTION = "Find the same topic"
 TEXTS = ["a river and its mouth", "", "Grüße 🙂", "long " * 30]
 NewModel = Callable[..., PromptEmbedder]

@@ -16,6 +16,8 @@ from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.export import export_soft_tokens, select_instructions
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = "Find the same topic", "Sortiere nach Sprache"
 TEXTS = ["a river and its mouth", "", "Grüße 🙂", "<|end|> is text, <|start|> too", "half \ud83d", "long " * 30]
 NewModel = Callable[..., PromptEmbedder]

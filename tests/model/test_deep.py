@@ -252,6 +252,7 @@ def test_a_reader_that_served_a_deep_model_serves_a_plain_one_unchanged(
     np.testing.assert_array_equal(vectors(plain, texts, prompt=None), before)
 
 
+@pytest.mark.slow
 def test_deeper_alignments_alone_learn_a_few_pairs_by_heart(new_config: Callable[..., ModelConfig]) -> None:
     model = PromptEmbedder.create(config=new_config(tuning="frozen"), device="cpu").train()
     assert model.encoder.deep is not None

@@ -19,6 +19,8 @@ from sentence_transformers import SentenceTransformer
 from promptembedder import PromptEmbedder
 from promptembedder.model import load_encoder
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "c" * 40
 FIND = "find the thing"
 TEXTS = ["a red house", "cold winter"]

@@ -16,6 +16,8 @@ from promptembedder.errors import WeightsError
 from promptembedder.method.text_encoder import trained_state
 from promptembedder.model import BaselineEmbedder, PooledEncoder
 
+pytestmark = pytest.mark.slow
+
 NewBaseline = Callable[..., BaselineEmbedder]
 INSTRUCTION = "find the same thing"
 AROUND = {  # before and after the text, with an instruction and without

@@ -16,6 +16,8 @@ from promptembedder.errors import ConfigError
 from promptembedder.method import SoftTokenEncoder
 from promptembedder.model import BaselineEmbedder, StaticEncoder
 
+pytestmark = pytest.mark.slow
+
 NewBaseline = Callable[..., BaselineEmbedder]
 SlowVector = Callable[[SoftTokenEncoder, str, Tensor], Tensor]
 FIND, MOOD = ("find the answer", "look it up"), ("tell the mood", "how does it feel?", "name the feeling")

@@ -70,6 +70,7 @@ def test_eight_threads_get_the_vectors_of_one(new_model: Callable[..., PromptEmb
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
 def test_forked_workers_compute_although_their_parent_has_computed_with_one_thread_or_two() -> None:
     """With two they waited for ever for the thread that the fork had left behind."""

@@ -257,6 +257,7 @@ def test_adding_that_is_stopped_while_it_makes_the_index_leaves_the_table_as_it_
     assert table.add(new) == 24
 
 
+@pytest.mark.integration
 def test_a_process_killed_while_it_adds_leaves_the_table_as_it_was(rows: ListedRows, tmp_path: Path) -> None:
     create_table(tmp_path / "table", rows)
     program = f"""

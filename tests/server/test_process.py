@@ -27,6 +27,8 @@ import torch
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
 from promptembedder.backbone.random_models import random_model, random_tokenizer
 
+pytestmark = pytest.mark.integration
+
 KEY = "k-0123456789abcdef"
 COMPILED = "Find texts on the same topic"
 TEXTS = ["a river and its mouth", "short", "Grüße 🙂"]

@@ -21,6 +21,7 @@ with lock_directory(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.integration
 def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "model"
     words = [sys.executable, "-c", HOLD, str(folder)]

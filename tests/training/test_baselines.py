@@ -32,6 +32,8 @@ from promptembedder.training import (
     train_model,
 )
 
+pytestmark = pytest.mark.slow
+
 PAIRS = ("Find the same thing", "Find it", "Which one is meant?")
 LABELS = ("Find the same kind", "Find it", "Which one is meant?")
 DEFAULT = "Represent the text for retrieval"

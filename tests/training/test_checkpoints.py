@@ -16,6 +16,8 @@ from promptembedder.model import PromptEmbedder
 from promptembedder.training import MonitorConfig, Recipe, load_training_data, prepare_output, train_model
 from promptembedder.training.monitor import DivergenceMonitor
 
+pytestmark = pytest.mark.slow
+
 
 class _Break(TrainerCallback):
     """Spoils what is trained, after so many steps."""

@@ -18,6 +18,8 @@ from promptembedder.model import PromptEmbedder
 from promptembedder.storage import from_mapping, lock_directory, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 
+pytestmark = pytest.mark.slow
+
 
 class _KilledError(Exception):
     """Stands for a kill: the process does no more of its own."""

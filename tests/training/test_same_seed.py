@@ -15,6 +15,8 @@ from promptembedder import PromptEmbedder
 from promptembedder.storage import read_manifest, to_mapping
 from promptembedder.training import Recipe, load_training_data, new_model, prepare_output, train_model
 
+pytestmark = pytest.mark.integration
+
 
 def _curve(recipe: Recipe) -> list[float]:
     lines = (Path(recipe.run.output) / "metrics.jsonl").read_text().splitlines()

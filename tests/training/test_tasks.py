@@ -8,6 +8,8 @@ import pytest
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.training import DataConfig, load_training_data
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_with_and_without_negative_become_two_data_sets(mixture: Path) -> None:
     tasks = load_training_data(DataConfig(mixture=str(mixture)), seed=0).tasks

@@ -25,6 +25,8 @@ from promptembedder.training import (
 )
 from promptembedder.training.data import TrainingData
 
+pytestmark = pytest.mark.slow
+
 NewModel = Callable[..., PromptEmbedder]
 SEEN, UNSEEN = "find the same thing", "say what it is about"
 TEXTS = ["a red house", "", "the river is cold", "fast fast car", "Grüße"]
