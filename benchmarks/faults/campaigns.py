@@ -44,11 +44,11 @@ class _Entry:
 
 
 CAMPAIGNS: dict[str, _Entry] = {
-    "kills-training": _Entry(run=kills_in_training, short=4, full=120, unit="kills"),
+    "kills-training": _Entry(run=kills_in_training, short=2, full=120, unit="kills"),
     "kills-saving": _Entry(run=kills_in_saving, short=4, full=120, unit="kills"),
-    "full-disks": _Entry(run=full_disks, short=4, full=60, unit="full disks"),
-    "corrupted-folders": _Entry(run=corrupted_folders, short=40, full=2000, unit="folders"),
-    "soak": _Entry(run=soaked, short=5, full=3600, unit="texts"),
+    "full-disks": _Entry(run=full_disks, short=3, full=60, unit="full disks"),
+    "corrupted-folders": _Entry(run=corrupted_folders, short=20, full=2000, unit="folders"),
+    "soak": _Entry(run=soaked, short=3, full=3600, unit="texts"),
     **{name: _Entry(run=run, short=40, full=10_000, unit=name) for name, run in TEXTS.items()},
     **{f"fuzz-{name}": _Entry(run=run, short=200, full=100_000, unit="inputs") for name, run in FUZZED.items()},
 }

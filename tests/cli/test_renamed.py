@@ -1,6 +1,5 @@
 """Names of earlier versions answer with one line that contains the new name."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +53,3 @@ def test_renamed_key_of_an_options_file_names_its_replacement(run: Callable[...,
     result = run("evaluate", "m", "--tasks", "t.json", "--config", config)
     assert result.exit_code == 2
     assert "early-exit-fraction" in result.stderr
-
-
-def test_help_imports_no_heavy_library() -> None:
-    code = "import sys, promptembedder.cli.app; print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,39 +4,62 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
+from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
-from promptembedder.storage import to_mapping
 from promptembedder.training import Recipe, load_training_data, new_model, prepare_output, train_model
 
+pytestmark = pytest.mark.integration
 
-def test_a_second_training_is_refused_with_the_first_ones_name_and_goes_on_once_that_is_killed(
-    recipe_of: Callable[..., Recipe], tmp_path: Path
+# as a training process holds it, without the seconds that importing torch takes
+HOLD = """
+import sys
+from pathlib import Path
+from promptembedder.storage import lock_directory
+with lock_directory(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class _StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+class _StopAfterCheckpoint(TrainerCallback):
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise _StoppedError
+
+
+def test_training_in_a_locked_folder_is_refused_and_resumes_once_the_owner_is_killed(
+    recipe_of: Callable[..., Recipe],
 ) -> None:
-    recipe = recipe_of(steps=100_000, save_every=1)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_mapping(recipe)), encoding="utf-8")
-    words = [sys.executable, "-m", "promptembedder", "train", str(tmp_path / "recipe.yaml")]
+    recipe = recipe_of(steps=3, save_every=1)
     output = Path(recipe.run.output)
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    data = load_training_data(recipe.data, seed=0)
+
+    def train(*callbacks: TrainerCallback) -> None:
+        checkpoint = prepare_output(recipe)
+        train_model(new_model(recipe, data, device="cpu"), data, recipe, callbacks=callbacks, checkpoint=checkpoint)
+
+    with pytest.raises(_StoppedError):
+        train(_StopAfterCheckpoint())
+    before = sorted(output.glob("checkpoint-*"))
+    assert before
+    words = [sys.executable, "-c", HOLD, str(output)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         try:
-            until = time.monotonic() + 120
-            while not list(output.glob("checkpoint-*")):
-                assert first.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            data = load_training_data(recipe.data, seed=0)
-            before = sorted(output.glob("checkpoint-*"))
-            with pytest.raises(ConfigError, match=rf"is in use by process {first.pid} on .*choose another output"):
-                train_model(new_model(recipe, data, device="cpu"), data, recipe, checkpoint=prepare_output(recipe))
-            assert first.poll() is None
-            assert before  # the first one's checkpoints were not cleared away: it goes on writing newer ones
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "held\n"
+            with pytest.raises(ConfigError, match=rf"is in use by process {owner.pid} on .*choose another output"):
+                train()
+            assert sorted(output.glob("checkpoint-*")) == before
         finally:
-            os.kill(first.pid, signal.SIGKILL)
-            first.wait()
-    assert prepare_output(recipe) is not None
+            os.kill(owner.pid, signal.SIGKILL)
+            owner.wait()
+    assert prepare_output(recipe) == before[-1]
