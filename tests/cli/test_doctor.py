@@ -65,3 +65,13 @@ def test_a_hub_out_of_reach_is_told_with_its_mend(run: Run) -> None:
     assert result.exit_code == 1
     hub = next(one for (part, _), one in findings(result).items() if part == "hub")
     assert hub["state"] == "broken" and "HF_HUB_OFFLINE" in hub["fix"]
+
+
+def test_home_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Loading a backbone failed, and doctor found nothing broken."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    broken = [one for one in doctor_checks.caches() if one.state == "broken"]
+    assert broken[0].name == str(tmp_path / "file" / ".cache" / "promptembedder")
+    assert broken[0].fix == "set HOME to a folder that can be written"
+    assert "Not a directory" in broken[0].detail

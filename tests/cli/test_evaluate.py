@@ -10,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from promptembedder import PromptEmbedder
+from promptembedder.errors import SaveError
 from promptembedder.evaluation import score_tasks
 
 pytestmark = pytest.mark.slow
@@ -238,3 +239,39 @@ def test_answer_choice_is_scored_as_by_the_library(run: Run, saved_model: Path, 
     expected = answer_choice_score(model, read_questions(tmp_path / "rows.jsonl"))
     assert [(one["accuracy"], one["blind"]) for one in record["questions"]] == [(expected.accuracy, 50.0)]
     assert json.loads((tmp_path / "out.json").read_text())["questions"] == record["questions"]
+
+
+def test_scores_are_printed_if_the_results_file_cannot_be_written(
+    run: Run, saved_model: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was full after an hour of scoring ended in a traceback without any score."""
+
+    def fail(path: Path, _: object) -> None:
+        raise SaveError(f"cannot write {path} (No space left on device). Free space on the disk.")
+
+    monkeypatch.setattr("promptembedder.cli.evaluate.write_json", fail)
+    path = tmp_path / "scores.json"
+    result = run("evaluate", saved_model, "--tasks", task_file, "--only", "Pairs[1]", "-o", path)
+    assert result.exit_code == 2
+    assert "cosine_spearman" in result.stdout
+    assert result.stderr == f"error: cannot write {path} (No space left on device). Free space on the disk.\n"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder in which even root can write nothing")
+def test_outputs_are_checked_before_the_work(
+    refused: Refused, saved_model: Path, task_file: Path, corpus: Path, tmp_path: Path, loaded: list[object]
+) -> None:
+    """A read-only output ended in a traceback, some after the work."""
+    model, pairs = saved_model, tmp_path / "pairs.csv"
+    pairs.write_text("question,answer\na,b\nc,d\n")
+    for words in (
+        ("train", "--data", pairs, "-o", "/proc/x"),
+        ("train", "--data", pairs, "-o", pairs / "model"),
+        ("transfer", model, "--to", "random:tiny-gpt2", "--steps", 0, "-o", "/proc/x"),
+        ("evaluate", model, "--tasks", task_file, "-o", "/proc/scores.json"),
+        ("embed", model, corpus, "-o", "/proc/x"),
+        ("embed", model, corpus, "-o", "/proc/x.parquet"),
+        ("plot", "similarity", model, corpus, "-o", "/proc/x"),
+    ):
+        assert "cannot write" in refused(*words)
+    assert loaded == []

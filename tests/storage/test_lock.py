@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from promptembedder.errors import ConfigError
-from promptembedder.storage import lock_directory
+from promptembedder.errors import ConfigError, SaveError
+from promptembedder.storage import check_writable, lock_directory
 
 HOLD = """
 import sys
@@ -51,3 +51,25 @@ def test_a_finished_job_leaves_no_lock_file_behind(tmp_path: Path) -> None:
     with lock_directory(tmp_path / "model"):
         assert (tmp_path / ".model.lock").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """Training into /proc/x was "in use by another process", and a file as parent folder ended in a traceback."""
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(SaveError, match=rf"cannot write .*{place.name} \(Not a directory\)"):
+            check_writable(place)
+        with pytest.raises(SaveError, match="Not a directory"), lock_directory(place):
+            pass
+    check_writable(tmp_path / "new" / "folder")
+    check_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder in which even root can write nothing")
+def test_a_read_only_place_is_refused() -> None:
+    for refuse in (check_writable, lambda path: lock_directory(path).__enter__()):
+        with pytest.raises(
+            SaveError, match=r"cannot write /proc/.*\)\. Free space on the disk, or choose another output"
+        ):
+            refuse(Path("/proc/x"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from promptembedder.errors import SaveError
 from promptembedder.storage import write_csv, write_json, write_text
 
 
@@ -35,3 +36,9 @@ def test_csv_reads_back_with_nothing_where_nothing_is_known(tmp_path: Path) -> N
         {"name": "b\nc", "seconds": ""},
         {"name": "", "seconds": ""},
     ]
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SaveError, match=r"cannot write .*results\.json \(.*\)\. Free space on the disk"):
+        write_json(tmp_path / "file" / "results.json", {})

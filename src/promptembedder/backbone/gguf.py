@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptembedder.backbone.sources import BackboneSource, quiet_transformers, sha256_of
 from promptembedder.errors import BackboneError
+from promptembedder.storage import check_writable
 
 __all__ = ["GgufHeader", "check_gguf", "convert_gguf"]
 
@@ -176,14 +177,22 @@ def convert_gguf(source: BackboneSource, cache_folder: Path) -> tuple[Path, str]
     concurrent call leaves no incomplete folder.
 
     Raises:
-        BackboneError: If the file is damaged, has a different sha256 than expected, or has an unknown architecture.
+        BackboneError: If the file is damaged, has a different sha256 than expected, or has an unknown architecture, or
+            if the cache folder cannot be written.
     """
     # The hash of an installed model is known, so its cache is found without reading the file.
     digest = source.sha256 or sha256_of(source.parts)
     folder = cache_folder / f"gguf-v{_LAYOUT}" / digest[:24]
     if _is_complete(folder):
         return folder, digest
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+    except OSError as error:
+        raise BackboneError(
+            f"cannot store the converted weights of {source.name!r} in {cache_folder} ({error.strerror or error}). Set "
+            "HOME to a folder that can be written."
+        ) from error
     with FileLock(f"{folder}.lock"):  # a second process waits instead of converting again
         if not _is_complete(folder):
             found = sha256_of(source.parts)

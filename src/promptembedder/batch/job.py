@@ -16,7 +16,7 @@ from promptembedder.batch.vector_format import WHOLE_VECTORS, VectorFormat
 from promptembedder.data import TextRow, clean_text, read_texts
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.model import ModelIdentity, PromptEmbedder
-from promptembedder.storage import file_sha256, versions
+from promptembedder.storage import check_writable, file_sha256, versions
 from promptembedder.types import Float
 
 __all__ = ["EmbedConfig", "EmbedReport", "check_files", "embed_files"]
@@ -100,6 +100,7 @@ def check_files(files: Sequence[Path], output: Path, *, config: EmbedConfig) -> 
     Raises:
         DataError: If there is no file, a file is missing, empty or lacks a column in its first row, or the output
             exists and must not be overwritten, is one of the files, or has an unknown ending.
+        SaveError: If the output cannot be written.
     """
     if not files:
         raise DataError("there are no files to embed. Name at least one.")
@@ -111,6 +112,7 @@ def check_files(files: Sequence[Path], output: Path, *, config: EmbedConfig) -> 
         raise DataError(f"{output} is both a file to embed and the output. Name another output.")
     if output.exists() and not config.overwrite:
         raise DataError(f"{output} exists. Name another output, or pass --overwrite.")
+    check_writable(output)
     for path in files:
         rows = _read_rows(path, config)
         if path.is_file():  # a pipe can be read only once

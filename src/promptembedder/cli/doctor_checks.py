@@ -9,7 +9,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from promptembedder.errors import BackboneError, PromptEmbedderError
+from promptembedder.errors import BackboneError, PromptEmbedderError, SaveError
+from promptembedder.storage import check_writable
 
 __all__ = [
     "Finding",
@@ -161,6 +162,12 @@ def caches() -> Iterator[Finding]:
 
     names = {model.sha256[:24]: name for name, model in INSTALLED_MODELS.items()}
     folder = default_cache_folder()
+    for place, variable in ((folder, "HOME"), (Path(constants.HF_HUB_CACHE), "HF_HOME")):
+        try:
+            check_writable(place)
+        except SaveError as error:
+            fix = f"set {variable} to a folder that can be written"
+            yield Finding(part="cache", name=str(place), state="broken", detail=str(error).partition(". ")[0], fix=fix)
     converted = [one.parent for one in sorted(folder.glob("gguf-v*/*/sizes.json"))]
     for one in converted:
         detail = f"converted from GGUF, {_folder_bytes(one) / 1e6:.0f} MB in {one}"

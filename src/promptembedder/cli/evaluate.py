@@ -27,7 +27,7 @@ from promptembedder.cli.options import (
 )
 from promptembedder.cli.progress import ProgressDisplay
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, describe_machine, file_sha256, versions, write_json
+from promptembedder.storage import MANIFEST_NAME, check_writable, describe_machine, file_sha256, versions, write_json
 
 if TYPE_CHECKING:  # slow imports that `--help` does not need
     from promptembedder.evaluation import EvaluationTask, HubTask, InstructionSteering, TaskScore
@@ -141,8 +141,10 @@ def evaluate(
     report.print(_table(outcome, options))
     for steering in outcome.steering:
         report.print(_steering_table(steering))
-    if output is not None:
-        report.print(f"written: {escape(str(output))}")
+    with one_line_errors():
+        if output is not None:
+            write_json(output, record)
+            report.print(f"written: {escape(str(output))}")
     for score in record["scores"]:
         del score["details"]  # hundreds of numbers, which the results file contains
     report.result(record)
@@ -155,15 +157,15 @@ def _evaluate(options: _Options, report: Report) -> "tuple[_Outcome, dict[str, A
     if options.paraphrases and not loaded.takes_instructions:
         report.print(f"{escape(options.model)} takes no instructions and is scored without paraphrases.")
     outcome = _score(loaded, tasks, options)
-    record = _record(loaded, tasks, outcome, options)
-    if options.output is not None:
-        write_json(options.output, record)
-    return outcome, record
+    return outcome, _record(loaded, tasks, outcome, options)
 
 
 def _check_output(output: Path | None) -> None:
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(f"cannot write {output}. Give a file in an existing folder.")
+    check_writable(output)
 
 
 def _load_model(options: _Options) -> "LoadedEncoder":

@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from promptembedder.cli.renamed import RENAMED_OPTIONS
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, read_yaml
+from promptembedder.storage import MANIFEST_NAME, check_writable, read_yaml
 
 __all__ = [
     "Command",
@@ -128,12 +128,14 @@ def check_output_folder(output: str) -> None:
 
     Raises:
         ConfigError: The name is blank, a file, or a folder of other files, which training would overwrite.
+        SaveError: The folder cannot be written.
     """
     folder = Path(output)
     if not output.strip():
         raise ConfigError("the output folder is blank. Give the path of a new folder with --output.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{output} is a file. Give the path of a new folder with --output.")
+    check_writable(folder)
     if not folder.is_dir():
         return
     names = [path.name for path in folder.iterdir()]

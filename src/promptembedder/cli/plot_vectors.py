@@ -11,7 +11,7 @@ from promptembedder import extras
 from promptembedder.cli.console import Report, one_line_errors, plural
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.storage import read_manifest
+from promptembedder.storage import check_writable, read_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,7 @@ def similarity(
     report = Report(as_json)
     with one_line_errors():
         extras.require("matplotlib", extra="plots")
+        check_writable(output)
         from promptembedder.data import read_texts
         from promptembedder.plots import plot_similarity
 
@@ -86,6 +87,7 @@ def map_(
     report = Report(as_json)
     with one_line_errors():
         extras.require("matplotlib", extra="plots")
+        check_writable(output)
         from promptembedder.plots import plot_map
 
         rows, left_out = _read_labelled(file, text_column, label_column, limit=limit, kinds=labels)

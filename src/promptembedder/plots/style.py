@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptembedder import extras
+from promptembedder.errors import SaveError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,20 @@ def legend_below(figure: "Figure", handles: Sequence[Any], *, columns: int, line
 
 
 def write_pictures(figure: "Figure", stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg atomically."""
+    """Write `stem`.png and `stem`.svg atomically.
+
+    Raises:
+        SaveError: If a file cannot be written.
+    """
+    try:
+        return _write_pictures(figure, stem)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {stem} ({error.strerror or error}). Free space on the disk, or choose another output."
+        ) from error
+
+
+def _write_pictures(figure: "Figure", stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, metadata in (("png", {}), ("svg", {"Date": None})):

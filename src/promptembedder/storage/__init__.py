@@ -1,6 +1,6 @@
 """Files on disk: configurations, manifests and results. Tensors are in `storage.tensors`, which imports torch."""
 
-from promptembedder.storage.atomic import atomic_directory, lock_directory
+from promptembedder.storage.atomic import atomic_directory, check_writable, lock_directory
 from promptembedder.storage.manifest import (
     FORMAT,
     MANIFEST_NAME,
@@ -18,6 +18,7 @@ __all__ = [
     "MANIFEST_NAME",
     "Manifest",
     "atomic_directory",
+    "check_writable",
     "describe_machine",
     "file_sha256",
     "from_mapping",

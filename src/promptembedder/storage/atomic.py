@@ -1,4 +1,4 @@
-"""Atomic directories: lock, write to a scratch directory, swap."""
+"""Atomic directories: check, lock, write to a scratch directory, swap."""
 
 import ctypes
 import os
@@ -15,7 +15,27 @@ from filelock import FileLock, Timeout
 from promptembedder.errors import ConfigError, SaveError
 from promptembedder.storage.manifest import MANIFEST_NAME, list_named_files
 
-__all__ = ["atomic_directory", "atomic_swap", "lock_directory", "sync_tree"]
+__all__ = ["atomic_directory", "atomic_swap", "check_writable", "lock_directory", "sync_tree"]
+
+
+def check_writable(path: Path) -> None:
+    """Check that `path` can be written, a file or a folder that need not exist, before expensive work.
+
+    Nothing is created, not even missing parent folders.
+
+    Raises:
+        SaveError: If the path is on a read-only or full disk, in a folder without write permission, or below a file.
+    """
+    folder = path if os.path.isdir(path) else path.absolute().parent  # Path.is_dir raises without permission
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {path} ({error.strerror or error}). Free space on the disk, or choose another output."
+        ) from error
 
 
 @contextmanager
@@ -26,9 +46,11 @@ def lock_directory(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: If another process has locked the folder. The message names that process.
+        SaveError: If the lock file cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock_path = folder.parent / f".{folder.resolve().name}.lock"
+    check_writable(lock_path)  # FileLock takes some errors for another owner
+    folder.parent.mkdir(parents=True, exist_ok=True)
     owner = lock_path.with_suffix(".owner")
     lock = FileLock(lock_path, blocking=False)
     try:

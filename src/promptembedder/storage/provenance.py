@@ -12,22 +12,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from promptembedder.errors import SaveError
+
 __all__ = ["describe_machine", "file_sha256", "versions", "write_csv", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 atomically, sync it to disk, and create missing parent folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    """Write `text` as UTF-8 atomically, sync it to disk, and create missing parent folders.
+
+    Raises:
+        SaveError: If the file cannot be written. Its previous content is unchanged.
+    """
+    scratch: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(scratch).chmod(0o644)  # mkstemp makes it private
         Path(scratch).replace(path)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {path} ({error.strerror or error}). Free space on the disk, or choose another file."
+        ) from error
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -25,7 +25,15 @@ from promptembedder.model import (
     PromptEmbedder,
     PromptEmbedderCardData,
 )
-from promptembedder.storage import MANIFEST_NAME, from_mapping, lock_directory, read_yaml, to_mapping, write_text
+from promptembedder.storage import (
+    MANIFEST_NAME,
+    check_writable,
+    from_mapping,
+    lock_directory,
+    read_yaml,
+    to_mapping,
+    write_text,
+)
 from promptembedder.training.checkpoints import (
     checkpoint_step,
     delete_checkpoints_after,
@@ -96,10 +104,12 @@ def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
     Raises:
         ConfigError: If the folder contains a finished model, a run of another recipe, or only incomplete checkpoints,
             and `overwrite` is not set.
+        SaveError: If the output folder cannot be written.
         ImportError: If a tracker of `run.report_to` is not installed.
     """
     check_trackers(recipe.run.report_to)
     output = Path(recipe.run.output)
+    check_writable(output)
     path = output / RECIPE_NAME
     checkpoint = None if overwrite else find_last_checkpoint(output)
     if overwrite:
