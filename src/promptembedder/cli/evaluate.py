@@ -211,7 +211,13 @@ def _is_file(tasks: str) -> bool:
 
 
 def _score(loaded: "LoadedEncoder", tasks: "Tasks", options: _Options) -> _Outcome:
-    from promptembedder.evaluation import instruction_pairs, instruction_steering, paraphrases_of, score_tasks
+    from promptembedder.evaluation import (
+        HubTask,
+        instruction_pairs,
+        instruction_steering,
+        paraphrases_of,
+        score_tasks,
+    )
 
     start = time.perf_counter()
     use_wordings = options.paraphrases and loaded.takes_instructions
@@ -222,7 +228,7 @@ def _score(loaded: "LoadedEncoder", tasks: "Tasks", options: _Options) -> _Outco
     scores, steering = [], []
     # rows weigh tasks of different sizes; those of a hub task are unknown before it is loaded
     sized = _is_file(options.tasks)
-    rows = {task.name: task.rows_used + task.documents_used if sized else 1 for task in tasks}
+    rows = {task.name: 1 if isinstance(task, HubTask) else task.rows_used + task.documents_used for task in tasks}
     with ProgressDisplay("rows" if sized else "tasks", total=sum(rows.values()), measured=1) as progress:
         for task in tasks:
             progress.advance(0, note=task.name)

@@ -72,7 +72,7 @@ def train(
 
     Start it on several devices with `torchrun` or `accelerate launch`: docs/distributed.md.
     """
-    named = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
+    named: dict[str, Any] = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
     named |= {"optim.epochs": epochs}
     changes = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with one_line_errors():
