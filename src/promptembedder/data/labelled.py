@@ -125,11 +125,11 @@ def _read_corpus(entry: Mapping[str, Any], folder: Path, where: str) -> Labelled
 
 
 def _check_keys(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse a key that looks like a misspelt one. Others, such as counts and descriptions, are the author's notes."""
     for key in entry:
-        if key not in known:
-            raise DataError(
-                f"{where} has the unknown key {short_repr(key)}. {did_you_mean(key, known)}Known: {', '.join(known)}."
-            )
+        meant = "" if key in known else did_you_mean(key, known)
+        if meant:
+            raise DataError(f"{where} has the unknown key {short_repr(key)}. {meant}Known: {', '.join(known)}.")
 
 
 def _labels_of(row: Mapping[str, Any], attributes: Sequence[str]) -> dict[str, str]:

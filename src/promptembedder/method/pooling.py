@@ -103,12 +103,19 @@ class WhitenedTextPooling(nn.Module):
             present: 1, or 0 for an empty text, which adds nothing.
             gate: Gate values of each text's instruction, or one row for all. If None, no direction is scaled.
         """
+        whitened = self.whiten(text, gate)
+        return l2_normalize(summary) + self.weight * present * l2_normalize(whitened)
+
+    def whiten(
+        self, text: Float[Tensor, "batch dim"], gate: Float[Tensor, "rows rank"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Whiten the mean states of texts and scale their directions by the gate values, in float32."""
         whitened = text - self.centre
         whitened = whitened - (whitened @ self.shared) @ self.shared.T
-        if gate is not None:
-            assert self.directions is not None
-            whitened = whitened + (gate * (whitened @ self.directions)) @ self.directions.T
-        return l2_normalize(summary) + self.weight * present * l2_normalize(whitened)
+        if gate is None:
+            return whitened
+        assert self.directions is not None
+        return whitened + (gate * (whitened @ self.directions)) @ self.directions.T
 
 
 def whitening_directions(

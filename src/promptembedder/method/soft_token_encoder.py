@@ -36,7 +36,7 @@ from promptembedder.method.pooling import WhitenedTextPooling, l2_normalize, poo
 from promptembedder.method.soft_token_cache import SoftTokenStore
 from promptembedder.method.text_encoder import TextEncoder
 from promptembedder.method.text_pooling import content_mask, early_exit_layer, text_pooling_layer
-from promptembedder.types import Float, Int, Tensor
+from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
 
@@ -386,17 +386,28 @@ class SoftTokenEncoder(TextEncoder):
             raise ConfigError("text_pooling_weight is 0: the model does not use the texts' own states.")
         if len(texts) < 2:
             raise ConfigError(f"texts to fit must be at least 2, got {len(texts)}. A few hundred are enough.")
+        means, present = self.text_means(texts, batch_size=batch_size)
+        self.text_pooling.fit(means[present])  # without the empty texts
+        self.store.clear()
+
+    @torch.no_grad()
+    def text_means(
+        self, texts: Sequence[str], *, batch_size: int = 32
+    ) -> tuple[Float[Tensor, "texts dim_r"], Bool[Tensor, " texts"]]:
+        """Return the mean states of texts at the layer of the text pooling, and which texts are not empty."""
         layers = text_pooling_layer(self.config, self.reader)
         assert layers is not None
-        cleaned, means = sorted((clean_text(text) for text in texts), key=len), []
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        cleaned, means, present = [clean_text(texts[row]) for row in order], [], []
         for start in range(0, len(cleaned), batch_size):
             batch = self.reader.tokenizer.tokenize(cleaned[start : start + batch_size], max_length=self.max_seq_length)
             ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
             hidden = hidden_states_at(self.reader.decoder, ids, mask, layers=layers)
             own = content_mask(mask, self.reader)
-            means.append(pool(hidden, own, pooling="mean")[own.any(dim=1)])  # without the empty texts
-        self.text_pooling.fit(torch.cat(means))
-        self.store.clear()
+            means.append(pool(hidden, own, pooling="mean"))
+            present.append(own.any(dim=1))
+        place = torch.tensor(order, device=self.device).argsort()
+        return torch.cat(means)[place], torch.cat(present)[place]
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]

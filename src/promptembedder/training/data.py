@@ -348,7 +348,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
         by_text = self._labels.setdefault(name, corpus.labels_by_text())
         labels = [by_text[text] for text in texts]
         generator = self._generator(texts)
-        usable = [number for number in range(len(corpus.attributes)) if _has_contrast([row[number] for row in labels])]
+        usable = labels_with_contrast(labels)
         drawn = sorted(generator.sample(usable, min(self.attributes_per_step, len(usable)))) or [0]
         columns = [f"view{view}" for view in range(len(drawn))]
         instructions = [generator.choice(corpus.attributes[number].instructions) for number in drawn]
@@ -377,6 +377,11 @@ class InstructionCollator(SentenceTransformerDataCollator):
 
     def _resolve_prompts(self, batch: dict[str, Any]) -> str | dict[str, str] | None:
         return self._drawn
+
+
+def labels_with_contrast(labels: Sequence[Sequence[int]]) -> list[int]:
+    """Return the columns of [texts attributes] labels in which two texts agree and two differ. -1 is no label."""
+    return [number for number in range(len(labels[0])) if _has_contrast([row[number] for row in labels])]
 
 
 def _has_contrast(codes: Sequence[int]) -> bool:

@@ -1,6 +1,6 @@
 """Contrastive losses: with in-batch negatives, with explicit negatives only, and stepwise over soft tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,10 @@ class InstructionContrastiveLoss(nn.Module):
         if labels is None:
             raise ConfigError("the loss of labelled corpora needs labels. Train with data.corpora.")
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        return self.loss_of(embeddings, labels)
+
+    def loss_of(self, embeddings: Sequence[Float[Tensor, "texts dim"]], labels: Tensor) -> Float[Tensor, ""]:
+        """Compute the mean loss over the embeddings of the same texts under several instructions."""
         losses = [self._of_instruction(vectors, labels[:, column]) for column, vectors in enumerate(embeddings)]
         return torch.stack(losses).mean()
 

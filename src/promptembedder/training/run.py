@@ -43,6 +43,7 @@ from promptembedder.training.checkpoints import (
 from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData
 from promptembedder.training.data_checks import log_data_warnings
 from promptembedder.training.distributed import Ranks, init_distributed
+from promptembedder.training.gate import train_gate
 from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
 from promptembedder.training.monitor import DivergenceMonitor, JsonlMetrics
 from promptembedder.training.recipe import Recipe
@@ -253,6 +254,8 @@ def train_model(
             if ranks.is_first:
                 _begin_output(recipe, checkpoint)
             ranks.wait()
+            if recipe.gate.steps and checkpoint is None:
+                _train_gate(model, data, recipe)
             trainer = _build_trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.check_weights()
@@ -275,6 +278,19 @@ def train_model(
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         query_instructions=tuple(dict.fromkeys(first)),
         prompts={name: text for name, text in model.prompts.items() if text},
+    )
+
+
+def _train_gate(model: PromptedSentenceTransformer, data: TrainingData, recipe: Recipe) -> None:
+    if not isinstance(model, PromptEmbedder):
+        raise ConfigError("gate.steps trains the gate of a PromptEmbedder. Leave it out for a baseline.")
+    train_gate(
+        model,
+        data,
+        recipe.gate,
+        temperature=recipe.loss.temperature,
+        attributes_per_step=recipe.data.attributes_per_step,
+        seed=recipe.run.seed,
     )
 
 

@@ -1,0 +1,111 @@
+"""Training of the gate alone: the same texts are near under one instruction and far under another."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptembedder import ModelConfig, PromptEmbedder
+from promptembedder.errors import ConfigError
+from promptembedder.evaluation.aspects import triplet_accuracy
+from promptembedder.training import (
+    DataConfig,
+    GateConfig,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    load_training_data,
+    train_model,
+)
+from promptembedder.training import new_model as build_model
+from promptembedder.training.gate import train_gate
+
+COLOURS, THINGS = ("red", "green", "blue"), ("house", "river", "car")
+INSTRUCTIONS = {"colour": "Group by colour", "thing": "Which thing?"}
+
+
+@pytest.fixture
+def data_config(tmp_path: Path) -> DataConfig:
+    rows = [
+        {"text": f"a {colour} {thing}, number {number}", "labels": {"colour": colour, "thing": thing}}
+        for number in range(6)
+        for colour in COLOURS
+        for thing in THINGS
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    attributes = {name: {"instructions": [instruction]} for name, instruction in INSTRUCTIONS.items()}
+    path = tmp_path / "corpora.json"
+    path.write_text(json.dumps([{"name": "things", "file": "rows.jsonl", "attributes": attributes}]))
+    return DataConfig(corpora=str(path))
+
+
+@pytest.fixture
+def config(new_config: Callable[..., ModelConfig]) -> ModelConfig:
+    config = new_config(gate_rank=30, text_pooling_layer=1)
+    return replace(config, prompter=replace(config.prompter, output="state"))
+
+
+def fit(model: PromptEmbedder, data_config: DataConfig, steps: int) -> float:
+    data = load_training_data(data_config, seed=0)
+    settings = GateConfig(steps=steps, batch_size=32, learning_rate=0.02)
+    return train_gate(model, data, settings, temperature=0.1, attributes_per_step=2, seed=0)
+
+
+def test_a_trained_gate_answers_conflict_triplets_of_new_texts(config: ModelConfig, data_config: DataConfig) -> None:
+    model = PromptEmbedder.create(config=config)
+    texts = [f"a {colour} {thing}, number 9" for colour in COLOURS for thing in THINGS]
+    model.encoder.fit_whitening([f"a {colour} {thing}" for colour in COLOURS for thing in THINGS])
+    fit(model, data_config, 300)
+    model.encoder.text_pooling.weight.fill_(1e4)
+    same_colour = [[0, 1, 3], [4, 5, 7], [8, 6, 2]]  # anchor, same colour, same thing
+    rows = torch.tensor(same_colour).numpy()
+    by_colour, by_thing = model.encode_instructions(texts, list(INSTRUCTIONS.values()))
+    assert triplet_accuracy(by_colour, rows) == 100
+    assert triplet_accuracy(by_thing, rows) == 0
+
+
+def test_only_gate_and_directions_change(config: ModelConfig, data_config: DataConfig) -> None:
+    model = PromptEmbedder.create(config=config)
+    before = {name: weight.detach().clone() for name, weight in model.encoder.named_parameters()}
+    fit(model, data_config, 3)
+    changed = {name for name, weight in model.encoder.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all(name.startswith("gate.") or name == "text_pooling.directions" for name in changed)
+
+
+def test_the_same_seed_gives_the_same_gate(config: ModelConfig, data_config: DataConfig) -> None:
+    gates = []
+    for _ in range(2):
+        model = PromptEmbedder.create(config=config)
+        fit(model, data_config, 3)
+        gates.append(model.encoder.gate.up.detach())
+    assert torch.equal(*gates)
+
+
+def test_a_recipe_trains_the_gate_before_the_other_parts(
+    config: ModelConfig, data_config: DataConfig, tmp_path: Path
+) -> None:
+    recipe = Recipe(
+        model=config,
+        data=data_config,
+        gate=GateConfig(steps=5),
+        optim=OptimConfig(steps=1, batch_size=6, alignment_learning_rate=1e-12),
+        run=RunConfig(output=str(tmp_path / "run")),
+    )
+    data = load_training_data(data_config, seed=0)
+    model = build_model(recipe, data, device="cpu")
+    train_model(model, data, recipe)
+    assert model.encoder.gate.up.abs().sum() > 1e-3
+
+
+def test_a_model_without_a_gate_and_data_without_labels_are_refused(
+    config: ModelConfig, data_config: DataConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"model\.gate_rank is 0"):
+        fit(PromptEmbedder.create(config=replace(config, gate_rank=0)), data_config, 1)
+    (tmp_path / "pairs.csv").write_text("question,answer\na,b\nc,d\n")
+    with pytest.raises(ConfigError, match="gate.steps needs labelled corpora"):
+        fit(PromptEmbedder.create(config=config), DataConfig(pairs=str(tmp_path / "pairs.csv")), 1)
