@@ -1,6 +1,7 @@
 """Scores of several systems on the same tasks, with bootstrap intervals over the scored rows."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -123,8 +124,10 @@ def compare_on_task(system: System, task: EvaluationTask, *, seed: int = 0) -> C
     else:
         return None
     draw = np.random.default_rng(seed)
-    resampled = [statistic(draw.integers(0, rows, rows)) for _ in range(_RESAMPLES)]
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])  # NaN: a resample without one of the classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may contain a single class or score: its statistic is NaN
+        resampled = [statistic(draw.integers(0, rows, rows)) for _ in range(_RESAMPLES)]
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return ComparedScore(
         task=task.name,
         metric=_METRICS[task.type],
