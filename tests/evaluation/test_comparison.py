@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from sentence_transformers.util import cos_sim
 from sklearn.metrics import ndcg_score
 
 from promptembedder.evaluation import BM25, EncoderSystem, EvaluationTask, compare_on_task
@@ -73,7 +72,7 @@ def test_scores_of_pairs_and_labels_are_the_usual_ones(system: EncoderSystem) ->
         data=ScoredPairs(first, second, expected),
         rows=20,
     )
-    cosines = cos_sim(system.encode(first, None), system.encode(second, None)).diagonal().numpy()
+    cosines = (system.encode(first, None) * system.encode(second, None)).sum(axis=1)
     assert compare_on_task(system, pairs).score == pytest.approx(100 * spearmanr(cosines, expected).statistic, abs=1e-2)
     texts = tuple(f"{word} {other}" for word in WORDS[:2] for other in WORDS[2:])
     labels = tuple(text.split()[0] for text in texts)
