@@ -1,6 +1,6 @@
 """What users touch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +219,50 @@ def test_many_instructions_refuse_a_text_that_is_no_string(
 def test_a_hub_id_that_cannot_be_had_is_one_clear_error() -> None:
     with pytest.raises(ModelFormatError, match="nobody/nothing is no folder, and the hub does not give it"):
         PromptEmbedder.from_pretrained("nobody/nothing")
+
+
+# -- what users try ----------------------------------------------------------------------------------------------------
+
+
+def test_any_sequence_of_texts_is_a_batch(new_model: NewModel) -> None:
+    """A pandas Series was taken for one text and refused."""
+
+    class Series:
+        """Behaves as a pandas Series: it has a length and is indexed by labels, not by positions."""
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(("a", "b"))
+
+        def __len__(self) -> int:
+            return 2
+
+    model = new_model()
+    expected = model.encode(["a", "b"])
+    for texts in (Series(), ("a", "b"), {"a": 0, "b": 1}.keys(), np.array(["a", "b"])):
+        assert np.array_equal(model.encode(texts), expected)
+        assert np.array_equal(model.encode_query(texts), expected)
+    assert model.encode("a").shape == expected[0].shape
+
+
+def test_constructor_opens_a_saved_model(new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PromptEmbedder("saved/one")` refused a model of its own."""
+    model = new_model()
+    model.prompts["query"] = "find it"
+    model.save(str(tmp_path / "saved" / "one"))
+    monkeypatch.chdir(tmp_path)
+    opened = PromptEmbedder("saved/one", device="cpu")
+    assert opened.prompts["query"] == "find it"
+    assert not opened.training
+    assert np.array_equal(opened.encode(["a"], prompt="x"), model.encode(["a"], prompt="x"))
+    assert PromptEmbedder("saved/one", device="cpu", prompts={"query": "y"}).prompts["query"] == "y"
+
+
+def test_conversion_to_another_dtype_is_refused(new_model: NewModel) -> None:
+    """`model.half()` succeeded, and `encode` then failed in a matrix product."""
+    model = new_model()
+    for convert in (model.half, model.bfloat16, lambda: model.to(dtype=torch.float16)):
+        with pytest.raises(
+            ConfigError, match=r"cannot be converted to torch\.b?float16: its trained parts need float32"
+        ):
+            convert()
+    assert model.to("cpu") is model

@@ -1,6 +1,7 @@
 """Laws of the move: the same prompter on another reader."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder
 from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.data import Pair
-from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
+from promptembedder.errors import BackboneError, ConfigError, DataError, ModelFormatError
 from promptembedder.method import AlignmentConfig, LinearAlignment
 from promptembedder.method.text_encoder import trained_state
 from promptembedder.model import TransferConfig, transfer_encoder
@@ -339,3 +340,16 @@ def test_configurations_differ_in_the_reader_alone(new_model: NewModel) -> None:
     old = dataclasses.replace(model.encoder.config, reader=new.reader, text_pooling_layer=None, alignment=new.alignment)
     assert isinstance(new, ModelConfig)
     assert new == old
+
+
+def test_pairs_may_be_tuples(new_model: NewModel) -> None:
+    """A list of tuples ended in an AttributeError, and one of single texts would have been letters."""
+    model = new_model("tiny-llama")
+    rows = [(pair.anchor, pair.positive) for pair in PAIRS]
+    optim = OptimConfig(batch_size=4)
+    from_tuples = transfer_to(model, reader("tiny-gemma3"), rows, steps=1, instructions=[SEEN], optim=optim)
+    from_pairs = transfer_to(model, reader("tiny-gemma3"), PAIRS, steps=1, instructions=[SEEN], optim=optim)
+    np.testing.assert_array_equal(vectors(from_tuples), vectors(from_pairs))
+    for wrong in (["ab"], [("a",)], [("a", 1)]):
+        with pytest.raises(DataError, match=r"a pair must be a Pair or \(query, text\), got"):
+            inspect.unwrap(transfer_to)(model, reader("tiny-gemma3"), wrong, steps=1)  # without the suite's type checks

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from promptembedder.cli.console import one_line_errors
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, first_line
 
 __all__ = ["mteb"]
 
@@ -38,7 +38,14 @@ def mteb(words: Annotated[list[str] | None, typer.Argument(help="Arguments of mt
                     f"{name} is not a saved model: it has no {MANIFEST_NAME}. Give the folder of a saved model."
                 )
         from mteb.cli.build_cli import main
-    sys.argv = ["promptembedder mteb", *words]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the metadata of a local model is always incomplete
-        main()
+
+        sys.argv = ["promptembedder mteb", *words]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the metadata of a local model is always incomplete
+            try:
+                main()
+            except KeyError as error:  # mteb raises it for unknown names of tasks, benchmarks and models
+                if "not found" not in str(error):
+                    raise
+                reason = str(error.args[0]).removeprefix("KeyError: ")
+                raise ConfigError(f"mteb: {first_line(reason)} List the names: mteb available-tasks") from error

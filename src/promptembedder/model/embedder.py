@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -37,6 +37,26 @@ class PromptEmbedder(PromptedSentenceTransformer):
     """
 
     model_card_data_class = PromptEmbedderCardData
+
+    def __init__(self, model_name_or_path: str | Path | None = None, **kwargs: Any) -> None:
+        """Load a saved model as `from_pretrained` does, or build one from `modules`.
+
+        Args:
+            model_name_or_path: Folder or hub id of a saved model. If None, the keyword argument `modules` is needed.
+            **kwargs: Arguments of SentenceTransformer.
+
+        Raises:
+            ModelFormatError: As in `from_pretrained`.
+            BackboneError: As in `from_pretrained`.
+        """
+        if model_name_or_path is None:
+            super().__init__(**kwargs)
+            return
+        folder = saved_folder(model_name_or_path, revision=kwargs.get("revision"))
+        super().__init__(modules=[DualEncoder(load_parts(folder))], **kwargs)
+        self.restore_config(folder)
+        self.prompts |= kwargs.get("prompts") or {}
+        self.eval()  # training mode drops compiled soft tokens, possibly the only ones
 
     @classmethod
     def create(
@@ -113,6 +133,28 @@ class PromptEmbedder(PromptedSentenceTransformer):
         model.restore_config(folder)
         model.prompts.update(prompts or {})
         return model.eval()  # training mode drops compiled soft tokens, possibly the only ones
+
+    def half(self) -> "PromptEmbedder":
+        """Refuse to convert the trained parts, which need float32."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> "PromptEmbedder":
+        """Refuse to convert the trained parts, which need float32."""
+        return self.to(torch.bfloat16)
+
+    def to(self, *args: Any, **kwargs: Any) -> "PromptEmbedder":
+        """Move the model to a device.
+
+        Raises:
+            ConfigError: If a dtype is given. The trained parts need float32, each LLM has its own dtype.
+        """
+        dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), None)
+        if dtype is not None:
+            raise ConfigError(
+                f"a model cannot be converted to {dtype}: its trained parts need float32. Set the dtype of its LLM, "
+                "BackboneConfig(dtype='float16'), or load the model with quantization='int8'."
+            )
+        return super().to(*args, **kwargs)
 
     @property
     def encoder(self) -> DualEncoder:

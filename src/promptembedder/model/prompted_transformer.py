@@ -1,7 +1,7 @@
 """SentenceTransformer with the instruction as its prompt: base class of the model and its baselines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,13 @@ class PromptedSentenceTransformer(SentenceTransformer):
         module = self[0]
         assert isinstance(module, TextEncoder)
         return module
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Return True for one text. Any other iterable is a batch, such as a pandas Series.
+
+        The parent class takes only lists, tuples and arrays for batches.
+        """
+        return isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable)
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Return the features of the texts under the instruction `prompt`.

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from promptembedder.backbone import BackboneConfig
 from promptembedder.data import Pair
-from promptembedder.errors import ConfigError
+from promptembedder.errors import ConfigError, DataError, short_repr
 from promptembedder.method import AlignmentFit
 from promptembedder.model import PromptEmbedder, TransferConfig, transfer_encoder
 from promptembedder.training.data import TaskData, TrainingData, build_task_data
@@ -64,7 +65,7 @@ def build_transferred_model(
 def transfer_to(
     model: PromptEmbedder,
     reader: str | BackboneConfig,
-    data: TrainingData | Sequence[Pair] | None = None,
+    data: TrainingData | Sequence[Pair | tuple[str, ...]] | None = None,
     *,
     steps: int = 200,
     instructions: Sequence[str] = (),
@@ -78,13 +79,14 @@ def transfer_to(
 
     Args:
         reader: Backbone string or configuration of the new reader.
-        data: Tasks, or pairs of one task.
+        data: Tasks, or pairs of one task, which may be tuples of query, text and optionally negative.
         steps: Training steps. 0 keeps the closed-form alignment, which needs no data.
         instructions: Query instructions if `data` is pairs. If empty, the model's default for queries.
         optim: Learning rates, batch size and schedule. Its field `steps` is ignored.
 
     Raises:
         ConfigError: If steps are given without data, or the model cannot be transferred.
+        DataError: If a pair is neither a `Pair` nor a tuple of two or three strings.
         BackboneError: If the reader cannot be loaded, or its vocabulary shares too few strings with the old one.
     """
     if steps and data is None:
@@ -93,7 +95,7 @@ def transfer_to(
         prompts = {role: [text] if text else [] for role, text in model.prompts.items()}
         data = TrainingData(
             build_task_data(
-                data,
+                [_to_pair(row) for row in data],
                 "pairs",
                 instructions=list(instructions) or prompts.get("query", ()),
                 document_instructions=prompts.get("document", ()),
@@ -114,6 +116,16 @@ def transfer_to(
     transferred.encoder.attach_prompter(model.encoder.prompter)
     transferred.compile_instructions(list(model.encoder.parts().compiled))
     return transferred.eval()
+
+
+def _to_pair(row: Any) -> Pair:
+    if isinstance(row, Pair):
+        return row
+    if not isinstance(row, tuple | list) or len(row) not in (2, 3) or not all(isinstance(text, str) for text in row):
+        raise DataError(
+            f"a pair must be a Pair or (query, text), got {short_repr(row)}. Give two strings for each pair."
+        )
+    return Pair(*row)
 
 
 def choose_early_exit_fraction(
