@@ -54,13 +54,15 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
     model = tmp_path / "model"
     shutil.copytree(saved_model, model)
     words = ("export", model, "-o", tmp_path / "out")
-    assert "deep_prompt_interval 1" in refused(*words)
+    assert "deep_prompt_interval 1" in refused(*words, "--format", "soft-tokens")
     told = refused(*words, "--instruction", SECOND)
     assert f"{SECOND!r} is not compiled. Run: promptembedder compile {model}" in told
     assert "unknown --format 'gguf'" in refused(*words, "--format", "gguf")
     assert "Omit --leave-out-text" in refused(*words, "--format", "onnx", "--leave-out-text")
     assert "is not a saved model" in refused("export", tmp_path / "nowhere", "-o", tmp_path / "out")
     assert run("compile", model, "--instruction", SECOND).exit_code == 0
+    # a default model needs a graph: its soft tokens alone do not give its vectors, and the default format refused it
+    assert "an ONNX graph has one instruction" in refused(*words)
     assert "Choose one with --instruction" in refused(*words, "--format", "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert "Example: promptembedder export" in run("export", "--help").stdout

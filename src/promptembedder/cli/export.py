@@ -26,9 +26,13 @@ def export(
         typer.Option(help="Compiled instruction. Repeatable. Default: all.", allow_from_autoenv=False),
     ] = None,
     format_: Annotated[
-        str,
-        typer.Option("--format", help="soft-tokens (input embeddings for vLLM or transformers) or onnx (one graph)."),
-    ] = "soft-tokens",
+        str | None,
+        typer.Option(
+            "--format",
+            help="soft-tokens (input embeddings for vLLM or transformers) or onnx (one graph). Default: soft-tokens if "
+            "they suffice for the model, else onnx.",
+        ),
+    ] = None,
     leave_out_text: Annotated[
         bool,
         typer.Option("--leave-out-text", help="soft-tokens: omit the text pooling (text_pooling_weight 0)."),
@@ -47,9 +51,12 @@ def export(
     """
     report = Report(as_json)
     with one_line_errors():
-        if format_ not in _FORMATS:
+        if format_ is not None and format_ not in _FORMATS:
             raise ConfigError(f"unknown --format {format_!r}. Use one of: {', '.join(_FORMATS)}.")
+        if format_ is None:
+            format_ = _default_format(model, reader, leave_out_text=leave_out_text, with_backbone=with_backbone)
         content = _export(
+            report,
             model,
             output,
             instruction or [],
@@ -71,7 +78,19 @@ def export(
     report.result(content)
 
 
+def _default_format(model: Path, reader: str | None, *, leave_out_text: bool, with_backbone: bool | None) -> str:
+    """Return soft-tokens if they suffice for the model or an option needs them, else onnx."""
+    manifest = read_manifest(model)
+    from promptembedder.model import manifest_on, model_config
+
+    config = model_config(manifest_on(manifest, reader, model))
+    suffices = not (config.deep_prompt_interval or config.text_pooling_weight or config.early_exit_fraction < 1)
+    needed = leave_out_text or with_backbone is not None or config.conditioning != "instruction"
+    return "soft-tokens" if suffices or needed else "onnx"
+
+
 def _export(
+    report: Report,
     model: Path,
     output: Path,
     requested: list[str],
@@ -93,6 +112,8 @@ def _export(
         )
     if format_ == "onnx" and (leave_out_text or with_backbone is not None):
         raise ConfigError("an ONNX graph contains the complete model. Omit --leave-out-text and --with-backbone.")
+    if format_ == "onnx":
+        report.print("exporting the complete model as an ONNX graph, which takes about a minute")
     embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=False, device="cpu")
     if format_ == "onnx":
         done = export_onnx(embedder, output, instruction=instructions[0])
