@@ -70,8 +70,8 @@ def test_a_hub_out_of_reach_is_told_with_its_mend(run: Run) -> None:
 def test_home_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Loading a backbone failed, and doctor found nothing broken."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "file" / "assets"))
     broken = [one for one in doctor_checks.caches() if one.state == "broken"]
-    assert broken[0].name == str(tmp_path / "file" / ".cache" / "promptembedder")
-    assert broken[0].fix == "set HOME to a folder that can be written"
+    assert broken[0].name == str(tmp_path / "file" / "assets" / "promptembedder")
+    assert broken[0].fix == "set HF_HOME to a folder that can be written"
     assert "Not a directory" in broken[0].detail

@@ -291,5 +291,5 @@ def test_a_reader_whose_weights_changed_or_that_is_gone_is_refused(
         BaselineEmbedder.from_pretrained(tmp_path / "model")
     assert one_line(error)
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(BackboneError, match="unknown backbone"):
+    with pytest.raises(BackboneError, match="does not exist"):
         BaselineEmbedder.from_pretrained(tmp_path / "model")

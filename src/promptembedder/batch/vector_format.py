@@ -1,7 +1,6 @@
 """Dimensions and number format of stored vectors."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ class VectorFormat:
     """
 
     dimensions: int | None = None
-    precision: Literal["float32", "int8", "binary"] = "float32"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.dimensions is not None and self.dimensions < 1:

@@ -162,11 +162,11 @@ def caches() -> Iterator[Finding]:
 
     names = {model.sha256[:24]: name for name, model in INSTALLED_MODELS.items()}
     folder = default_cache_folder()
-    for place, variable in ((folder, "HOME"), (Path(constants.HF_HUB_CACHE), "HF_HOME")):
+    for place in (folder, Path(constants.HF_HUB_CACHE)):
         try:
             check_writable(place)
         except SaveError as error:
-            fix = f"set {variable} to a folder that can be written"
+            fix = "set HF_HOME to a folder that can be written"
             yield Finding(part="cache", name=str(place), state="broken", detail=str(error).partition(". ")[0], fix=fix)
     converted = [one.parent for one in sorted(folder.glob("gguf-v*/*/sizes.json"))]
     for one in converted:
