@@ -113,7 +113,7 @@ def embed(
             from promptembedder.batch import FILE_ENDINGS, EmbedConfig, VectorFormat, check_files, embed_files
             from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
 
-        vector_format = VectorFormat(dimensions=dimensions, precision=precision)  # type: ignore[arg-type]
+        vector_format = VectorFormat(dimensions=dimensions, precision=precision)
         if output.suffix in _OTHER_ENDINGS:
             raise ConfigError(
                 f"{output} would be a folder of shards. End the name in {', '.join(FILE_ENDINGS)}, or in nothing."

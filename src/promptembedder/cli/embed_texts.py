@@ -46,7 +46,7 @@ def print_vectors(
     with gc_paused():  # seconds
         from promptembedder.batch import VectorFormat
 
-    vector_format = VectorFormat(dimensions=dimensions, precision=precision)  # type: ignore[arg-type]
+    vector_format = VectorFormat(dimensions=dimensions, precision=precision)
     embedder = _load_model(model, instructions, reader=reader, quantization=quantization)
     vector_format.check(embedder.encoder.reader.dim)
     embedder.max_batch_tokens = max_batch_tokens

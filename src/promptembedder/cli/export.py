@@ -85,7 +85,7 @@ def _default_format(model: Path, reader: str | None, *, leave_out_text: bool, wi
 
     config = model_config(manifest_on(manifest, reader, model))
     suffices = not (config.deep_prompt_interval or config.text_pooling_weight or config.early_exit_fraction < 1)
-    needed = leave_out_text or with_backbone is not None or config.conditioning != "instruction"
+    needed = leave_out_text or with_backbone is not None or config.prompter.depends_on_text
     return "soft-tokens" if suffices or needed else "onnx"
 
 
