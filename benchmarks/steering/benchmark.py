@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from promptembedder.evaluation.aspects import (
@@ -97,7 +98,10 @@ class _Constant:
     """Encodes every text under the constant, whatever the instruction; texts without instruction as before."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self.encoder = model, model.text_encoder
+
+    def encode_instructions(self, texts: Sequence[str], instructions: Sequence[str], **options: Any) -> Any:
+        return np.stack([self._model.encode(texts, prompt=_CONSTANT, **options)] * len(instructions))
 
     def encode(self, texts: Sequence[str], *, prompt: str | None = None, **options: Any) -> Any:
         return self._model.encode(texts, prompt=None if prompt is None else _CONSTANT, **options)

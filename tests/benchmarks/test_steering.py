@@ -48,6 +48,7 @@ def test_under_a_constant_prompter_all_instructions_give_the_same_vectors(loaded
     constant = constant_prompter(loaded.model, instructions)
     first, second = (constant.encode(list(TEXTS), prompt=instruction) for instruction in instructions)
     assert np.array_equal(first, second)
+    assert np.array_equal(constant.encode_instructions(list(TEXTS), instructions), np.stack([first, second]))
     whole = [loaded.model.encode(list(TEXTS), prompt=instruction) for instruction in instructions]
     assert np.abs(whole[0] - whole[1]).max() > 1e-3
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What the gate sees of a corpus: mean states of texts, their labels, and the tokens of all instructions."""
+    """Input of the gate from a corpus: mean states of texts, their labels, and the tokens of all instructions."""
 
     means: Float[Tensor, "texts dim"]
     labels: list[tuple[int, ...]]
