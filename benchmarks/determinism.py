@@ -149,9 +149,9 @@ def _finish(setting: Setting, folder: Path) -> None:
 
 
 def _results(setting: Setting, llm: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    own = folder / _slug(setting.name) / _slug(llm)
-    with np.load(own / "vectors.npz") as vectors:
-        return dict(vectors), json.loads((own / "facts.json").read_text())
+    results = folder / _slug(setting.name) / _slug(llm)
+    with np.load(results / "vectors.npz") as vectors:
+        return dict(vectors), json.loads((results / "facts.json").read_text())
 
 
 def _difference(base: np.ndarray, other: np.ndarray) -> dict[str, float | bool]:
@@ -200,14 +200,14 @@ def _compared(llm: str, folder: Path) -> list[dict[str, Any]]:
     for way in BASE.ways[1:]:
         rows.append({"llm": llm, "setting": way, "what": "encode", **_difference(base["plain"], base[way])})
     for setting in (each for each in OTHERS if llm in each.llms):
-        vectors, own = _results(setting, llm, folder)
+        vectors, setting_facts = _results(setting, llm, folder)
         for way, found in vectors.items():
             name = setting.name.removesuffix(", training") if way == "plain" else f"{setting.name}, {way}"
             what = "train and encode" if setting.trains else "encode"
-            row = {"llm": llm, "setting": name, "what": what, "capability": own["capability"]}
+            row = {"llm": llm, "setting": name, "what": what, "capability": setting_facts["capability"]}
             row |= _difference(base["plain"], found)
             if setting.trains:
-                row["max_loss_difference"] = float(np.abs(np.subtract(own["losses"], facts["losses"])).max())
+                row["max_loss_difference"] = float(np.abs(np.subtract(setting_facts["losses"], facts["losses"])).max())
             rows.append(row)
     return rows
 

@@ -84,18 +84,18 @@ def _faults(faults: Sequence[Mapping[str, Any]]) -> str:
     header = ["fault", "engine", "tried", "hit", "lost", "doubled", "broken shards", "strays", "same as undisturbed"]
     lines = []
     for (kind, engine), tried in kinds.items():
-        own = [fault for fault in faults if (fault["fault"], fault["engine"]) == (kind, engine)]
+        matching = [fault for fault in faults if (fault["fault"], fault["engine"]) == (kind, engine)]
         totals = [
-            str(sum(int(fault[name]) for fault in own))
+            str(sum(int(fault[name]) for fault in matching))
             for name in ("hit", "lost", "doubled", "broken_shards", "strays")
         ]
-        same = sum(bool(fault["same_shards_as_undisturbed"]) for fault in own)
+        same = sum(bool(fault["same_shards_as_undisturbed"]) for fault in matching)
         lines.append([_WORDS[kind], engine, str(tried), *totals, f"{same} of {tried}"])
     return f"{markdown_table(header, lines)}\n{_FAULT_NOTES}"
 
 
 def _with_held(held: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: held[name] for name in ("rows", "faults") if held[name] and not content[name]}
-    if not kept or held["machine"] != content["machine"]:
+    merged = {name: held[name] for name in ("rows", "faults") if held[name] and not content[name]}
+    if not merged or held["machine"] != content["machine"]:
         return dict(content)
-    return {**content, **kept, "commands": list(dict.fromkeys([*held["commands"], *content["commands"]]))}
+    return {**content, **merged, "commands": list(dict.fromkeys([*held["commands"], *content["commands"]]))}

@@ -102,8 +102,8 @@ class _Run:
         found = []
         for length in sorted(set(self.config.lengths)):
             for model in self.models:
-                own = [row for row in rows if (row["method"], row["length"]) == (model.method, length)]
-                peaks = {row["batch"]: row["peak_bytes"] for row in own if "error" not in row}
+                measured = [row for row in rows if (row["method"], row["length"]) == (model.method, length)]
+                peaks = {row["batch"]: row["peak_bytes"] for row in measured if "error" not in row}
                 batch, how = self._largest(model, length, peaks, memory)
                 found.append(
                     {"method": model.method, "length": length, "memory_bytes": memory, "batch": batch, "how": how}

@@ -100,5 +100,5 @@ def _place(error: BaseException) -> str:
         code = trace.tb_frame.f_code
         places.append(f"{Path(code.co_filename).name}:{code.co_name}")
         trace = trace.tb_next
-    own = [place for place in places[1:] if not place.startswith("reliability_")]
-    return f"in {own[0] if own else '?'} ... {places[-1] if places else '?'}"
+    traced = [place for place in places[1:] if not place.startswith("reliability_")]
+    return f"in {traced[0] if traced else '?'} ... {places[-1] if places else '?'}"

@@ -75,14 +75,14 @@ def bench_quality(
     runs = []
     for reader in config.readers:
         for seed in config.seeds:
-            own = [bench.run(name, reader, seed, config.steps, "steps") for name in config.methods]
-            seconds = next((run.seconds for run in own if run.method.startswith("lora")), 0.0)
-            by_name = {run.method: run for run in own}
+            finished = [bench.run(name, reader, seed, config.steps, "steps") for name in config.methods]
+            seconds = next((run.seconds for run in finished if run.method.startswith("lora")), 0.0)
+            by_name = {run.method: run for run in finished}
             for name in config.timed:
                 steps = _steps_in(seconds, by_name[name])
                 if steps > config.steps:
-                    own.append(bench.run(name, reader, seed, steps, "seconds"))
-            runs += own
+                    finished.append(bench.run(name, reader, seed, steps, "seconds"))
+            runs += finished
     return runs
 
 

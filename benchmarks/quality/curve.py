@@ -41,8 +41,8 @@ class ScoreCurve(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Restore the clock of the checkpoint. A new run starts at zero."""
         self._curve_path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [point for point in read_curve(self._curve_path) if point.step <= state.global_step]
-        self._curve_path.write_text("".join(json.dumps(asdict(point)) + "\n" for point in kept), encoding="utf-8")
+        earlier = [point for point in read_curve(self._curve_path) if point.step <= state.global_step]
+        self._curve_path.write_text("".join(json.dumps(asdict(point)) + "\n" for point in earlier), encoding="utf-8")
         self.seconds = read_clock(self._folder, state.global_step) if state.global_step else 0.0
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

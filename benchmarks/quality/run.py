@@ -74,16 +74,16 @@ def config_key(recipe: Recipe, tasks: Sequence[EvaluationTask]) -> str:
     """Return a hash of the settings that affect a run's scores, without file locations and unused soft tokens."""
     data = dataclasses.replace(recipe.data, mixture=_digest(recipe.data.mixture))
     run = dataclasses.replace(recipe.run, output="")
-    own = to_mapping(dataclasses.replace(recipe, data=data, run=run))
+    mapping = to_mapping(dataclasses.replace(recipe, data=data, run=run))
     if recipe.baseline is not None and recipe.baseline.kind != "static":
-        own["model"] = {name: own["model"][name] for name in _READ_BY_ALL}
+        mapping["model"] = {name: mapping["model"][name] for name in _READ_BY_ALL}
     if recipe.text_cache.kind == "exact":  # affects the duration of a run but not its result
-        del own["text_cache"]
-    for backbone in (own["model"]["reader"], own["model"].get("prompter", {}).get("backbone", {})):
+        del mapping["text_cache"]
+    for backbone in (mapping["model"]["reader"], mapping["model"].get("prompter", {}).get("backbone", {})):
         if backbone.get("quantization") is None:  # keeps the hash of runs made before the option existed
             backbone.pop("quantization", None)
     sampled = [(task.name, task.rows_used, task.documents_used, task.seed) for task in tasks]
-    return hashlib.sha256(json.dumps([own, sampled], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([mapping, sampled], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(mixture: str | None) -> str:

@@ -188,7 +188,7 @@ class SoftTokenEncoder(TextEncoder):
             return gathered
         means = torch.stack([self._cached_means[text] for text in texts]).to(self.device)
         if self.text_cache is None:
-            self._cached_means.clear()
+            self._cached_means.clear()  # of use only beside cached KV
         return dataclasses.replace(gathered, mean=means)
 
     def _cached_texts(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
