@@ -12,14 +12,13 @@ from transformers import PreTrainedModel
 from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.backbone import Backbone
 from promptembedder.method import (
-    BaselineConfig,
     Prompter,
     RelaxedTokens,
     SoftTokenEncoder,
     relaxation_weights,
     rescale_norm,
 )
-from promptembedder.model import BaselineEmbedder
+from promptembedder.model import BaselineConfig, BaselineEmbedder
 
 TEXTS = [
     "a",

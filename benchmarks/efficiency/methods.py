@@ -17,8 +17,8 @@ from promptembedder.backbone import (
     resolve_dtype,
 )
 from promptembedder.errors import BackboneError, ConfigError
-from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig
-from promptembedder.model import BaselineEmbedder, PromptedSentenceTransformer, PromptEmbedder
+from promptembedder.method import ModelConfig, PrompterConfig
+from promptembedder.model import BaselineConfig, BaselineEmbedder, PromptedSentenceTransformer, PromptEmbedder
 
 __all__ = ["INSTRUCTION", "METHODS", "Method", "StepModel", "default_prompter", "prepare_backbone", "require_methods"]
 

@@ -24,6 +24,7 @@ __all__ = [
     "SaveError",
     "TrainingStoppedError",
     "WeightsError",
+    "check_choice",
     "did_you_mean",
     "first_line",
     "printable",
@@ -67,6 +68,13 @@ class TrainingStoppedError(PromptEmbedderError):
 
 class WeightsError(PromptEmbedderError, ValueError):
     """Weights or outputs that are not finite, or that differ from those of the saved model."""
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise ConfigError if `value`, of the setting `name`, is not one of the known ones."""
+    known = list(known)
+    if value not in known:
+        raise ConfigError(f"unknown {name} {short_repr(value)}. Use one of: {', '.join(known)}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

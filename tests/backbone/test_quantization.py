@@ -11,8 +11,8 @@ from torch import nn
 from promptembedder import PromptEmbedder
 from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
-from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig
-from promptembedder.model import load_encoder
+from promptembedder.method import ModelConfig, PrompterConfig
+from promptembedder.model import BaselineConfig, load_encoder
 from promptembedder.training import OptimConfig, Recipe, RunConfig
 
 TEXTS = ["a text", "another text, which is longer than the first one", ""]

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder, PrompterConfig
-from promptembedder.method import RELAXATIONS, Prompter, RelaxationConfig, RelaxedTokens, build_parts, trained_state
-from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
+from promptembedder.method import (
+    REFERENCE_INSTRUCTIONS,
+    RELAXATIONS,
+    Prompter,
+    RelaxationConfig,
+    RelaxedTokens,
+    build_parts,
+    trained_state,
+)
 
 PROMPTS = ["Task: find", "x", "Task: say in a few words what the text is about, and nothing else:"]
 COUNT = 4

@@ -16,8 +16,7 @@ from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder
 from promptembedder.backbone import Backbone
 from promptembedder.backbone.random_models import random_model, random_tokenizer
 from promptembedder.errors import BackboneError, ConfigError, DataError, ModelFormatError
-from promptembedder.method import BaselineConfig
-from promptembedder.model import BaselineEmbedder, DualEncoder, Encoder, frozen_pooling
+from promptembedder.model import BaselineConfig, BaselineEmbedder, DualEncoder, Encoder, frozen_pooling
 from promptembedder.storage import MANIFEST_NAME, read_manifest, write_manifest
 
 NewBackbone = Callable[..., Backbone]

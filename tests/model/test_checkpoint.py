@@ -212,7 +212,7 @@ def test_a_save_that_fails_leaves_the_old_model(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("promptembedder.model.checkpoint.write_manifest", full)
+    monkeypatch.setattr("promptembedder.method.checkpoint.write_manifest", full)
     with pytest.raises(OSError, match="No space left"):
         new_model("tiny-qwen3").save(str(saved))
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before

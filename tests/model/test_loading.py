@@ -12,9 +12,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.backbone.random_models import random_tokenizer
 from promptembedder.errors import BackboneError, ConfigError, ModelFormatError
+from promptembedder.method import text_encoder as instructed
 from promptembedder.model import BaselineEmbedder, frozen_pooling, load_encoder
 from promptembedder.model import loading as opening
-from promptembedder.model import prompted_transformer as instructed
 from promptembedder.storage import MANIFEST_NAME
 
 NewModel = Callable[..., PromptEmbedder]

@@ -64,7 +64,7 @@ def test_vocabularies_that_share_too_few_strings_are_refused(
     new_backbone: NewBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = torch.arange(31)
-    monkeypatch.setattr("promptembedder.method.encoder_parts.shared_token_ids", lambda *_: (few, few))
+    monkeypatch.setattr("promptembedder.method.alignment.shared_token_ids", lambda *_: (few, few))
     with pytest.raises(
         BackboneError, match="'random:tiny-llama' and 'random:tiny-qwen3' share 31 strings, at least 32"
     ):

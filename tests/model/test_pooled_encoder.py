@@ -287,7 +287,7 @@ def test_before_training_lora_has_the_vectors_of_the_frozen_reader(
 
 
 def test_the_adapters_start_is_drawn_from_the_seed_alone(new_config: Callable[..., Any]) -> None:
-    from promptembedder.method import BaselineConfig
+    from promptembedder.model import BaselineConfig
 
     def start(seed: int) -> list[Tensor]:
         model = BaselineEmbedder.create(new_config(), BaselineConfig(kind="lora"), device="cpu", seed=seed)

@@ -9,8 +9,7 @@ import torch
 
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
-from promptembedder.model import SelfTest, read_self_test
-from promptembedder.model.self_test import SELF_TEST_TEXT
+from promptembedder.model import SELF_TEST_TEXT, SelfTest, read_self_test
 
 NewModel = Callable[..., PromptEmbedder]
 

@@ -277,7 +277,7 @@ def test_a_plain_sentence_transformer_opens_a_saved_folder(model: PromptEmbedder
 def test_no_class_is_loaded_because_a_saved_folder_names_it(model: PromptEmbedder, tmp_path: Path) -> None:
     model.save(str(tmp_path))
     listed = (tmp_path / "modules.json").read_text()
-    (tmp_path / "modules.json").write_text(listed.replace("promptembedder.model.dual_encoder", "evil_module"))
+    (tmp_path / "modules.json").write_text(listed.replace("promptembedder.method.dual_encoder", "evil_module"))
     hash_files(tmp_path)  # as somebody would who wants it believed
     opened = PromptEmbedder.from_pretrained(tmp_path, device="cpu")
     np.testing.assert_array_equal(opened.encode(LEFT), model.encode(LEFT))
@@ -300,8 +300,7 @@ def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
         (encoder, "token_features"),
     ):
         monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
-    from promptembedder.method import text_encoder
-    from promptembedder.model import dual_encoder
+    from promptembedder.method import dual_encoder, text_encoder
 
     monkeypatch.setattr(dual_encoder.DualEncoder, "preprocess", inspect.unwrap(dual_encoder.DualEncoder.preprocess))
     for module in (dual_encoder, soft_token_encoder, text_encoder):

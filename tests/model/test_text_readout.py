@@ -10,8 +10,14 @@ import torch
 from promptembedder import BackboneConfig, ModelConfig, PromptEmbedder
 from promptembedder.backbone import Backbone, load_backbone, prefill
 from promptembedder.errors import BackboneError, ConfigError, DataError
-from promptembedder.method import WhitenedTextPooling, l2_normalize, pool, whitening_directions
-from promptembedder.method.text_pooling import build_text_pooling, content_mask
+from promptembedder.method import (
+    WhitenedTextPooling,
+    build_text_pooling,
+    content_mask,
+    l2_normalize,
+    pool,
+    whitening_directions,
+)
 
 NewModel = Callable[..., PromptEmbedder]
 SlowVectors = Callable[[PromptEmbedder, Sequence[str], str], torch.Tensor]

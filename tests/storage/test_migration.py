@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ import pytest
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
-import promptembedder.model
 from promptembedder import PromptEmbedder
 from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.errors import ConfigError
 from promptembedder.model import SELF_TEST_TEXT, load_encoder, read_self_test
-from promptembedder.storage import MANIFEST_NAME, from_mapping, read_manifest, write_manifest
+from promptembedder.storage import MANIFEST_NAME, from_mapping, hash_files, read_manifest, write_manifest
 from promptembedder.storage.migration import (
     RENAMED_SETTINGS,
     migrate_conditioning,
@@ -73,13 +73,32 @@ def test_sentence_transformers_opens_a_folder_of_format_3() -> None:
     np.testing.assert_array_equal(plain.encode(TEXTS, prompt=COMPILED), ours.encode(TEXTS, prompt=COMPILED))
 
 
-@pytest.mark.parametrize(
-    "path", ["dual_encoder.DualEncoder", "static_encoder.StaticEncoder", "pooled_encoder.PooledEncoder"]
-)
-def test_module_paths_of_format_3_name_the_modules_of_today(path: str) -> None:
-    file, name = path.split(".")
-    module = import_module(f"promptembedder.models.{file}")
-    assert getattr(module, name) is getattr(promptembedder.model, name)
+@pytest.mark.integration
+def test_module_paths_of_earlier_versions_name_the_modules_of_today() -> None:
+    """In a process that has imported nothing of the library, as in one that calls sentence-transformers alone."""
+    code = (
+        "from sentence_transformers.util import import_from_string\n"
+        "for path in ('models.dual_encoder.DualEncoder', 'model.dual_encoder.DualEncoder',\n"
+        "             'models.static_encoder.StaticEncoder', 'models.pooled_encoder.PooledEncoder',\n"
+        "             'model.baselines.StaticEncoder', 'model.baselines.PooledEncoder'):\n"
+        "    found = import_from_string(f'promptembedder.{path}')\n"
+        "    import promptembedder.model\n"
+        "    assert found is getattr(promptembedder.model, path.rpartition('.')[2]), path\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sentence_transformers_opens_a_model_saved_under_an_earlier_module_path(tmp_path: Path) -> None:
+    """The dual encoder was a module of `promptembedder.model` when format 4 was new."""
+    model = PromptEmbedder.from_pretrained(FORMAT3, device="cpu")
+    model.save(str(tmp_path))
+    listed = (tmp_path / "modules.json").read_text(encoding="utf-8")
+    assert "promptembedder.method.dual_encoder.DualEncoder" in listed
+    earlier = listed.replace("promptembedder.method.dual_encoder", "promptembedder.model.dual_encoder")
+    (tmp_path / "modules.json").write_text(earlier, encoding="utf-8")
+    hash_files(tmp_path)
+    plain = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    np.testing.assert_array_equal(plain.encode(TEXTS, prompt=COMPILED), model.encode(TEXTS, prompt=COMPILED))
 
 
 def test_settings_of_format_3_keep_their_values_under_their_new_names() -> None:

@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 from promptembedder.backbone import BackboneConfig, decoder_layers
 from promptembedder.errors import PromptEmbedderError
 from promptembedder.evaluation import similarity_evaluator
-from promptembedder.method import BaselineConfig, ModelConfig, PrompterConfig, RelaxationConfig
+from promptembedder.method import ModelConfig, PrompterConfig, RelaxationConfig
+from promptembedder.model import BaselineConfig
 from promptembedder.training import (
     DataConfig,
     LossConfig,

@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from promptembedder.errors import ConfigError
-from promptembedder.method import BaselineConfig
 from promptembedder.model import (
+    BaselineConfig,
     BaselineEmbedder,
     PooledEncoder,
     PromptedSentenceTransformer,

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from promptembedder.backbone import TextCacheConfig
 from promptembedder.errors import ConfigError
-from promptembedder.method import BaselineConfig, ModelConfig
-from promptembedder.model import PromptEmbedder
+from promptembedder.method import ModelConfig
+from promptembedder.model import BaselineConfig, PromptEmbedder
 from promptembedder.storage import from_mapping, lock_directory, to_mapping
 from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
 

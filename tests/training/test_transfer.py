@@ -329,7 +329,7 @@ def test_no_shared_strings_are_refused_and_both_sides_are_named(
 ) -> None:
     model = new_model("tiny-qwen3", "tiny-llama")
     none = torch.zeros(0, dtype=torch.long)
-    monkeypatch.setattr("promptembedder.method.encoder_parts.shared_token_ids", lambda *_: (none, none))
+    monkeypatch.setattr("promptembedder.method.alignment.shared_token_ids", lambda *_: (none, none))
     with pytest.raises(BackboneError, match="cannot move from 'random:tiny-qwen3' to 'random:tiny-gemma3': .* share 0"):
         transfer_to(model, reader("tiny-gemma3"), steps=0)
 

@@ -1,32 +1,42 @@
 """Alignments from the prompter's space to the reader's, and their closed-form initialisation."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from promptembedder.errors import ConfigError, short_repr
+from promptembedder.backbone import Backbone, shared_token_ids
+from promptembedder.errors import BackboneError, ConfigError, check_choice
 from promptembedder.method.relaxation import RelaxedTokens, relax
-from promptembedder.types import Float, Int, Tensor
+from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = [
+    "ALIGNMENTS",
+    "Alignment",
     "AlignmentConfig",
     "AlignmentFit",
     "DeepAlignment",
     "LinearAlignment",
     "LinearMap",
     "VocabularyAlignment",
+    "alignment_fit",
     "closed_form_fit",
     "closed_form_map",
+    "fit_alignment",
     "procrustes_map",
     "random_map",
     "rescale_norm",
     "ridge_map",
 ]
 
-KINDS = ("linear", "vocabulary")
 STARTS = ("ridge", "procrustes", "random")
+_MIN_SHARED = 32  # strings; fewer do not determine a map between two spaces
+_ZIPF_SHIFT = 10
+_TINY = 0.1  # fraction of the median norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +56,17 @@ class AlignmentConfig:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown alignment {short_repr(self.kind)}. Use one of: {', '.join(KINDS)}.")
-        if self.start not in STARTS:
-            raise ConfigError(f"unknown alignment start {short_repr(self.start)}. Use one of: {', '.join(STARTS)}.")
+        check_choice("alignment", self.kind, ALIGNMENTS)
+        check_choice("alignment start", self.start, STARTS)
         if not self.ridge > 0:
             raise ConfigError(f"alignment.ridge must be > 0, got {self.ridge}. Try 1e-4.")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"alignment.rank must be at least 1, got {self.rank}. Leave it out for a full matrix.")
+
+    @property
+    def module(self) -> "type[Alignment]":
+        """Class of the alignment."""
+        return ALIGNMENTS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,10 @@ class DeepAlignment(nn.Module):
         for weight in self.parameters():
             weight.copy_(weight.bfloat16())
 
+    def fix_bias(self) -> None:
+        """Exclude the bias from training."""
+        self.bias.requires_grad_(False)
+
     def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Compute the additions of all layers, concatenated: width = depths * dim_r, float32.
 
@@ -235,7 +252,120 @@ def rescale_norm(vectors: Float[Tensor, "*rows dim"], norm: Float[Tensor, ""] | 
     return norm * vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-class LinearAlignment(nn.Module):
+@dataclass(frozen=True)
+class _SharedStrings:
+    """Strings in the vocabularies of prompter and reader: `source_ids[i]` and `target_ids[i]` are the same string."""
+
+    prompter: Backbone
+    reader: Backbone
+    source_ids: Int[Tensor, " shared"]
+    target_ids: Int[Tensor, " shared"]
+
+    @property
+    def weights(self) -> Float[Tensor, " shared"]:
+        """Weight of each string in the fit.
+
+        A vocabulary is in the order of its merges, so the rank of an id approximates the frequency rank of its string.
+        The square root gives rare rows more weight than Zipf's law.
+        """
+        return 1 / (torch.arange(len(self.source_ids), device=self.source_ids.device) + _ZIPF_SHIFT).sqrt()
+
+    def inputs(self) -> tuple[Float[Tensor, "shared dim_p"], Float[Tensor, "shared dim_r"]]:
+        """Compute the input embeddings of these strings, with embedding scale."""
+        prompter, reader = self.prompter, self.reader
+        source = prompter.embedding_scale * prompter.input_embeddings.detach()[self.source_ids].float()
+        return source, reader.embedding_scale * reader.input_embeddings[self.target_ids].float()
+
+
+class Alignment(nn.Module):
+    """Map of relaxed tokens to soft tokens in the reader's input space. Interface of all entries of `ALIGNMENTS`.
+
+    Attributes:
+        needs_weights: The map uses the vocabulary weights behind the tokens.
+        trains_soft_prompt: The map uses the tokens' embeddings, to which a trained soft prompt of the prompter adds.
+    """
+
+    needs_weights: ClassVar[bool] = False
+    trains_soft_prompt: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, strings: _SharedStrings, config: AlignmentConfig, *, seed: int) -> "Alignment":
+        """Compute the untrained alignment from the strings in both vocabularies."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, tensors: Mapping[str, Tensor], config: AlignmentConfig, dim_r: int) -> "Alignment":
+        """Build an alignment of the shape of the saved `tensors`, whose values are restored later."""
+
+    @abstractmethod
+    def forward(
+        self, tokens: RelaxedTokens, table: Float[Tensor, "vocab dim_r"]
+    ) -> Float[Tensor, "batch prompt dim_r"]:
+        """Map relaxed tokens to soft tokens, float32.
+
+        Args:
+            table: Input embeddings of the reader, an argument so that they are neither copied nor saved.
+        """
+
+    def composes(self, config: AlignmentConfig) -> bool:
+        """Return True if `compose` can continue this alignment with a map of `config` to another reader."""
+        return False
+
+    def compose(self, onward: "Alignment", config: AlignmentConfig, *, seed: int) -> "Alignment":
+        """Build the alignment of `config` that starts as this one followed by `onward`, between two readers."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge_delta_(self) -> None:
+        """Merge what was trained into fixed weights, in place, to reduce the saved size. The map stays the same."""
+
+    def fix_bias(self) -> None:
+        """Exclude the bias from training: beside a fixed offset of the tokens it would be a static prompt."""
+
+
+def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
+    """Compute the untrained alignment from the strings in both vocabularies.
+
+    Raises:
+        BackboneError: If the vocabularies share too few strings.
+    """
+    return config.module.fit(_shared_strings(prompter, reader), config, seed=seed)
+
+
+def alignment_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> AlignmentFit:
+    """Measure how well the linear closed form maps the embeddings of one vocabulary to the other's.
+
+    Kind `vocabulary` has no map to fit; the result is that of the linear map of `config.start`, for comparison.
+
+    Raises:
+        BackboneError: If the vocabularies share too few strings.
+    """
+    strings = _shared_strings(prompter, reader)
+    return closed_form_fit(*strings.inputs(), config, seed=seed, weights=strings.weights)
+
+
+def _shared_strings(prompter: Backbone, reader: Backbone) -> _SharedStrings:
+    source_ids, target_ids = shared_token_ids(prompter.tokenizer.hf, reader.tokenizer.hf)
+    trained = _trained_rows(prompter.input_embeddings, source_ids) & _trained_rows(reader.input_embeddings, target_ids)
+    source_ids, target_ids = source_ids[trained], target_ids[trained]
+    if len(source_ids) < _MIN_SHARED:
+        raise BackboneError(
+            f"{prompter.identity.source!r} and {reader.identity.source!r} share {len(source_ids)} strings, "
+            f"at least {_MIN_SHARED} are needed. Choose another prompter."
+        )
+    return _SharedStrings(prompter, reader, source_ids, target_ids)
+
+
+def _trained_rows(table: Float[Tensor, "vocab dim"], ids: Int[Tensor, " shared"]) -> Bool[Tensor, " shared"]:
+    """Mask the rows that pretraining updated: those that are neither tiny nor duplicates."""
+    rows = table.detach()[ids].float()
+    norms = rows.norm(dim=-1)
+    _, first, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return (norms > _TINY * norms.median()) & (counts[first] == 1)
+
+
+class LinearAlignment(Alignment):
     """Linear alignment z = e @ (base + delta) + bias with a fixed base, in float32.
 
     With a rank, delta = down @ up, where `down` is initialised at random and `up` to zero. Weight decay pulls `delta`
@@ -261,20 +391,33 @@ class LinearAlignment(nn.Module):
             self.up = nn.Parameter(start.weight.new_zeros(self.rank, dim_r))
         self.bias = nn.Parameter(start.bias.clone())
 
-    @property
-    def dim_p(self) -> int:
-        """Width of the prompter's input space."""
-        return self.base.shape[0]
+    @classmethod
+    def fit(cls, strings: _SharedStrings, config: AlignmentConfig, *, seed: int) -> "LinearAlignment":
+        """Compute the closed form of `config.start`."""
+        start = closed_form_map(*strings.inputs(), config, seed=seed, weights=strings.weights)
+        return cls(start, rank=config.rank, seed=seed)
 
-    @property
-    def dim_r(self) -> int:
-        """Width of the reader's input space."""
-        return self.base.shape[1]
+    @classmethod
+    def empty(cls, tensors: Mapping[str, Tensor], config: AlignmentConfig, dim_r: int) -> "LinearAlignment":
+        """Build a map of zeros with the shape of the saved one."""
+        dim_p = len(tensors.get("base", ()))
+        return cls(LinearMap(torch.zeros(dim_p, dim_r), torch.zeros(dim_r)), rank=config.rank)
 
     @property
     def weight(self) -> Float[Tensor, "dim_p dim_r"]:
         """Sum of the fixed base and the trained delta."""
         return self.base + (self.delta if self.rank is None else self.down @ self.up)
+
+    def composes(self, config: AlignmentConfig) -> bool:
+        """Return True for another closed-form map."""
+        return config.module is LinearAlignment and config.start != "random"
+
+    @torch.no_grad()
+    def compose(self, onward: Alignment, config: AlignmentConfig, *, seed: int) -> Alignment:
+        """Start from the product of both maps."""
+        assert isinstance(onward, LinearAlignment)
+        weight, bias, matrix, shift = (one.cpu() for one in (self.weight, self.bias, onward.weight, onward.bias))
+        return LinearAlignment(LinearMap(weight @ matrix, bias @ matrix + shift), rank=config.rank, seed=seed)
 
     @torch.no_grad()
     def merge_delta_(self) -> None:
@@ -282,23 +425,25 @@ class LinearAlignment(nn.Module):
         self.base.copy_(self.weight)
         (self.delta if self.rank is None else self.up).zero_()
 
-    def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt dim_r"]:
-        """Map relaxed tokens to soft tokens in the reader's input space, float32.
+    def fix_bias(self) -> None:
+        """Exclude the bias from training."""
+        self.bias.requires_grad_(False)
 
-        A fixed offset of the tokens is mapped by the closed form alone.
-        """
+    def forward(
+        self, tokens: RelaxedTokens, table: Float[Tensor, "vocab dim_r"] | None = None
+    ) -> Float[Tensor, "batch prompt dim_r"]:
+        """Map the tokens' embeddings. A fixed offset of the tokens is mapped by the closed form alone."""
         if tokens.offset is None:
             return tokens.embeddings.float() @ self.weight + self.bias
         static = tokens.offset.float() @ self.base + self.bias.detach()
         return tokens.instructed.float() @ self.weight + static
 
 
-class VocabularyAlignment(nn.Module):
-    """Parameter-free alignment z = rescale_norm(p restricted to shared strings @ the reader's embedding table).
+class VocabularyAlignment(Alignment):
+    """Parameter-free alignment z = rescale_norm(p restricted to shared strings @ the reader's embedding table)."""
 
-    The table is an argument of `forward`, so that it is neither copied nor saved with the alignment.
-    """
-
+    needs_weights = True
+    trains_soft_prompt = False
     source_ids: Tensor
     target_ids: Tensor
     norm: Tensor
@@ -310,10 +455,21 @@ class VocabularyAlignment(nn.Module):
         self.register_buffer("target_ids", target_ids.clone())
         self.register_buffer("norm", torch.tensor(float(norm)))
 
+    @classmethod
+    def fit(cls, strings: _SharedStrings, config: AlignmentConfig, *, seed: int) -> "VocabularyAlignment":
+        """Store the shared strings."""
+        return cls(strings.source_ids, strings.target_ids, norm=strings.reader.mean_embedding_norm)
+
+    @classmethod
+    def empty(cls, tensors: Mapping[str, Tensor], config: AlignmentConfig, dim_r: int) -> "VocabularyAlignment":
+        """Build an alignment of as many shared strings as the saved one has."""
+        ids = torch.zeros(len(tensors.get("source_ids", ())), dtype=torch.long)
+        return cls(ids, ids, norm=0.0)
+
     def forward(
         self, tokens: RelaxedTokens, table: Float[Tensor, "vocab dim_r"]
     ) -> Float[Tensor, "batch prompt dim_r"]:
-        """Map relaxed tokens to soft tokens in the reader's input space, float32.
+        """Map the tokens' vocabulary weights.
 
         Raises:
             ConfigError: If the tokens have no vocabulary weights (relaxation `hidden`).
@@ -325,3 +481,6 @@ class VocabularyAlignment(nn.Module):
         shared = tokens.weights.index_select(-1, self.source_ids)
         shared = shared / shared.sum(dim=-1, keepdim=True).clamp_min(1e-12)
         return rescale_norm(relax(shared, table.index_select(0, self.target_ids)).float(), self.norm)
+
+
+ALIGNMENTS: dict[str, type[Alignment]] = {"linear": LinearAlignment, "vocabulary": VocabularyAlignment}

@@ -1,66 +1,20 @@
-"""Configuration of a PromptEmbedder: nested frozen dataclasses, validated when they are created."""
+"""Configuration of a PromptEmbedder, and the numbers of layers and dimensions that follow from it for a reader."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from promptembedder.backbone import BackboneConfig
-from promptembedder.errors import ConfigError, short_repr
+from promptembedder.backbone import Backbone, BackboneConfig
+from promptembedder.errors import ConfigError, check_choice
 from promptembedder.method.alignment import AlignmentConfig
 from promptembedder.method.pooling import POOLINGS
+from promptembedder.method.prompter import PrompterConfig
 from promptembedder.method.relaxation import RelaxationConfig
 
-__all__ = ["BaselineConfig", "ModelConfig", "PrompterConfig"]
+__all__ = ["ModelConfig", "early_exit_layer", "gated_directions", "num_prompt_layers", "text_pooling_layer"]
 
-PROMPTER_OUTPUTS = ("token", "state")
-TUNINGS = ("lora", "full", "frozen")
 PLACEMENTS = ("suffix", "prefix")
-BASELINES = ("static", "lora", "full", "frozen")
-FALLBACKS = ("nearest", "default", "shared")
-TEMPLATES = ("instruct", "plain", "prompteol")
-ATTENTIONS = ("causal", "bidirectional")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrompterConfig:
-    """Prompting LLM and its trained weights.
-
-    Attributes:
-        backbone: Identifier and dtype of the LLM.
-        tuning: `lora`: low-rank adapters on all linear layers; `full`: all weights; `frozen`: none.
-        lora_rank: Rank of the adapters.
-        lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
-        template: Prompt, in which `{instruction}` is replaced, and `{text}` if there is one. The next tokens become the
-            soft tokens. With `{text}` they depend on the text, otherwise on the instruction alone.
-        output: Vector that the alignment maps: `token`, the relaxed token, or `state`, the standardised hidden state
-            that it was computed from.
-        init_text: Phrase whose last tokens initialise the soft prompt. If empty, the soft prompt starts at zero.
-    """
-
-    # float32: rounding accumulates over K recurrent steps, and an instruction is short
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(dtype="float32"))
-    tuning: str = "lora"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    template: str = "Task: {instruction}\nThe text in a few words:"
-    output: str = "token"
-    init_text: str = " This text in one word:"
-
-    def __post_init__(self) -> None:
-        _choose("prompter.tuning", self.tuning, TUNINGS)
-        _choose("prompter.output", self.output, PROMPTER_OUTPUTS)
-        if self.lora_rank < 1:
-            raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
-        if "{instruction}" not in self.template:
-            raise ConfigError(f"prompter.template must contain {{instruction}}, got {short_repr(self.template)}.")
-        if self.template.count("{text}") > 1:
-            raise ConfigError(f"prompter.template must contain {{text}} at most once, got {short_repr(self.template)}.")
-        if self.backbone.quantization is not None:
-            raise ConfigError("prompter.backbone.quantization is for frozen weights only. Quantise the reader instead.")
-
-    @property
-    def depends_on_text(self) -> bool:
-        """True if the soft tokens depend on the text: `template` contains `{text}`."""
-        return "{text}" in self.template
+_DEPTH = 0.3  # of the reader's layers; chosen on development tasks, see docs/results.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +30,7 @@ class ModelConfig:
             through a separate alignment. 0: the input alone.
         deep_prompt_rank: Rank of the alignments of the deeper layers.
         early_exit_fraction: Fraction of the reader's layers that a text is run through, in (0, 1]. Soft tokens run
-            through
-            all layers. In the deeper ones they attend to the text's states at the exit layer.
+            through all layers. In the deeper ones they attend to the text's states at the exit layer.
         text_pooling_weight: Weight of the mean frozen text state, which is added to the pooled soft-token state in
             evaluation, both at length 1. 0 disables text pooling.
         text_pooling_layer: Number of reader layers before the pooled text states. If None, 30 % of the layers.
@@ -124,8 +77,8 @@ class ModelConfig:
             raise ConfigError(
                 f"early_exit_fraction must be above 0 and at most 1, got {self.early_exit_fraction}. Try 0.7."
             )
-        _choose("placement", self.placement, PLACEMENTS)
-        _choose("pooling", self.pooling, POOLINGS)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("pooling", self.pooling, POOLINGS)
         suffix_only = {
             "deep_prompt_interval": self.deep_prompt_interval,
             "text_pooling_weight": self.text_pooling_weight,
@@ -136,9 +89,10 @@ class ModelConfig:
                 raise ConfigError(
                     f"{name} needs placement 'suffix': only there the text's states are independent of the soft tokens."
                 )
-        if self.alignment.kind == "vocabulary" and self.relaxation.kind == "hidden":
+        if self.alignment.module.needs_weights and not self.relaxation.has_weights:
             raise ConfigError(
-                "alignment 'vocabulary' needs vocabulary weights, relaxation 'hidden' has none. Use linear."
+                f"alignment {self.alignment.kind!r} needs vocabulary weights, relaxation {self.relaxation.kind!r} has "
+                "none. Use linear."
             )
         if not self.default_instruction.strip():
             raise ConfigError("default_instruction is empty. Describe the task of texts without an instruction.")
@@ -175,47 +129,36 @@ class ModelConfig:
         return cls(**plain)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
-    """Configuration of a baseline on the same reader.
+def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:
+    """Count where soft tokens enter the reader: the input, and each `deep_prompt_interval`-th layer."""
+    every = config.deep_prompt_interval
+    return 1 + (len(range(every, reader.identity.layers, every)) if every else 0)
 
-    The baseline replaces the prompter. Reader, length and pooling come from a `ModelConfig`.
 
-    Attributes:
-        kind: `static`: free soft tokens for each task; `lora`: adapters on all matrices of the reader; `full`: all its
-            weights; `frozen`: nothing is trained.
-        lora_rank: Rank of the adapters.
-        lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
-        template: Prompt format of a text and its instruction (not `static`): `instruct`:
-            "Instruct: ... Query: ..."; `plain`: the text alone; `prompteol`: asks for the text in one word (Jiang et
-            al. 2023, arXiv:2307.16645).
-        attention: `causal`, or `bidirectional` (not `static`).
-        gradient_checkpointing: Recompute activations in the backward pass instead of storing them (`lora`, `full`).
-        fallback: Vectors that `static` uses for an instruction unseen in training. `nearest`: those of the seen
-            instruction with the highest cosine under the frozen reader. `default`: those of the default instruction.
-            `shared`: a single set for all instructions.
-        instruction_variants: Seen instructions of `static`. Those of one entry share their vectors. Filled from the
-            data.
+def gated_directions(config: ModelConfig, reader: Backbone) -> int:
+    """Return the number of directions that an instruction scales: a multiple of the soft tokens, up to the width."""
+    prompt = config.num_soft_tokens
+    return prompt * min(math.ceil(config.gate_rank / prompt), reader.dim // prompt)
+
+
+def text_pooling_layer(config: ModelConfig, reader: Backbone) -> int | None:
+    """Return the number of reader layers below the text pooling, or None without text pooling."""
+    if config.text_pooling_weight == 0:
+        return None
+    return config.text_pooling_layer or max(round(_DEPTH * reader.identity.layers), 1)
+
+
+def early_exit_layer(config: ModelConfig, reader: Backbone) -> int:
+    """Return the number of layers that texts go through; the last layer only computes their keys and values.
+
+    Raises:
+        ConfigError: If text pooling needs more layers.
     """
-
-    kind: str = "lora"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    template: str = "instruct"
-    attention: str = "causal"
-    gradient_checkpointing: bool = False
-    fallback: str = "nearest"
-    instruction_variants: tuple[tuple[str, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        _choose("baseline.kind", self.kind, BASELINES)
-        _choose("baseline.template", self.template, TEMPLATES)
-        _choose("baseline.attention", self.attention, ATTENTIONS)
-        _choose("baseline.fallback", self.fallback, FALLBACKS)
-        if self.lora_rank < 1:
-            raise ConfigError(f"baseline.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
-
-
-def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"unknown {name} {short_repr(value)}. Use one of: {', '.join(known)}.")
+    layers, taken = reader.identity.layers, text_pooling_layer(config, reader) or 1
+    depth = max(round(config.early_exit_fraction * layers), 1)
+    if taken > depth:
+        raise ConfigError(
+            f"early_exit_fraction {config.early_exit_fraction} is {depth} layers, but text pooling needs {taken}. "
+            "Raise it, or lower text_pooling_layer."
+        )
+    return min(depth, max(layers - 1, taken))

@@ -7,45 +7,23 @@ from typing import Any
 
 import torch
 
-from promptembedder.backbone import Backbone, load_backbone, shared_token_ids
+from promptembedder.backbone import Backbone, hidden_states_at, load_backbone
 from promptembedder.errors import BackboneError
-from promptembedder.method.alignment import (
-    AlignmentConfig,
-    AlignmentFit,
-    DeepAlignment,
-    LinearAlignment,
-    VocabularyAlignment,
-    closed_form_fit,
-    closed_form_map,
-)
-from promptembedder.method.config import ModelConfig
-from promptembedder.method.instruction_gate import InstructionGate
-from promptembedder.method.pooling import WhitenedTextPooling
-from promptembedder.method.prompter import Prompter
-from promptembedder.method.reference_instructions import REFERENCE_INSTRUCTIONS
-from promptembedder.method.relaxation import RelaxedTokens
-from promptembedder.method.text_pooling import build_text_pooling, gated_directions
-from promptembedder.types import Bool, Float, Int, Tensor
+from promptembedder.method.alignment import Alignment, DeepAlignment, fit_alignment
+from promptembedder.method.config import ModelConfig, gated_directions, num_prompt_layers, text_pooling_layer
+from promptembedder.method.pooling import InstructionGate, WhitenedTextPooling, pool
+from promptembedder.method.prompter import Prompter, PrompterSnapshot
+from promptembedder.types import Float, Tensor
 
 __all__ = [
-    "Alignment",
     "EncoderParts",
-    "PrompterSnapshot",
     "ReaderState",
-    "alignment_fit",
     "build_deep_alignment",
     "build_gate",
     "build_parts",
     "build_prompter",
-    "fit_alignment",
-    "num_prompt_layers",
+    "build_text_pooling",
 ]
-
-Alignment = LinearAlignment | VocabularyAlignment
-
-_MIN_SHARED = 32  # strings; fewer do not determine a map between two spaces
-_ZIPF_SHIFT = 10
-_TINY = 0.1  # fraction of the median norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +40,6 @@ class ReaderState:
     identity: Mapping[str, Any]
     state: Mapping[str, Tensor]
     compiled: Mapping[str, Float[Tensor, "prompt width"]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrompterSnapshot:
-    """Saved weights and cached outputs of an offloaded prompter.
-
-    Attributes:
-        identity: Manifest entry of the prompter's backbone.
-        state: Trained weights.
-        tokens: Relaxed tokens by instruction, one row each, in the prompter's input space.
-    """
-
-    identity: Mapping[str, Any]
-    state: Mapping[str, Tensor]
-    tokens: Mapping[str, RelaxedTokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +68,11 @@ class EncoderParts:
     others: tuple[ReaderState, ...] = ()
 
     def __post_init__(self) -> None:
-        """Freeze the biases of alignments that map a fixed offset: they would be a static prompt."""
-        if self.config.prompter.output == "state":
-            for module in (self.alignment, self.deep):
-                if isinstance(module, (LinearAlignment, DeepAlignment)):
-                    module.bias.requires_grad_(False)
+        """Fix the biases of alignments that map a fixed offset: they would be a static prompt."""
+        if self.config.prompter.has_fixed_offset:
+            self.alignment.fix_bias()
+            if self.deep is not None:
+                self.deep.fix_bias()
 
 
 def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: int = 0) -> EncoderParts:
@@ -122,8 +85,7 @@ def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: 
     backbone = load_backbone(config.prompter.backbone, head=True, cache_folder=cache_folder)
     alignment = fit_alignment(backbone, reader, config.alignment, seed=seed)  # before adapters wrap the table
     prompter = build_prompter(backbone, config, seed=seed)
-    if config.prompter.output == "state":
-        prompter.fit_state_statistics(REFERENCE_INSTRUCTIONS, template=config.prompter.template)
+    prompter.fit_state_statistics()
     return EncoderParts(
         config=config,
         reader=reader,
@@ -158,98 +120,69 @@ def build_gate(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int =
     return InstructionGate(dim_p=dim_p, prompt=config.num_soft_tokens, rank=rank, seed=seed)
 
 
-def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:
-    """Count where soft tokens enter the reader: the input, and each `deep_prompt_interval`-th layer."""
-    every = config.deep_prompt_interval
-    return 1 + (len(range(every, reader.identity.layers, every)) if every else 0)
-
-
 def build_prompter(
     backbone: Backbone, config: ModelConfig, *, train_soft_prompt: bool | None = None, seed: int = 0
 ) -> Prompter:
     """Build the prompter of `config` on a loaded backbone.
 
     Args:
-        train_soft_prompt: Train the soft prompt. If None, it is trained with a linear alignment of relaxed tokens.
+        train_soft_prompt: Train the soft prompt. If None, it is trained if the alignment uses it and it is not fixed.
     """
+    if train_soft_prompt is None:
+        train_soft_prompt = config.alignment.module.trains_soft_prompt and not config.prompter.has_fixed_offset
     return Prompter(
         backbone,
         config.prompter,
         config.relaxation,
         num_soft_tokens=config.num_soft_tokens,
-        train_soft_prompt=_trains_soft_prompt(config) if train_soft_prompt is None else train_soft_prompt,
+        train_soft_prompt=train_soft_prompt,
         seed=seed,
     )
 
 
-def _trains_soft_prompt(config: ModelConfig) -> bool:
-    return config.alignment.kind == "linear" and config.prompter.output == "token"
+# A dozen suffice: texts of five tasks, at 60 % of SmolLM2's depth, have a mean cosine of 0.89 as they are, 0.17 around
+# the mean of these sentences, and 0.57 around the mean of random tokens.
+_SENTENCES = (
+    "The cat sat on the warm stone and looked at the river.",
+    "How do I reset my password?",
+    "def add(a, b): return a + b",
+    "Scientists found that the drug lowers blood pressure in mice.",
+    "Prices rose by three percent last year.",
+    "I am so happy that you came!",
+    "What is the capital of Australia?",
+    "Der Zug kommt um acht Uhr an.",
+    "Buy two tickets for the concert on Friday.",
+    "The treaty was signed in 1648 after long negotiations.",
+    "My card was charged twice, please help.",
+    "We propose a new method for training neural networks.",
+)
 
 
-def fit_alignment(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> Alignment:
-    """Compute the untrained alignment from the strings in both vocabularies.
+def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> WhitenedTextPooling | None:
+    """Build the text pooling of a configuration, or return None if its weight is 0.
+
+    Args:
+        centred: Compute the initial centre. If False, it is zero, to be restored from saved weights.
 
     Raises:
-        BackboneError: If the vocabularies share too few strings.
+        BackboneError: If the reader has fewer layers than `text_pooling_layer`.
     """
-    rows = _shared_rows(prompter, reader)
-    if config.kind == "vocabulary":
-        return VocabularyAlignment(rows.source_ids, rows.target_ids, norm=reader.mean_embedding_norm)
-    start = closed_form_map(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
-    return LinearAlignment(start, rank=config.rank, seed=seed)
-
-
-def alignment_fit(prompter: Backbone, reader: Backbone, config: AlignmentConfig, *, seed: int = 0) -> AlignmentFit:
-    """Measure how well the linear closed form maps the embeddings of one vocabulary to the other's.
-
-    Kind `vocabulary` has no map to fit; the result is that of the linear map of `config.start`, for comparison.
-
-    Raises:
-        BackboneError: If the vocabularies share too few strings.
-    """
-    rows = _shared_rows(prompter, reader)
-    return closed_form_fit(*rows.inputs(prompter, reader), config, seed=seed, weights=rows.weights)
-
-
-@dataclass(frozen=True)
-class _SharedRows:
-    """Ids of shared strings: `source_ids[i]` and `target_ids[i]` are the same string."""
-
-    source_ids: Int[Tensor, " shared"]
-    target_ids: Int[Tensor, " shared"]
-
-    @property
-    def weights(self) -> Float[Tensor, " shared"]:
-        """Weight of each string in the fit.
-
-        A vocabulary is in the order of its merges, so the rank of an id approximates the frequency rank of its string.
-        The square root gives rare rows more weight than Zipf's law.
-        """
-        return 1 / (torch.arange(len(self.source_ids), device=self.source_ids.device) + _ZIPF_SHIFT).sqrt()
-
-    def inputs(
-        self, prompter: Backbone, reader: Backbone
-    ) -> tuple[Float[Tensor, "shared dim_p"], Float[Tensor, "shared dim_r"]]:
-        """Compute the input embeddings of these strings, with embedding scale."""
-        source = prompter.embedding_scale * prompter.input_embeddings.detach()[self.source_ids].float()
-        return source, reader.embedding_scale * reader.input_embeddings[self.target_ids].float()
-
-
-def _shared_rows(prompter: Backbone, reader: Backbone) -> _SharedRows:
-    source_ids, target_ids = shared_token_ids(prompter.tokenizer.hf, reader.tokenizer.hf)
-    trained = _trained_rows(prompter.input_embeddings, source_ids) & _trained_rows(reader.input_embeddings, target_ids)
-    source_ids, target_ids = source_ids[trained], target_ids[trained]
-    if len(source_ids) < _MIN_SHARED:
+    layers = text_pooling_layer(config, reader)
+    if layers is None:
+        return None
+    if layers > reader.identity.layers:
         raise BackboneError(
-            f"{prompter.identity.source!r} and {reader.identity.source!r} share {len(source_ids)} strings, "
-            f"at least {_MIN_SHARED} are needed. Choose another prompter."
+            f"text_pooling_layer is {layers}, but the reader has {reader.identity.layers} layers. Lower it."
         )
-    return _SharedRows(source_ids, target_ids)
-
-
-def _trained_rows(table: Float[Tensor, "vocab dim"], ids: Int[Tensor, " shared"]) -> Bool[Tensor, " shared"]:
-    """Mask the rows that pretraining updated: those that are neither tiny nor duplicates."""
-    rows = table.detach()[ids].float()
-    norms = rows.norm(dim=-1)
-    _, first, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    return (norms > _TINY * norms.median()) & (counts[first] == 1)
+    centre = torch.zeros(reader.dim)
+    if centred:
+        batch = reader.tokenizer.tokenize(_SENTENCES, max_length=reader.max_positions or 64)
+        ids, mask, own = (one.to(reader.input_embeddings.device) for one in (batch.ids, batch.mask, batch.text_mask))
+        hidden = hidden_states_at(reader.decoder, ids, mask, layers=layers)
+        centre = pool(hidden, own, pooling="mean").mean(dim=0)
+    return WhitenedTextPooling(
+        centre,
+        weight=config.text_pooling_weight,
+        rank=config.whitening_rank,
+        gate_rank=gated_directions(config, reader),
+    )

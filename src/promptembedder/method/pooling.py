@@ -1,29 +1,69 @@
-"""Pooling of hidden states to one unit vector per text, and whitening of the text's own mean state."""
+"""Pooling of hidden states to one unit vector per text, whitening of the text's mean state, and its gate."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from promptembedder.backbone import Backbone
+from promptembedder.method.relaxation import RelaxedTokens
 from promptembedder.types import Float, Int, Tensor
 
-__all__ = ["POOLINGS", "WhitenedTextPooling", "l2_normalize", "pool", "pool_prefixes", "whitening_directions"]
+__all__ = [
+    "POOLINGS",
+    "InstructionGate",
+    "Pooling",
+    "WhitenedTextPooling",
+    "content_mask",
+    "l2_normalize",
+    "pool",
+    "pool_prefixes",
+    "whitening_directions",
+]
 
-POOLINGS = ("mean", "last")
+
+@dataclass(frozen=True)
+class Pooling:
+    """Entry of `POOLINGS`.
+
+    Attributes:
+        weights: Computes the weight of each position from a mask, [batch seq], such as 1 for those that count.
+        prefixes: Pools each prefix of float32 states [batch seq dim]: the first, the first two, up to all of them.
+        content_only: Pools the content of a text without its template and BOS, where both are in the sequence.
+    """
+
+    weights: Callable[[Tensor], Tensor]
+    prefixes: Callable[[Tensor], Tensor]
+    content_only: bool
+
+
+def _last(mask: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    return mask * (mask.flip(1).cumsum(dim=1).flip(1) == 1)  # 1 where no token follows
+
+
+def _running_mean(states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    return states.cumsum(dim=1) / torch.arange(1, states.shape[1] + 1, device=states.device).unsqueeze(-1)
+
+
+POOLINGS = {
+    "mean": Pooling(weights=lambda mask: mask, prefixes=_running_mean, content_only=True),
+    "last": Pooling(weights=_last, prefixes=lambda states: states, content_only=False),
+}
 
 
 def pool(
     states: Float[Tensor, "batch seq dim"], mask: Int[Tensor, "batch seq"], *, pooling: str
 ) -> Float[Tensor, "batch dim"]:
-    """Compute the mean, or take the last, of the states where `mask` is 1. Zeros for a fully masked row; float32.
+    """Compute the weighted mean of the states where `mask` is 1. Zeros for a fully masked row; float32.
 
     Args:
         pooling: One of `POOLINGS`.
     """
     states = states.float()
-    weights = mask
-    if pooling == "last":
-        weights = mask * (mask.flip(1).cumsum(dim=1).flip(1) == 1)  # 1 where no token follows
-    weights = weights.unsqueeze(-1).float()
+    weights = POOLINGS[pooling].weights(mask).unsqueeze(-1).float()
     # where(), not a product: 0 * nan is nan, and a padded position may contain anything
     total = torch.where(weights > 0, states, 0.0).sum(dim=1)
     return total / weights.sum(dim=1).clamp_min(1.0)
@@ -35,15 +75,17 @@ def pool_prefixes(states: Float[Tensor, "batch seq dim"], *, pooling: str) -> Fl
     Args:
         pooling: One of `POOLINGS`.
     """
-    states = states.float()
-    if pooling == "last":
-        return states
-    return states.cumsum(dim=1) / torch.arange(1, states.shape[1] + 1, device=states.device).unsqueeze(-1)
+    return POOLINGS[pooling].prefixes(states.float())
 
 
 def l2_normalize(vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """Normalise the vectors to length 1, in float32. A zero vector stays zero."""
     return F.normalize(vectors.float(), dim=-1)
+
+
+def content_mask(mask: Int[Tensor, "batch seq"], reader: Backbone) -> Int[Tensor, "batch seq"]:
+    """Return `mask` with zeros at the tokens that start every text."""
+    return mask * (mask.cumsum(dim=1) > len(reader.tokenizer.prefix))
 
 
 _SHRINKAGE = 0.1  # fraction of the mean variance; small variances estimated from a few hundred texts are mostly noise
@@ -137,3 +179,32 @@ def whitening_directions(
     largest, along = variances[len(variances) - rank :], directions[:, len(variances) - rank :]
     kept = torch.where(largest > rest, (rest / largest.clamp_min(1e-30)).sqrt(), torch.ones_like(largest))
     return centre.float(), (along * (1 - kept).sqrt()).float()
+
+
+_GATE_HIDDEN = 128
+
+
+class InstructionGate(nn.Module):
+    """Gate values g(s) of an instruction, computed from what the prompter generated for it.
+
+    A two-layer perceptron over all K tokens, g = up(gelu(down(rms_norm(tokens)))). `up` is initialised to zero: an
+    untrained gate leaves the text states as they are.
+    """
+
+    def __init__(self, *, dim_p: int, prompt: int, rank: int, seed: int = 0) -> None:
+        """Initialise the gate of `rank` directions; `seed` draws the first layer."""
+        super().__init__()
+        self.width = math.ceil(rank / prompt)  # gate values beside each soft token
+        generator = torch.Generator().manual_seed(seed)
+        # the generator's device, not the default one: a generator draws on its device only
+        down = torch.randn(prompt * dim_p, _GATE_HIDDEN, generator=generator, device=generator.device)
+        self.down = nn.Parameter(down / (prompt * dim_p) ** 0.5)
+        self.down_bias = nn.Parameter(torch.zeros(_GATE_HIDDEN))
+        self.up = nn.Parameter(torch.zeros(_GATE_HIDDEN, prompt * self.width))
+        self.up_bias = nn.Parameter(torch.zeros(prompt * self.width))
+
+    def forward(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
+        """Compute the gate values, float32, distributed over the K tokens so that they are stored beside them."""
+        unit = F.rms_norm(tokens.instructed.float(), tokens.embeddings.shape[-1:])
+        hidden = F.gelu(unit.flatten(1) @ self.down + self.down_bias)
+        return (hidden @ self.up + self.up_bias).unflatten(1, (-1, self.width))

@@ -1,6 +1,8 @@
 """The trainable Prompting LLM: generates K relaxed soft tokens from an instruction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -9,16 +11,109 @@ from torch.nn.utils import skip_init
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from promptembedder.backbone import Backbone, left_pad, text_positions
+from promptembedder.backbone import Backbone, BackboneConfig, left_pad, text_positions
+from promptembedder.errors import ConfigError, check_choice, short_repr
 from promptembedder.method.alignment import rescale_norm
-from promptembedder.method.config import PrompterConfig
 from promptembedder.method.relaxation import RelaxationConfig, RelaxedTokens, relax, relaxation_weights
+from promptembedder.method.text_encoder import MAX_TEMPLATE_TOKENS
 from promptembedder.types import Float, Int, Tensor
 
-__all__ = ["Prompter", "add_lora"]
+__all__ = ["REFERENCE_INSTRUCTIONS", "Prompter", "PrompterConfig", "PrompterSnapshot", "add_lora"]
 
+PROMPTER_OUTPUTS = ("token", "state")
+TUNINGS = ("lora", "full", "frozen")
 _MAX_REFERENCE = 512  # tokens of a reference instruction with its template
 _MIN_STD = 1e-4  # a dimension that is constant over the reference instructions is not amplified
+
+
+# instructions that the statistics of the prompter's hidden states are computed from
+_REFERENCE_WORDINGS = (
+    "Group the texts by {aspect}",
+    "Represent the text by {aspect} and ignore everything else",
+    "Find texts that agree in {aspect}",
+    "How do the texts differ in {aspect}?",
+)
+
+_REFERENCE_ASPECTS = (
+    "their topic",
+    "the writer's opinion",
+    "the emotion that is expressed",
+    "the language",
+    "the question that is asked",
+    "the place where it happens",
+    "the time when it happens",
+    "the person who acts",
+    "the company or product",
+    "the price and value",
+    "the quality of the service",
+    "the style and register",
+    "the grammar of the sentence",
+    "the genre of the document",
+    "the reading level",
+    "the programming language",
+    "the cause of the problem",
+    "the intended next step",
+    "the scientific field",
+    "the claim that is argued for",
+    "the urgency of the request",
+    "the facts that are reported",
+    "the meaning of the sentence",
+    "the answer to the question",
+)
+
+REFERENCE_INSTRUCTIONS = tuple(
+    _REFERENCE_WORDINGS[(number + shift) % len(_REFERENCE_WORDINGS)].format(aspect=aspect)
+    for number, aspect in enumerate(_REFERENCE_ASPECTS)
+    for shift in range(2)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterConfig:
+    """Prompting LLM and its trained weights.
+
+    Attributes:
+        backbone: Identifier and dtype of the LLM.
+        tuning: `lora`: low-rank adapters on all linear layers; `full`: all weights; `frozen`: none.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
+        template: Prompt, in which `{instruction}` is replaced, and `{text}` if there is one. The next tokens become the
+            soft tokens. With `{text}` they depend on the text, otherwise on the instruction alone.
+        output: Vector that the alignment maps: `token`, the relaxed token, or `state`, the standardised hidden state
+            that it was computed from.
+        init_text: Phrase whose last tokens initialise the soft prompt. If empty, the soft prompt starts at zero.
+    """
+
+    # float32: rounding accumulates over K recurrent steps, and an instruction is short
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(dtype="float32"))
+    tuning: str = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    template: str = "Task: {instruction}\nThe text in a few words:"
+    output: str = "token"
+    init_text: str = " This text in one word:"
+
+    def __post_init__(self) -> None:
+        check_choice("prompter.tuning", self.tuning, TUNINGS)
+        check_choice("prompter.output", self.output, PROMPTER_OUTPUTS)
+        if self.lora_rank < 1:
+            raise ConfigError(f"prompter.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
+        if "{instruction}" not in self.template:
+            raise ConfigError(f"prompter.template must contain {{instruction}}, got {short_repr(self.template)}.")
+        if self.template.count("{text}") > 1:
+            raise ConfigError(f"prompter.template must contain {{text}} at most once, got {short_repr(self.template)}.")
+        if self.backbone.quantization is not None:
+            raise ConfigError("prompter.backbone.quantization is for frozen weights only. Quantise the reader instead.")
+
+    @property
+    def has_fixed_offset(self) -> bool:
+        """True if what all instructions have in common is fixed, and trained maps leave it out (`output` state)."""
+        return self.output == "state"
+
+    @property
+    def depends_on_text(self) -> bool:
+        """True if the soft tokens depend on the text: `template` contains `{text}`."""
+        return "{text}" in self.template
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> None:
@@ -39,6 +134,21 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> Non
     for name, parameter in model.named_parameters():
         if "lora_" in name:  # float32 whatever the base runs in: small updates vanish in bf16
             parameter.data = parameter.data.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterSnapshot:
+    """Saved weights and cached outputs of an offloaded prompter.
+
+    Attributes:
+        identity: Manifest entry of the prompter's backbone.
+        state: Trained weights.
+        tokens: Relaxed tokens by instruction, one row each, in the prompter's input space.
+    """
+
+    identity: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    tokens: Mapping[str, RelaxedTokens] = field(default_factory=dict)
 
 
 class Prompter(nn.Module):
@@ -81,8 +191,8 @@ class Prompter(nn.Module):
         self.backbone = backbone
         self.relaxation = relaxation
         self.num_soft_tokens = num_soft_tokens
-        self.output = config.output
-        if config.output == "state":
+        self.config = config
+        if config.has_fixed_offset:
             shape = (num_soft_tokens, backbone.dim)
             self.register_buffer("state_mean", torch.zeros(shape))
             self.register_buffer("state_std", torch.ones(shape))
@@ -95,34 +205,62 @@ class Prompter(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=trains)
         # `hidden` feeds hidden states back as inputs through a trained map between the two spaces
         self.projection: nn.Linear | None = None
-        if relaxation.kind == "hidden":
+        if not relaxation.has_weights:
             # skip_init: the default initialisation would draw from the global random state
             self.projection = skip_init(nn.Linear, backbone.dim, backbone.dim, bias=False)
             nn.init.eye_(self.projection.weight)
         if config.tuning == "full":
             backbone.float().requires_grad_(True)  # an optimiser's steps are too small for bf16 weights
         elif config.tuning == "lora":
-            self._add_adapters(config, seed)
+            add_lora(backbone.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=seed)
 
-    def _add_adapters(self, config: PrompterConfig, seed: int) -> None:
-        add_lora(self.backbone.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=seed)
+    def tokenize(
+        self, instructions: Sequence[str], texts: Sequence[str] | None = None, *, max_seq_length: int
+    ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+        """Return the input ids and attention mask of the template with each instruction (and text).
+
+        Args:
+            max_seq_length: Maximum number of tokens of a text.
+
+        Raises:
+            ConfigError: If an instruction is too long.
+        """
+        before, _, after = self.config.template.rpartition("{text}")
+        prefixes, suffixes = (
+            [part.replace("{instruction}", instruction) for instruction in instructions] for part in (before, after)
+        )
+        limit = self.backbone.max_positions
+        room = max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.num_soft_tokens
+        if texts is not None:
+            batch = self.backbone.tokenizer.tokenize(texts, max_length=room, prefixes=prefixes, suffixes=suffixes)
+            return batch.ids, batch.mask
+        batch = self.backbone.tokenizer.tokenize(suffixes, max_length=room)
+        if batch.truncated:
+            raise ConfigError(f"an instruction is longer than the {room} tokens that are read. Say it in fewer words.")
+        return batch.ids, batch.mask
 
     def forward(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> RelaxedTokens:
         """Generate the relaxed tokens e_1..e_K after left-padded inputs, float32, in the prompter's input space."""
         tokens, states = self._generate(ids, mask)
         generated = tokens.embeddings
-        if self.output == "state":
+        if self.config.has_fixed_offset:
             # each dimension has variance 1, an embedding a norm of mean_embedding_norm
             scale = self.backbone.mean_embedding_norm / self.backbone.dim**0.5
             generated = scale * (states - self.state_mean) / self.state_std
         embeddings = self.log_scale.exp() * generated + (self.init_embeddings + self.soft_prompt_delta)
-        offset = self.init_embeddings if self.output == "state" else None
+        offset = self.init_embeddings if self.config.has_fixed_offset else None
         return RelaxedTokens(embeddings, tokens.weights, offset)
 
     @torch.no_grad()
-    def fit_state_statistics(self, instructions: Sequence[str], *, template: str) -> None:
-        """Compute mean and standard deviation of the hidden states over instructions, per step and dimension."""
-        prompts = [template.replace("{text}", "").replace("{instruction}", one) for one in instructions]
+    def fit_state_statistics(self, instructions: Sequence[str] = REFERENCE_INSTRUCTIONS) -> None:
+        """Compute mean and standard deviation of the hidden states over instructions, per step and dimension.
+
+        Does nothing for an output without statistics.
+        """
+        if not self.config.has_fixed_offset:
+            return
+        template = self.config.template.replace("{text}", "")
+        prompts = [template.replace("{instruction}", one) for one in instructions]
         batch = self.backbone.tokenizer.tokenize(prompts, max_length=self.backbone.max_positions or _MAX_REFERENCE)
         device = self.backbone.input_embeddings.device
         _, states = self._generate(*left_pad(batch.ids.to(device), batch.mask.to(device)))

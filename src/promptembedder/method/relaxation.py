@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from promptembedder.errors import ConfigError, short_repr
-from promptembedder.method.pooling import l2_normalize
+from promptembedder.errors import ConfigError, check_choice
 from promptembedder.types import Float, Tensor
 
 __all__ = [
     "RELAXATIONS",
+    "Relaxation",
     "RelaxationConfig",
     "RelaxedTokens",
     "relax",
@@ -25,7 +25,7 @@ class RelaxationConfig:
     """Relaxation from logits to a relaxed token.
 
     Attributes:
-        kind: One of `RELAXATIONS`, or `hidden`: the prompter's hidden state, without vocabulary weights.
+        kind: One of `RELAXATIONS`. `hidden`: the prompter's hidden state, without vocabulary weights.
         temperature: Divides the logits before the softmax; unitless, > 0. Not the contrastive temperature.
         top_k: Entries kept by the relaxation `top_k`; the others ignore it.
     """
@@ -35,13 +35,21 @@ class RelaxationConfig:
     top_k: int = 64
 
     def __post_init__(self) -> None:
-        known = [*RELAXATIONS, "hidden"]
-        if self.kind not in known:
-            raise ConfigError(f"unknown relaxation {short_repr(self.kind)}. Use one of: {', '.join(known)}.")
+        check_choice("relaxation", self.kind, RELAXATIONS)
         if not self.temperature > 0:
             raise ConfigError(f"logit temperature must be > 0, got {self.temperature}. Try 1.0.")
         if self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {self.top_k}. Try 64.")
+
+    @property
+    def has_weights(self) -> bool:
+        """True if there are vocabulary weights behind each token."""
+        return RELAXATIONS[self.kind].weights is not None
+
+    @property
+    def is_dense(self) -> bool:
+        """True if weights of low entropy are a fault, because no gradient passes through them."""
+        return RELAXATIONS[self.kind].is_dense
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,26 @@ def _straight_through(
     return hard + (soft - soft.detach())  # in this order the forward value is exactly one-hot
 
 
-RELAXATIONS: dict[str, Callable[[Tensor, RelaxationConfig, bool], Tensor]] = {
-    "softmax": _softmax,
-    "top_k": _top_k,
-    "gumbel": _gumbel,
-    "straight_through": _straight_through,
+@dataclass(frozen=True)
+class Relaxation:
+    """Entry of `RELAXATIONS`.
+
+    Attributes:
+        weights: Computes vocabulary weights from (logits, configuration, training). If None, the prompter's hidden
+            state takes the place of the token.
+        is_dense: As in `RelaxationConfig`.
+    """
+
+    weights: Callable[[Tensor, RelaxationConfig, bool], Tensor] | None
+    is_dense: bool = False
+
+
+RELAXATIONS = {
+    "softmax": Relaxation(_softmax, is_dense=True),
+    "top_k": Relaxation(_top_k),
+    "gumbel": Relaxation(_gumbel),
+    "straight_through": Relaxation(_straight_through),
+    "hidden": Relaxation(None),
 }
 
 
@@ -118,14 +141,14 @@ def relaxation_weights(
         training: Enables the noise of `gumbel`. The other relaxations are deterministic.
 
     Raises:
-        ConfigError: If `config.kind` is `hidden`, which has no weights.
+        ConfigError: If the relaxation has no weights (`hidden`).
     """
-    if config.kind not in RELAXATIONS:
-        raise ConfigError(
-            f"relaxation {config.kind!r} has no vocabulary weights. Use one of: {', '.join(RELAXATIONS)}."
-        )
+    weights = RELAXATIONS[config.kind].weights
+    if weights is None:
+        known = ", ".join(kind for kind, relaxation in RELAXATIONS.items() if relaxation.weights is not None)
+        raise ConfigError(f"relaxation {config.kind!r} has no vocabulary weights. Use one of: {known}.")
     # float32: a bf16 softmax over 50 000 entries loses the tail, where much of the mass is
-    return RELAXATIONS[config.kind](logits.float(), config, training)
+    return weights(logits.float(), config, training)
 
 
 def relax(
@@ -161,7 +184,7 @@ def soft_token_diagnostics(
     if tokens.weights is not None:
         weights = tokens.weights.float()
         report["soft_token_entropy"] = float(torch.special.entr(weights.clamp_min(0.0)).sum(dim=-1).mean())
-    unit = l2_normalize(soft)
+    unit = F.normalize(soft.float(), dim=-1)
     if soft.shape[1] > 1:
         report["soft_token_cosine"] = _mean_cosine(unit)
     if soft.shape[0] > 1:

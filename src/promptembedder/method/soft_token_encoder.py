@@ -30,12 +30,10 @@ from promptembedder.backbone import (
 )
 from promptembedder.data import clean_instruction, clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.method.config import ModelConfig
-from promptembedder.method.encoder_parts import num_prompt_layers
-from promptembedder.method.pooling import WhitenedTextPooling, l2_normalize, pool, pool_prefixes
+from promptembedder.method.config import ModelConfig, early_exit_layer, num_prompt_layers, text_pooling_layer
+from promptembedder.method.pooling import WhitenedTextPooling, content_mask, l2_normalize, pool, pool_prefixes
 from promptembedder.method.soft_token_cache import SoftTokenStore
 from promptembedder.method.text_encoder import TextEncoder
-from promptembedder.method.text_pooling import content_mask, early_exit_layer, text_pooling_layer
 from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]

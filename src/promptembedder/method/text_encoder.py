@@ -8,22 +8,31 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from promptembedder.backbone import Backbone
+from promptembedder.backbone import Backbone, hub_refusal
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
 from promptembedder.storage.tensors import load_tensors
 from promptembedder.types import Float, Tensor
 
-__all__ = ["MAX_TEMPLATE_TOKENS", "TextEncoder", "restore_tensors", "saved_state", "trained_state"]
+__all__ = [
+    "MAX_TEMPLATE_TOKENS",
+    "TextEncoder",
+    "is_hub_id",
+    "restore_tensors",
+    "saved_folder",
+    "saved_state",
+    "trained_state",
+]
 
-_FITTED = (
-    "text_pooling.",
-    "state_mean",
-    "state_std",
-)  # buffers that are fitted to texts and do not follow from the configuration
+logger = logging.getLogger(__name__)
+
+MAX_TEMPLATE_TOKENS = 256  # of instruction and template, in addition to max_seq_length
+# prefixes of buffers that are fitted to texts and do not follow from the configuration
+_FITTED = ("text_pooling.", "state_mean", "state_std")
 
 
 def trained_state(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -51,9 +60,26 @@ def restore_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         tensor.copy_(saved[name])
 
 
-logger = logging.getLogger(__name__)
+def is_hub_id(name: str | Path) -> bool:
+    """Return True if `name` is not a folder and has the form `owner/name`."""
+    return not Path(name).is_dir() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
 
-MAX_TEMPLATE_TOKENS = 256  # of instruction and template, in addition to max_seq_length
+
+def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
+    """Return the folder of a saved model. A hub id is downloaded.
+
+    Raises:
+        ModelFormatError: If `name` has the form of a hub id and cannot be downloaded.
+    """
+    if not is_hub_id(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (
+            hub_refusal(str(name), error, instead="the folder of a saved model") or str(error).strip().splitlines()[0]
+        )
+        raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error
 
 
 class TextEncoder(InputModule):

@@ -1,20 +1,44 @@
-"""Models that users load: the SentenceTransformer, its baselines, checkpoints and transfer to another reader."""
+"""Models that users load: the SentenceTransformer, its baselines and transfer to another reader."""
+
+import sys
 
 import promptembedder.backbone  # noqa: F401  # first: it imports transformers without torchao's warnings
-from promptembedder.model.baselines import BaselineEmbedder, PooledEncoder, StaticEncoder, frozen_pooling
-from promptembedder.model.checkpoint import manifest_on, model_config, restore_parts, save_parts
-from promptembedder.model.dual_encoder import DualEncoder
-from promptembedder.model.embedder import PromptEmbedder
-from promptembedder.model.loading import LoadedEncoder, check_self_test, load_encoder
+from promptembedder.method import (
+    SELF_TEST_TEXT,
+    DualEncoder,
+    SelfTest,
+    dual_encoder,
+    is_hub_id,
+    manifest_on,
+    model_config,
+    read_self_test,
+    reader_records,
+    restore_parts,
+    save_parts,
+    saved_folder,
+)
+from promptembedder.model.baselines import (
+    BaselineConfig,
+    BaselineEmbedder,
+    PooledEncoder,
+    StaticEncoder,
+    frozen_pooling,
+)
+from promptembedder.model.embedder import PromptedSentenceTransformer, PromptEmbedder
+from promptembedder.model.loading import (
+    Encoder,
+    LoadedEncoder,
+    ModelIdentity,
+    check_self_test,
+    load_encoder,
+    model_identity,
+)
 from promptembedder.model.model_card import PromptEmbedderCardData
-from promptembedder.model.model_identity import ModelIdentity, model_identity
-from promptembedder.model.prompted_transformer import Encoder, PromptedSentenceTransformer, is_hub_id, saved_folder
-from promptembedder.model.reader_state import reader_records
-from promptembedder.model.self_test import SELF_TEST_TEXT, SelfTest, read_self_test
 from promptembedder.model.transfer import TransferConfig, transfer_config, transfer_encoder
 
 __all__ = [
     "SELF_TEST_TEXT",
+    "BaselineConfig",
     "BaselineEmbedder",
     "DualEncoder",
     "Encoder",
@@ -42,3 +66,6 @@ __all__ = [
     "transfer_config",
     "transfer_encoder",
 ]
+
+# modules.json of a saved model names the module's path at the time of saving
+sys.modules[f"{__name__}.dual_encoder"] = dual_encoder

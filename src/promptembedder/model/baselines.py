@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,31 +21,34 @@ from promptembedder.backbone import (
     prefill,
 )
 from promptembedder.data import clean_instruction
-from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.errors import ConfigError, ModelFormatError, check_choice
 from promptembedder.method import (
     MAX_TEMPLATE_TOKENS,
     POOLINGS,
-    BaselineConfig,
     ModelConfig,
     SoftTokenEncoder,
     TextEncoder,
     add_lora,
+    backbone_identity,
     build_text_pooling,
     gated_directions,
     l2_normalize,
+    load_verified_backbone,
+    model_config,
     num_prompt_layers,
     pool,
     restore_tensors,
+    saved_folder,
     saved_state,
 )
-from promptembedder.model.checkpoint import backbone_identity, load_verified_backbone, model_config
-from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, saved_folder
+from promptembedder.model.embedder import PromptedSentenceTransformer
 from promptembedder.storage import Manifest, from_mapping, read_manifest, to_mapping, versions, write_manifest
 from promptembedder.storage.tensors import save_tensors
 from promptembedder.types import Float, Tensor
 
 __all__ = [
     "BASELINE_KIND",
+    "BaselineConfig",
     "BaselineEmbedder",
     "PooledEncoder",
     "StaticEncoder",
@@ -55,10 +59,55 @@ __all__ = [
 ]
 
 BASELINE_KIND = "baseline"
+BASELINES = ("static", "lora", "full", "frozen")
+FALLBACKS = ("nearest", "default", "shared")
+TEMPLATES = ("instruct", "plain", "prompteol")
+ATTENTIONS = ("causal", "bidirectional")
 
 Encoder = TypeVar("Encoder", bound=TextEncoder)
 
 WEIGHTS_FILE = "baseline.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Configuration of a baseline on the same reader.
+
+    The baseline replaces the prompter. Reader, length and pooling come from a `ModelConfig`.
+
+    Attributes:
+        kind: `static`: free soft tokens for each task; `lora`: adapters on all matrices of the reader; `full`: all its
+            weights; `frozen`: nothing is trained.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Numerator of the adapters' scale, `lora_alpha / lora_rank`.
+        template: Prompt format of a text and its instruction (not `static`): `instruct`:
+            "Instruct: ... Query: ..."; `plain`: the text alone; `prompteol`: asks for the text in one word (Jiang et
+            al. 2023, arXiv:2307.16645).
+        attention: `causal`, or `bidirectional` (not `static`).
+        gradient_checkpointing: Recompute activations in the backward pass instead of storing them (`lora`, `full`).
+        fallback: Vectors that `static` uses for an instruction unseen in training. `nearest`: those of the seen
+            instruction with the highest cosine under the frozen reader. `default`: those of the default instruction.
+            `shared`: a single set for all instructions.
+        instruction_variants: Seen instructions of `static`. Those of one entry share their vectors. Filled from the
+            data.
+    """
+
+    kind: str = "lora"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    template: str = "instruct"
+    attention: str = "causal"
+    gradient_checkpointing: bool = False
+    fallback: str = "nearest"
+    instruction_variants: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("baseline.kind", self.kind, BASELINES)
+        check_choice("baseline.template", self.template, TEMPLATES)
+        check_choice("baseline.attention", self.attention, ATTENTIONS)
+        check_choice("baseline.fallback", self.fallback, FALLBACKS)
+        if self.lora_rank < 1:
+            raise ConfigError(f"baseline.lora_rank must be at least 1, got {self.lora_rank}. Try 16.")
 
 
 def save_baseline(folder: Path, encoder: TextEncoder, config: ModelConfig, baseline: BaselineConfig) -> None:
@@ -157,7 +206,7 @@ class PooledEncoder(TextEncoder):
         """
         ids, mask = left_pad(features["input_ids"], features["attention_mask"])
         over = mask
-        if self.config.pooling == "mean":  # over the text only, shifted like its tokens
+        if POOLINGS[self.config.pooling].content_only:  # over the text only, shifted like its tokens
             over = left_pad(features["text_mask"], features["attention_mask"])[0]
         trains = self.training and torch.is_grad_enabled() and self.baseline.kind != "frozen"
         bidirectional = self.baseline.attention == "bidirectional"
@@ -347,8 +396,6 @@ def frozen_pooling(
     Raises:
         ConfigError: If the pooling or template is unknown.
     """
-    if pooling not in POOLINGS:
-        raise ConfigError(f"unknown pooling {pooling!r}. Use one of: {', '.join(POOLINGS)}.")
     config = ModelConfig(reader=_config_of(reader), pooling=pooling, max_seq_length=max_seq_length)
     return BaselineEmbedder.create(config, BaselineConfig(kind="frozen", template=template), reader=reader)
 

@@ -1,31 +1,107 @@
 """Public model class: a SentenceTransformer with the instruction as its prompt."""
 
 import dataclasses
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from promptembedder.backbone import BackboneConfig
 from promptembedder.data import check_text_list, clean_text
-from promptembedder.errors import ConfigError, DataError
-from promptembedder.method import ModelConfig, PrompterConfig, build_parts, early_exit_layer
-from promptembedder.model.checkpoint import load_parts
-from promptembedder.model.dual_encoder import DualEncoder
+from promptembedder.errors import ConfigError, DataError, ModelFormatError, first_line
+from promptembedder.method import (
+    DualEncoder,
+    ModelConfig,
+    PrompterConfig,
+    TextEncoder,
+    build_parts,
+    early_exit_layer,
+    load_parts,
+    saved_folder,
+)
 from promptembedder.model.model_card import PromptEmbedderCardData
-from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, saved_folder
+from promptembedder.storage import atomic_directory, hash_files, resolve_file
 from promptembedder.types import Float, Tensor
 
-__all__ = ["PromptEmbedder"]
+__all__ = ["PromptEmbedder", "PromptedSentenceTransformer"]
 
 _logger = logging.getLogger(__name__)
 
 _MIN_WHITENING_TEXTS = 100  # fewer change the vectors of all other texts at random
 _TOKENIZED_TEXTS = 1024  # texts tokenized at once, before batching
+
+
+class PromptedSentenceTransformer(SentenceTransformer):
+    """SentenceTransformer with one `TextEncoder` as its only module."""
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The only module."""
+        module = self[0]
+        assert isinstance(module, TextEncoder)
+        return module
+
+    def is_singular_input(self, inputs: Any) -> bool:
+        """Return True for one text. Any other iterable is a batch, such as a pandas Series.
+
+        The parent class takes only lists, tuples and arrays for batches.
+        """
+        return isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable)
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the features of the texts under the instruction `prompt`.
+
+        Overridden because the parent class prepends the prompt to the text if a module raises TypeError.
+        """
+        return self.text_encoder.preprocess(inputs, prompt=prompt, **kwargs)
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add `sentence_embedding` to the features, or to those of all columns of a batch for {"columns": [...]}.
+
+        With all columns in one call, a wrapper that counts forward passes (DDP) counts one per step. Features that
+        already contain a `sentence_embedding` are returned unchanged.
+        """
+        if "columns" in input:
+            self.text_encoder.embed_columns(input["columns"])
+            return input
+        return input if "sentence_embedding" in input else super().forward(input, **kwargs)
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save atomically in the format of SentenceTransformer. Backbones are referenced, not copied."""
+        with atomic_directory(Path(path)) as scratch:
+            super().save(str(scratch), *args, **kwargs)
+            hash_files(scratch)
+
+    def restore_config(self, folder: Path) -> None:
+        """Restore the model card and the configuration of sentence-transformers, such as its prompts.
+
+        Raises:
+            ModelFormatError: If a file is damaged, or if it is a link to a path outside of the folder.
+        """
+        card = folder / "README.md"
+        if card.is_file():  # keep the card for the next save: only it describes the training
+            card = resolve_file(folder, card.name)  # not hashed: a link may point to any file
+            self._model_card_text = card.read_text(encoding="utf-8", errors="replace")
+        path = folder / "config_sentence_transformers.json"
+        if not path.is_file():
+            return
+        path = resolve_file(folder, path.name)
+        # the parent class replaces only prompts that are None, not empty ones
+        for name in self.prompts:
+            self.prompts[name] = None
+        try:
+            self._parse_model_config(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise ModelFormatError(
+                f"{path} is damaged: {first_line(error)}. Save or download the model again."
+            ) from error
+        self._validate_prompts()
 
 
 class PromptEmbedder(PromptedSentenceTransformer):

@@ -1,9 +1,12 @@
-"""Load any saved model or sentence-transformers model by folder, name or hub id."""
+"""Load any saved model or sentence-transformers model by folder, name or hub id, and identify a saved one."""
 
+import hashlib
 import importlib.metadata
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from huggingface_hub import snapshot_download
@@ -12,16 +15,35 @@ from sentence_transformers import SentenceTransformer
 
 from promptembedder.backbone import BackboneConfig, hub_refusal, load_backbone
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
+from promptembedder.method import (
+    PROMPTER_FILE,
+    ModelConfig,
+    find_reader,
+    is_hub_id,
+    manifest_on,
+    model_config,
+    read_self_test,
+    saved_folder,
+)
+from promptembedder.method.checkpoint import KIND
 from promptembedder.model.baselines import BaselineEmbedder, frozen_pooling
-from promptembedder.model.checkpoint import KIND
-from promptembedder.model.embedder import PromptEmbedder
-from promptembedder.model.prompted_transformer import PromptedSentenceTransformer, is_hub_id, saved_folder
-from promptembedder.model.self_test import read_self_test
-from promptembedder.storage import MANIFEST_NAME, read_manifest
+from promptembedder.model.embedder import PromptedSentenceTransformer, PromptEmbedder
+from promptembedder.storage import MANIFEST_NAME, Manifest, file_sha256, read_manifest, to_mapping
 
-__all__ = ["LoadedEncoder", "check_self_test", "load_encoder"]
+__all__ = ["Encoder", "LoadedEncoder", "ModelIdentity", "check_self_test", "load_encoder", "model_identity"]
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Model that maps each text to one embedding."""
+
+    def encode(
+        self, inputs: list[str], *, prompt: str | None = None, batch_size: int = 32, **kwargs: Any
+    ) -> np.ndarray:
+        """Embed the texts under the instruction `prompt`, float32 [texts dim]."""
+        ...
 
 
 def check_self_test(model: PromptEmbedder, folder: Path) -> float | None:
@@ -174,3 +196,70 @@ def _installed(name: str) -> Path | None:
         return None
     matches = [file for file in files if file.name == "modules.json"]
     return Path(str(matches[0].locate())).parent if matches else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Hashes that identify a saved model on one of its readers.
+
+    Attributes:
+        sha256: Hash of what determines the vectors: weights files, configuration and backbones. Compiling instructions
+            or editing the model card does not change it.
+        manifest_sha256: Hash of the manifest file, which identified a model in tables and shards before `sha256` did.
+        reader: Backbone string of the reader.
+    """
+
+    sha256: str
+    manifest_sha256: str
+    reader: str
+
+
+def model_identity(folder: Path, *, reader: str | None = None) -> ModelIdentity:
+    """Compute the identity of the model saved in `folder`.
+
+    Args:
+        reader: Backbone string of the reader. If None, the reader that the model was saved with.
+
+    Raises:
+        ModelFormatError: If the folder is not a complete saved model, or if it has no alignment for this reader.
+    """
+    manifest = read_manifest(folder)
+    weights = {PROMPTER_FILE, find_reader(manifest, reader, folder).alignment_file}
+    chosen = manifest_on(manifest, reader, folder)
+    content = {
+        "kind": manifest.kind,
+        "weights": {name: digest for name, digest in sorted(manifest.files.items()) if name in weights},
+        "config": _without_defaults(to_mapping(model_config(chosen)), to_mapping(ModelConfig())),
+        "backbones": {role: _weights_of(identity) for role, identity in sorted(_backbones(chosen).items())},
+    }
+    serialized = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return ModelIdentity(
+        sha256=hashlib.sha256(serialized.encode()).hexdigest(),
+        manifest_sha256=file_sha256(folder / MANIFEST_NAME),
+        reader=str(chosen.backbones["reader"]["source"]),
+    )
+
+
+def _backbones(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    return {role: identity for role, identity in manifest.backbones.items() if role in ("prompter", "reader")}
+
+
+def _weights_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """Select the fields that identify a backbone's weights, without the path or revision of their source."""
+    if identity.get("fingerprint") is None:
+        return identity
+    return {name: identity.get(name) for name in ("fingerprint", "dtype", "layers")}
+
+
+def _without_defaults(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Drop the fields at their default, so that a field added in a later version does not change the hash."""
+    changed: dict[str, Any] = {}
+    for name, value in config.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _without_defaults(value, default)
+            if value:
+                changed[name] = value
+        elif value != default:
+            changed[name] = value
+    return changed

@@ -7,7 +7,7 @@ from typing import Any
 
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 
-from promptembedder.model.dual_encoder import DualEncoder
+from promptembedder.method import DualEncoder
 
 __all__ = ["PromptEmbedderCardData"]
 

@@ -18,18 +18,16 @@ from promptembedder.method import (
     AlignmentConfig,
     AlignmentFit,
     DeepAlignment,
+    DualEncoder,
     EncoderParts,
-    LinearAlignment,
-    LinearMap,
     ModelConfig,
     alignment_fit,
     build_deep_alignment,
     build_gate,
     build_text_pooling,
     fit_alignment,
+    reader_state_of,
 )
-from promptembedder.model.checkpoint import reader_state_of
-from promptembedder.model.dual_encoder import DualEncoder
 from promptembedder.types import Float, Tensor
 
 __all__ = ["TransferConfig", "TransferredEncoder", "hidden_maps", "transfer_config", "transfer_encoder"]
@@ -200,7 +198,7 @@ def transfer_encoder(
         gate=_copied(parts.gate, alike=alike) or build_gate(config, parts.prompter.backbone.dim, reader, seed=seed),
         prompter=None,
         prompter_snapshot=old.snapshot_prompter(
-            [*instructions, config.default_instruction], weights=move.alignment.kind == "vocabulary"
+            [*instructions, config.default_instruction], weights=move.alignment.module.needs_weights
         ),
         others=tuple(side for side in sides if side.identity["source"] != move.reader.source),
     )
@@ -226,20 +224,11 @@ def _build_alignment(
 ) -> tuple[Alignment, AlignmentFit]:
     """Build the closed-form alignment, or compose the old one with the map between the readers' input embeddings."""
     assert parts.prompter is not None
-    linear = move.alignment.kind == "linear" and move.alignment.start != "random"
-    compose = move.compose_alignment and linear and isinstance(parts.alignment, LinearAlignment)
+    compose = move.compose_alignment and parts.alignment.composes(move.alignment)
     origin = parts.reader if compose else parts.prompter.backbone
     fit = alignment_fit(origin, reader, move.alignment, seed=seed)
-    bridge = fit_alignment(origin, reader, move.alignment, seed=seed)
-    if not compose:
-        return bridge, fit
-    assert isinstance(parts.alignment, LinearAlignment)
-    assert isinstance(bridge, LinearAlignment)
-    with torch.no_grad():
-        weight, bias = (one.cpu() for one in (parts.alignment.weight, parts.alignment.bias))
-        onward, shift = (one.cpu() for one in (bridge.weight, bridge.bias))
-        start = LinearMap(weight @ onward, bias @ onward + shift)
-    return LinearAlignment(start, rank=move.alignment.rank, seed=seed), fit
+    onward = fit_alignment(origin, reader, move.alignment, seed=seed)
+    return (parts.alignment.compose(onward, move.alignment, seed=seed) if compose else onward), fit
 
 
 def _build_deep_alignment(

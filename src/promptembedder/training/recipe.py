@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from promptembedder.backbone import TextCacheConfig
 from promptembedder.errors import ConfigError, short_repr
-from promptembedder.method import BaselineConfig, ModelConfig
+from promptembedder.method import ModelConfig
+from promptembedder.model import BaselineConfig
 from promptembedder.training.monitor import MonitorConfig
 
 ANY_COLUMNS = ("anchor", "positive")

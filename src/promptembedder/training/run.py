@@ -360,7 +360,7 @@ def _build_trainer(
     trainer.patience = recipe.evaluation.patience
     trainer.monitor = DivergenceMonitor(
         recipe.monitor,
-        check_entropy=recipe.model.relaxation.kind == "softmax",
+        check_entropy=recipe.model.relaxation.is_dense,
         last_good=lambda: find_last_checkpoint(Path(recipe.run.output)),
     )
     if isinstance(model.text_encoder, DualEncoder):

@@ -10,20 +10,18 @@ import torch
 from promptembedder.backbone import left_pad
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, WeightsError
-from promptembedder.method import (
-    MAX_TEMPLATE_TOKENS,
-    REFERENCE_INSTRUCTIONS,
-    EncoderParts,
-    LinearAlignment,
-    Prompter,
-    PrompterSnapshot,
-    RelaxedTokens,
-    SoftTokenEncoder,
-    VocabularyAlignment,
-    soft_token_diagnostics,
+from promptembedder.method.checkpoint import (
+    SELF_TEST_TEXT,
+    SelfTest,
+    load_parts,
+    restore_parts,
+    save_parts,
+    snapshot_prompter,
 )
-from promptembedder.model.checkpoint import load_parts, restore_parts, save_parts, snapshot_prompter
-from promptembedder.model.self_test import SELF_TEST_TEXT, SelfTest
+from promptembedder.method.encoder_parts import EncoderParts
+from promptembedder.method.prompter import Prompter, PrompterSnapshot
+from promptembedder.method.relaxation import RelaxedTokens, soft_token_diagnostics
+from promptembedder.method.soft_token_encoder import SoftTokenEncoder
 from promptembedder.types import Float, Tensor
 
 __all__ = ["DualEncoder"]
@@ -47,8 +45,8 @@ class DualEncoder(SoftTokenEncoder):
         features = self.instructed_features(inputs, prompt)
         if self.config.prompter.depends_on_text:
             texts = [clean_text(text) for text in inputs]
-            rows = self._prompter_inputs([features["instruction"]] * len(texts), texts)
-            features |= {"prompter_ids": rows[0], "prompter_mask": rows[1]}
+            ids, mask = self._prompter_inputs([features["instruction"]] * len(texts), texts)
+            features |= {"prompter_ids": ids, "prompter_mask": mask}
         return features
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
@@ -148,10 +146,7 @@ class DualEncoder(SoftTokenEncoder):
 
     def align(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
         """Map relaxed tokens of the prompter to soft tokens of the reader and their gate values, float32."""
-        if isinstance(self.alignment, VocabularyAlignment):
-            inputs = self.alignment(tokens, self.reader.input_embeddings)
-        else:
-            inputs = self.alignment(tokens)
+        inputs = self.alignment(tokens, self.reader.input_embeddings)
         further = [part(tokens) for part in (self.deep, self.gate) if part is not None]
         return torch.cat([inputs, *further], dim=-1)
 
@@ -178,7 +173,7 @@ class DualEncoder(SoftTokenEncoder):
         alignments are rounded to bfloat16.
         """
         compiled = self.store.valid_compiled(self.trained_weights())
-        if isinstance(self.alignment, LinearAlignment) and self.config.prompter.output == "token":
+        if not self.config.prompter.has_fixed_offset:
             self.alignment.merge_delta_()
         if self.deep is None:
             self.store.add_compiled(compiled, self.trained_weights())
@@ -186,9 +181,9 @@ class DualEncoder(SoftTokenEncoder):
             self.deep.round_to_bfloat16_()  # invalidates the compiled soft tokens: the weights changed
 
     def update_state_statistics(self) -> None:
-        """Compute mean and standard deviation of the prompter's states again, if it passes on standardised states."""
-        if self.prompter is not None and self.config.prompter.output == "state":
-            self.prompter.fit_state_statistics(REFERENCE_INSTRUCTIONS, template=self.config.prompter.template)
+        """Compute the statistics of the prompter's states again, if it standardises them."""
+        if self.prompter is not None and self.config.prompter.has_fixed_offset:
+            self.prompter.fit_state_statistics()
             self.store.clear()
 
     def attach_prompter(self, prompter: Prompter | None) -> None:
@@ -227,18 +222,4 @@ class DualEncoder(SoftTokenEncoder):
                 f"instruction {instructions[0]!r} is not compiled and the model was loaded without its prompter. "
                 "Load it with the prompter, or compile the instruction first."
             )
-        before, _, after = self.config.prompter.template.rpartition("{text}")
-        prefixes, suffixes = (
-            [part.replace("{instruction}", instruction) for instruction in instructions] for part in (before, after)
-        )
-        tokenizer, limit = self.prompter.backbone.tokenizer, self.prompter.backbone.max_positions
-        room = self.max_seq_length + MAX_TEMPLATE_TOKENS if limit is None else limit - self.config.num_soft_tokens
-        if texts is None:
-            batch = tokenizer.tokenize(suffixes, max_length=room)
-            if batch.truncated:
-                raise ConfigError(
-                    f"an instruction is longer than the {room} tokens that are read. Say it in fewer words."
-                )
-        else:
-            batch = tokenizer.tokenize(texts, max_length=room, prefixes=prefixes, suffixes=suffixes)
-        return batch.ids, batch.mask
+        return self.prompter.tokenize(instructions, texts, max_seq_length=self.max_seq_length)
