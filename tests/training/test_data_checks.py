@@ -7,8 +7,7 @@ import pytest
 
 from promptembedder.data import Pair
 from promptembedder.errors import DataError
-from promptembedder.training.data import TrainingData, build_task_data
-from promptembedder.training.data_checks import log_data_warnings
+from promptembedder.training.data import TrainingData, build_task_data, log_data_warnings
 
 
 def check(pairs: Sequence[Pair], caplog: pytest.LogCaptureFixture, *instructions: str) -> str:

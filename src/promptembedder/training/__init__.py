@@ -1,6 +1,7 @@
 """Training with sentence-transformers' trainer and losses, and transfer to another reader."""
 
 import promptembedder.backbone  # noqa: F401  # first: it imports transformers without torchao's warnings
+from promptembedder.training.checkpoints import prepare_output
 from promptembedder.training.data import (
     InstructionCollator,
     InstructionVariants,
@@ -27,7 +28,7 @@ from promptembedder.training.recipe import (
     Recipe,
     RunConfig,
 )
-from promptembedder.training.run import TrainingResult, new_model, prepare_output, train_model
+from promptembedder.training.run import TrainingResult, new_model, train_model
 from promptembedder.training.trainer import PromptEmbedderTrainer
 from promptembedder.training.transfer import build_transferred_model, choose_early_exit_fraction, transfer_to
 

@@ -1,5 +1,6 @@
-"""Training checkpoints and the random number generator state they contain."""
+"""Output folder of a run: its recipe, its checkpoints, and the random number generator state they contain."""
 
+import importlib.util
 import json
 import logging
 import random
@@ -12,23 +13,107 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from promptembedder.errors import ModelFormatError
-from promptembedder.storage import atomic_directory, file_sha256, resolve_file, write_json
+from promptembedder.errors import ConfigError, ModelFormatError
+from promptembedder.extras import require
+from promptembedder.storage import (
+    MANIFEST_NAME,
+    atomic_directory,
+    check_writable,
+    file_sha256,
+    from_mapping,
+    read_yaml,
+    resolve_file,
+    to_mapping,
+    write_json,
+    write_text,
+)
 from promptembedder.storage.tensors import load_state, save_state
+from promptembedder.training.recipe import Recipe
 
 __all__ = [
+    "begin_output",
     "checkpoint_step",
     "delete_checkpoints_after",
     "find_last_checkpoint",
     "get_rng_states",
     "keep_newest",
     "list_checkpoints",
+    "prepare_output",
     "read_training_state",
     "set_rng_states",
     "write_checkpoint",
     "write_training_state",
 ]
+
+
+logger = logging.getLogger(__name__)
+
+RECIPE_NAME = "recipe.yaml"
+_FORMAT = 1
+_CHECKPOINT_MANIFEST = "checkpoint.json"
+_STATE = "training_state"
+_NAME = re.compile(r"checkpoint-(\d{1,15})")
+
+
+def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
+    """Check the output folder before the expensive work, and return the checkpoint to resume from, if there is one.
+
+    Nothing is written, so that a run that fails on its data or backbone leaves no files.
+
+    Raises:
+        ConfigError: If the folder contains a finished model, a run of another recipe, or only incomplete checkpoints,
+            and `overwrite` is not set.
+        SaveError: If the output folder cannot be written.
+        ImportError: If a tracker of `run.report_to` is not installed.
+    """
+    _check_trackers(recipe.run.report_to)
+    output = Path(recipe.run.output)
+    check_writable(output)
+    path = output / RECIPE_NAME
+    checkpoint = None if overwrite else find_last_checkpoint(output)
+    if overwrite:
+        return None
+    if (output / MANIFEST_NAME).is_file():
+        raise ConfigError(f"{output} already contains a trained model. Choose another output, or pass --overwrite.")
+    if checkpoint is not None and _read_recipe(path) != recipe:
+        raise ConfigError(
+            f"{output} contains checkpoints of another recipe. Choose another output, or pass --overwrite."
+        )
+    if checkpoint is None and list_checkpoints(output):
+        raise ConfigError(f"{output} contains only incomplete checkpoints. Choose another output, or pass --overwrite.")
+    return checkpoint
+
+
+def begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
+    """Write the recipe, and delete checkpoints of older runs that this run must not resume from."""
+    output = Path(recipe.run.output)
+    output.mkdir(parents=True, exist_ok=True)
+    delete_checkpoints_after(output, checkpoint)
+    text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
+    write_text(output / RECIPE_NAME, text)
+
+
+def _read_recipe(path: Path) -> Recipe | None:
+    """Read a saved recipe. Settings that it lacks get their defaults. If it is invalid, return None."""
+    try:
+        return from_mapping(Recipe, read_yaml(path))
+    except ConfigError:
+        return None
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """Check that trackers are installed.
+
+    Raises:
+        ImportError: If a tracker is not installed. The message contains the install command.
+    """
+    for name in names:
+        if name == "tensorboard":
+            require("tensorboard", extra="track")
+        elif importlib.util.find_spec(name) is None:
+            raise ImportError(f"{name} is not installed. Run: pip install {name}")
 
 
 def get_rng_states() -> dict[str, Any]:
@@ -49,14 +134,6 @@ def set_rng_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-logger = logging.getLogger(__name__)
-
-_FORMAT = 1
-_CHECKPOINT_MANIFEST = "checkpoint.json"
-_STATE = "training_state"
-_NAME = re.compile(r"checkpoint-(\d{1,15})")
 
 
 @contextmanager

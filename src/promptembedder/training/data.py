@@ -1,10 +1,11 @@
-"""Training data: tasks, their batches and the collator."""
+"""Training data: tasks, checks of their data, their batches and the collator."""
 
 import dataclasses
+import logging
 import random
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from promptembedder.data import (
     read_pairs,
 )
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.training.distributed import Ranks
+from promptembedder.training.distributed import Ranks, init_distributed
 from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
 
 __all__ = [
@@ -34,7 +35,12 @@ __all__ = [
     "TrainingData",
     "build_task_data",
     "load_training_data",
+    "log_data_warnings",
 ]
+
+logger = logging.getLogger(__name__)
+
+_MAX_PAIRS_PER_TEXT = 5  # on average; labels repeat more often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +301,42 @@ def _load_hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
     if config.limit is not None and config.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(config.limit))
     return [Pair(*values) for values in zip(*(rows[column] for column in config.columns), strict=True)]
+
+
+def log_data_warnings(data: TrainingData) -> None:
+    """Log what makes the tasks of pairs train badly, on the first process only.
+
+    Raises:
+        DataError: If all pairs of a task have the same query or the same text, so that no row has a negative.
+    """
+    warnings = [line for name, task in data.tasks.items() if task.corpus is None for line in _warnings(name, task)]
+    if init_distributed().is_first:
+        for line in warnings:
+            logger.warning(line)
+
+
+def _warnings(name: str, task: TaskData) -> Iterator[str]:
+    columns = [list(task.train[column]) for column in task.train.column_names]
+    rows, distinct = len(columns[0]), len(set(zip(*columns, strict=True)))
+    queries, texts = len(set(columns[0])), len(set(columns[1]))
+    if len(columns) == 2 and min(queries, texts) < 2:
+        kind = "query" if queries < 2 else "text"
+        raise DataError(
+            f"task {name!r} has one distinct {kind} in {rows} {'pair' if rows == 1 else 'pairs'}, so that no row has a "
+            "negative. Add other pairs."
+        )
+    if distinct < rows:
+        yield f"task {name!r} repeats {rows - distinct} of its {rows} pairs. Remove the repeated ones."
+    if len(columns) == 2 and rows >= _MAX_PAIRS_PER_TEXT * texts:
+        yield (
+            f"the {rows} pairs of task {name!r} have only {texts} distinct texts, as labels have. A batch contains a "
+            f"text once, thus at most {texts} rows. Train on labels as a labelled corpus (data.corpora)."
+        )
+    if not task.instructions:
+        yield (
+            f"task {name!r} has no instruction: queries are embedded as documents are. Give one with --instruction "
+            "(data.instructions)."
+        )
 
 
 @dataclass(frozen=True)

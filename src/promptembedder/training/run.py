@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -25,23 +24,9 @@ from promptembedder.model import (
     PromptEmbedder,
     PromptEmbedderCardData,
 )
-from promptembedder.storage import (
-    MANIFEST_NAME,
-    check_writable,
-    from_mapping,
-    lock_directory,
-    read_yaml,
-    to_mapping,
-    write_text,
-)
-from promptembedder.training.checkpoints import (
-    checkpoint_step,
-    delete_checkpoints_after,
-    find_last_checkpoint,
-    list_checkpoints,
-)
-from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData
-from promptembedder.training.data_checks import log_data_warnings
+from promptembedder.storage import lock_directory
+from promptembedder.training.checkpoints import begin_output, checkpoint_step, find_last_checkpoint
+from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData, log_data_warnings
 from promptembedder.training.distributed import Ranks, init_distributed
 from promptembedder.training.gate import train_gate
 from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
@@ -51,7 +36,6 @@ from promptembedder.training.trainer import (
     PromptEmbedderTrainer,
     StateStatistics,
     build_training_arguments,
-    check_trackers,
 )
 
 __all__ = [
@@ -59,14 +43,12 @@ __all__ = [
     "compute_held_out_loss",
     "fit_whitening_from_data",
     "new_model",
-    "prepare_output",
     "train_model",
     "trained_prompts",
 ]
 
 logger = logging.getLogger(__name__)
 
-RECIPE_NAME = "recipe.yaml"
 METRICS_NAME = "metrics.jsonl"
 _NUM_WHITENING_TEXTS = 1000  # takes seconds; more texts change little, see docs/results.md
 
@@ -95,44 +77,6 @@ class TrainingResult:
     metrics: dict[str, float]
     query_instructions: tuple[str, ...]
     prompts: dict[str, str]
-
-
-def prepare_output(recipe: Recipe, *, overwrite: bool = False) -> Path | None:
-    """Check the output folder before the expensive work, and return the checkpoint to resume from, if there is one.
-
-    Nothing is written, so that a run that fails on its data or backbone leaves no files.
-
-    Raises:
-        ConfigError: If the folder contains a finished model, a run of another recipe, or only incomplete checkpoints,
-            and `overwrite` is not set.
-        SaveError: If the output folder cannot be written.
-        ImportError: If a tracker of `run.report_to` is not installed.
-    """
-    check_trackers(recipe.run.report_to)
-    output = Path(recipe.run.output)
-    check_writable(output)
-    path = output / RECIPE_NAME
-    checkpoint = None if overwrite else find_last_checkpoint(output)
-    if overwrite:
-        return None
-    if (output / MANIFEST_NAME).is_file():
-        raise ConfigError(f"{output} already contains a trained model. Choose another output, or pass --overwrite.")
-    if checkpoint is not None and _read_recipe(path) != recipe:
-        raise ConfigError(
-            f"{output} contains checkpoints of another recipe. Choose another output, or pass --overwrite."
-        )
-    if checkpoint is None and list_checkpoints(output):
-        raise ConfigError(f"{output} contains only incomplete checkpoints. Choose another output, or pass --overwrite.")
-    return checkpoint
-
-
-def _begin_output(recipe: Recipe, checkpoint: Path | None) -> None:
-    """Write the recipe, and delete checkpoints of older runs that this run must not resume from."""
-    output = Path(recipe.run.output)
-    output.mkdir(parents=True, exist_ok=True)
-    delete_checkpoints_after(output, checkpoint)
-    text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
-    write_text(output / RECIPE_NAME, text)
 
 
 def new_model(recipe: Recipe, data: TrainingData, *, device: str | None = None) -> PromptedSentenceTransformer:
@@ -252,7 +196,7 @@ def train_model(
             stack.enter_context(lock_directory(Path(recipe.run.output)))
         with _attach_text_cache(model.text_encoder, recipe):  # raises before any file is deleted
             if ranks.is_first:
-                _begin_output(recipe, checkpoint)
+                begin_output(recipe, checkpoint)
             ranks.wait()
             if recipe.gate.steps and checkpoint is None:
                 _train_gate(model, data, recipe)
@@ -401,11 +345,3 @@ def _set_prompts(model: PromptedSentenceTransformer, data: TrainingData) -> None
     """Set the model's prompts to the trained instructions, except those that are already set."""
     for role, instruction in trained_prompts(data).items():
         model.prompts[role] = model.prompts.get(role) or instruction
-
-
-def _read_recipe(path: Path) -> Recipe | None:
-    """Read a saved recipe. Settings that it lacks get their defaults. If it is invalid, return None."""
-    try:
-        return from_mapping(Recipe, read_yaml(path))
-    except ConfigError:
-        return None

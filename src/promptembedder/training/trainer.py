@@ -1,6 +1,5 @@
 """Subclass of sentence-transformers' trainer for a frozen reader with soft tokens, and its arguments."""
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from promptembedder.extras import require
 from promptembedder.method import SoftTokenEncoder, TextEncoder
 from promptembedder.method.text_encoder import trained_state
 from promptembedder.model import DualEncoder, PromptedSentenceTransformer
@@ -37,7 +35,7 @@ from promptembedder.types import Tensor
 
 VALIDATION_SCORE = "eval_validation_score"
 
-__all__ = ["PromptEmbedderTrainer", "StateStatistics", "build_training_arguments", "check_trackers"]
+__all__ = ["PromptEmbedderTrainer", "StateStatistics", "build_training_arguments"]
 
 _STATISTICS_EVERY = 8  # steps
 
@@ -92,19 +90,6 @@ def build_training_arguments(
     )
     arguments.dataloader_drop_last = False  # our collator splits batches of any size
     return arguments
-
-
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Check that trackers are installed.
-
-    Raises:
-        ImportError: If a tracker is not installed. The message contains the install command.
-    """
-    for name in names:
-        if name == "tensorboard":
-            require("tensorboard", extra="track")
-        elif importlib.util.find_spec(name) is None:
-            raise ImportError(f"{name} is not installed. Run: pip install {name}")
 
 
 class StateStatistics(TrainerCallback):

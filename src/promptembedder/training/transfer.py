@@ -11,8 +11,7 @@ from promptembedder.data import Pair
 from promptembedder.errors import ConfigError, DataError, short_repr
 from promptembedder.method import AlignmentFit
 from promptembedder.model import PromptEmbedder, TransferConfig, transfer_encoder
-from promptembedder.training.data import TaskData, TrainingData, build_task_data
-from promptembedder.training.data_checks import log_data_warnings
+from promptembedder.training.data import TaskData, TrainingData, build_task_data, log_data_warnings
 from promptembedder.training.recipe import OptimConfig, Recipe, RunConfig
 from promptembedder.training.run import compute_held_out_loss, fit_whitening_from_data, train_model
 
