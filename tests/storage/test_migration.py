@@ -17,7 +17,7 @@ from promptembedder.backbone import RANDOM_MODELS
 from promptembedder.errors import ConfigError
 from promptembedder.model import SELF_TEST_TEXT, load_encoder, read_self_test
 from promptembedder.storage import MANIFEST_NAME, from_mapping, hash_files, read_manifest, write_manifest
-from promptembedder.storage.migration import (
+from promptembedder.storage.settings import (
     RENAMED_SETTINGS,
     migrate_conditioning,
     migrate_settings,

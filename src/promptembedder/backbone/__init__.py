@@ -32,7 +32,7 @@ from promptembedder.backbone.forward import (
     text_positions,
 )
 from promptembedder.backbone.gguf import check_gguf, convert_gguf
-from promptembedder.backbone.layers import decoder_layers
+from promptembedder.backbone.layers import decoder_layers, shard_layers
 from promptembedder.backbone.load import (
     Backbone,
     BackboneConfig,
@@ -42,7 +42,6 @@ from promptembedder.backbone.load import (
     resolve_dtype,
 )
 from promptembedder.backbone.random_models import RANDOM_MODELS, random_model, random_tokenizer
-from promptembedder.backbone.sharding import shard_layers
 from promptembedder.backbone.sources import (
     INSTALLED_MODELS,
     BackboneSource,
@@ -52,8 +51,7 @@ from promptembedder.backbone.sources import (
     quiet_transformers,
 )
 from promptembedder.backbone.text_cache import StoredKV, TextCacheConfig, TextCacheStore
-from promptembedder.backbone.tokenizer import TextTokenizer
-from promptembedder.backbone.vocabulary import shared_token_ids
+from promptembedder.backbone.tokenizer import TextTokenizer, shared_token_ids
 
 __all__ = [
     "INSTALLED_MODELS",

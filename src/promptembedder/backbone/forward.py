@@ -8,9 +8,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from promptembedder.backbone.early_exit import early_exit_cache
-from promptembedder.backbone.layers import StopForward, add_to_layer_inputs, capture_hidden_state
+from promptembedder.backbone.layers import StopForward, add_to_layer_inputs, capture_hidden_state, is_sharded
 from promptembedder.backbone.packing import ATTENTION, Packing, has_varlen, packing_texts
-from promptembedder.backbone.sharding import is_sharded
 from promptembedder.types import Bool, Float, Int, Tensor
 
 __all__ = [

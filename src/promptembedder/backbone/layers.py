@@ -1,4 +1,4 @@
-"""Hooks on decoder layers: find the layers, add to their inputs, capture their outputs."""
+"""Decoder layers: find them, add to their inputs, capture their outputs, shard their weights over processes."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -6,15 +6,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from promptembedder.errors import BackboneError
 from promptembedder.types import Float, Tensor
 
-__all__ = ["StopForward", "add_to_layer_inputs", "capture_hidden_state", "decoder_layers"]
+__all__ = [
+    "StopForward",
+    "add_to_layer_inputs",
+    "capture_hidden_state",
+    "decoder_layers",
+    "is_sharded",
+    "shard_layers",
+]
 
 _HOOKED = "_promptembedder_hooks"
+_SHARDED = "_promptembedder_sharded"
 
 
 class _HookState(threading.local):
@@ -115,3 +125,32 @@ def _capture(layer: nn.Module, _: Any, output: Any) -> None:
         captured.append(output[0] if isinstance(output, tuple) else output)
         if _hook_state.is_last:
             raise StopForward
+
+
+def shard_layers(decoder: PreTrainedModel, device: torch.device) -> None:
+    """Shard the weights of each layer over all processes, for a frozen decoder that exceeds the memory of one device.
+
+    A layer is complete on `device` only during its computation.
+
+    FSDP hooks gather the weights, so the modules do not change. Input embeddings, position tables and the last norm are
+    not sharded. All processes must then call the decoder equally often. The decoder must be in CPU memory, and the
+    process group must exist.
+
+    Raises:
+        BackboneError: If the decoder's layers cannot be found.
+    """
+    from torch.distributed.fsdp import fully_shard  # slow import, rarely needed
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    layers = decoder_layers(decoder)
+    whole = set(decoder.parameters()) - set(layers.parameters())
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    # the decoder has no sharded weights itself, but as the root module it prefetches the next layer
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+    setattr(decoder, _SHARDED, True)
+
+
+def is_sharded(decoder: PreTrainedModel) -> bool:
+    """Return True if all processes must call this decoder equally often."""
+    return hasattr(decoder, _SHARDED)

@@ -1,5 +1,7 @@
 """Load a frozen or trainable LLM backbone: dtype, architecture quirks, weights and tokenizer."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,9 +11,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from promptembedder import extras
 from promptembedder.backbone.gguf import convert_gguf
 from promptembedder.backbone.packing import ATTENTION
-from promptembedder.backbone.quantization import quantize, require_quantization
 from promptembedder.backbone.random_models import random_model, random_tokenizer, shortened
 from promptembedder.backbone.sources import (
     INSTEAD,
@@ -37,6 +39,7 @@ __all__ = [
     "resolve_dtype",
 ]
 
+QUANTIZATIONS = ("int8",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -132,7 +135,11 @@ class BackboneConfig:
     quantization: str | None = None
 
     def __post_init__(self) -> None:
-        require_quantization(self.quantization)
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"unknown quantization {short_repr(self.quantization)}. Use {', '.join(QUANTIZATIONS)}, or leave it "
+                "out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +226,7 @@ def load_backbone(config: BackboneConfig, *, head: bool, cache_folder: Path | No
     else:
         model, tokenizer, fingerprint = _load_files(source, config, dtype, head, cache_folder or default_cache_folder())
     if config.quantization is not None:
-        quantize(model, config.quantization)
+        _quantize(model, config.quantization)
     ref = BackboneIdentity(
         source=config.source,
         revision=config.revision,
@@ -304,3 +311,20 @@ def _measured_scale(model: PreTrainedModel, quirks: ArchitectureQuirks, name: st
             f"expected {expected:.3g}: its family needs a row in backbone/load.py."
         )
     return scale
+
+
+def _quantize(model: PreTrainedModel, name: str) -> None:
+    """Quantize the weights of all linear layers in place. Hidden states stay in the model's dtype.
+
+    Raises:
+        ImportError: If torchao is not installed. The message contains the install command.
+        BackboneError: If the model has no torch.nn.Linear layers (GPT-2 uses another class).
+    """
+    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        kind = model.config.model_type
+        raise BackboneError(f"{kind} has no torch.nn.Linear layers, so {name} does nothing. Leave quantization out.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecation warnings of torchao
+        logging.getLogger("torchao").setLevel(logging.ERROR)  # warnings about kernels of missing GPUs
+        torchao = extras.require("torchao.quantization", extra="quant")
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())

@@ -7,8 +7,7 @@ from promptembedder.data.docstrings import (
     load_docstring_corpus,
     sample_training_pairs,
 )
-from promptembedder.data.labelled import Attribute, LabelledCorpus, read_labelled_corpora
-from promptembedder.data.mixture import Task, read_mixture
+from promptembedder.data.mixture import Attribute, LabelledCorpus, Task, read_labelled_corpora, read_mixture
 from promptembedder.data.pairs import Pair, PairColumns, PairTable, build_datasets, detect_pair_columns, read_pairs
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources

@@ -28,7 +28,7 @@ from promptembedder.method.encoder_parts import (
 from promptembedder.method.prompter import Prompter, PrompterConfig, PrompterSnapshot
 from promptembedder.method.text_encoder import restore_tensors, saved_state
 from promptembedder.storage import Manifest, from_mapping, read_manifest, to_mapping, versions, write_manifest
-from promptembedder.storage.migration import migrate_conditioning
+from promptembedder.storage.settings import migrate_conditioning
 from promptembedder.storage.tensors import load_tensors, save_tensors
 from promptembedder.types import Float, Tensor
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from promptembedder.errors import ModelFormatError, first_line, short_repr
-from promptembedder.storage.migration import migrate_settings
 from promptembedder.storage.provenance import file_sha256
+from promptembedder.storage.settings import migrate_settings
 
 __all__ = [
     "FORMAT",

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from promptembedder.errors import ModelFormatError, first_line, short_repr
-from promptembedder.storage.migration import migrate_tensor_name
 from promptembedder.storage.provenance import write_text
+from promptembedder.storage.settings import migrate_tensor_name
 from promptembedder.types import Tensor
 
 __all__ = ["load_state", "load_tensors", "save_state", "save_tensors"]

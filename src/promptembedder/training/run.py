@@ -116,7 +116,7 @@ def _build_sharded(recipe: Recipe, data: TrainingData, device: str | None) -> Pr
     model = _build_untrained(recipe, data, "cpu")
     encoder = model.text_encoder
     assert isinstance(encoder, SoftTokenEncoder)  # ensured by Recipe.__post_init__
-    shard_layers(encoder.reader, target)
+    shard_layers(encoder.reader.decoder, target)
     encoder.reading.single_batch = True
     return model.to(target)
 
