@@ -22,13 +22,10 @@ def written(folder: Path, header: str, *rows: str) -> Path:
         ("positive,anchor", "anchor", "positive"),
         ("id,Question,Answer", "Question", "Answer"),
         ("sentence1,sentence2,score", "sentence1", "sentence2"),
-        ("Frage,Antwort", "Frage", "Antwort"),
-        ("Frage,Antwort,negative", "Frage", "Antwort"),
+        ("Question,Answer,negative", "Question", "Answer"),
     ],
 )
-def test_columns_are_found_by_name_or_because_there_are_two(
-    header: str, anchor: str, positive: str, tmp_path: Path
-) -> None:
+def test_columns_are_found_by_name(header: str, anchor: str, positive: str, tmp_path: Path) -> None:
     names = header.split(",")
     path = written(tmp_path, header, ",".join(f"of {name}" for name in names))
     found = detect_pair_columns(path)
@@ -36,6 +33,14 @@ def test_columns_are_found_by_name_or_because_there_are_two(
     pair = read_pairs(path).pairs[0]
     assert (pair.anchor, pair.positive) == (f"of {anchor}", f"of {positive}")
     assert pair.negative == ("of negative" if "negative" in names else None)
+
+
+def test_the_only_two_columns_of_json_rows_are_the_pair(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"Frage": "a", "Antwort": "b", "negative": "c"}\n', encoding="utf-8")
+    found = detect_pair_columns(path)
+    assert (found.anchor, found.positive) == ("Frage", "Antwort")
+    assert read_pairs(path).pairs[0].negative == "c"
 
 
 @pytest.mark.parametrize("header", ["a,b,c", "text,label", "anchor,other", "text"])
@@ -71,14 +76,18 @@ def test_named_columns_are_taken_as_they_are(tmp_path: Path) -> None:
         ["reset?,Open the settings", "invoices?,Under Billing"],
         ["1,2", "3,4"],
         ["card lost,card", "bill wrong,billing", "card stolen,card"],
+        ["reset password,settings page", "find invoices,billing page"],
     ],
-    ids=["sentence", "question", "numbers", "label"],
+    ids=["sentence", "question", "numbers", "label", "short"],
 )
 def test_file_without_a_header_row_is_refused(rows: list[str], tmp_path: Path) -> None:
-    """Its first pair was taken for the names of the columns and lost."""
+    """Its first pair was taken for the names of the columns and lost, unless it looked like a sentence."""
     path = written(tmp_path, *rows)
-    with pytest.raises(DataError, match="Begin the file with a row of names, such as anchor and positive"):
+    with pytest.raises(
+        DataError, match="row 1 was taken as header.*Begin the file with a row of names, such as anchor and positive"
+    ) as refused:
         read_pairs(path)
+    assert f"--columns '{rows[0]}'" in str(refused.value)
     anchor, positive = rows[0].split(",")
     assert read_pairs(path, columns=[anchor, positive]).pairs[0].anchor == rows[1].split(",")[0]
 

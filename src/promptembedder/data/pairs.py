@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 
 from promptembedder.data.readers import read_rows
+from promptembedder.data.sources import SourceFile
 from promptembedder.data.texts import clean_text
 from promptembedder.errors import ConfigError, DataError, short_repr
 
@@ -37,7 +38,6 @@ _KNOWN = (
 _NEGATIVES = ("negative", "hard_negative", "negative_1")
 _NO_TEXTS = ("id", "_id", "idx", "index", "label", "class", "category", "score", "similarity", "split")
 _MAX_SHOWN = 20
-_MIN_VALUE_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ class PairColumns:
         return cls(*names)
 
     @classmethod
-    def found(cls, names: Sequence[str], *, place: str) -> "PairColumns":
+    def found(cls, names: Sequence[str], *, place: str, from_first_row: bool = False) -> "PairColumns":
         """Detect the columns of pairs among a file's columns: known names in any case, or the only two text columns.
 
+        Args:
+            from_first_row: The names are the first row of a table, which may be a pair. Only known names are accepted.
+
         Raises:
-            DataError: If the columns are ambiguous, or the only two have sentences or numbers for names, as the first
-                row of a file without a header does. The message begins with `place`.
+            DataError: If the columns are ambiguous, or are no known names in the first row of a table. The message
+                begins with `place`.
         """
         plain = {name.strip().lower(): name for name in names}
         negative = next((plain[name] for name in _NEGATIVES if name in plain), "negative")
@@ -76,23 +79,19 @@ class PairColumns:
                 return cls(plain[anchor], plain[positive], negative)
         if not plain.keys() & {"anchor", "positive", *_NO_TEXTS}:
             others = [name for name in names if name != negative]
+            if len(others) == 2 and from_first_row:
+                raise DataError(
+                    f"{place} was taken as header, and {format_columns(others)} are no known names of columns. Begin "
+                    "the file with a row of names, such as anchor and positive; or, if it is a header, name its "
+                    f"columns: --columns {short_repr(','.join(others))} (data.columns)."
+                )
             if len(others) == 2:
-                if any(map(_is_value, others)):
-                    raise DataError(
-                        f"{place}: the column names {format_columns(others)} look like a row. Begin the file with a "
-                        "row of names, such as anchor and positive."
-                    )
                 return cls(others[0], others[1], negative)
         missing = "positive" if "anchor" in plain else "anchor"
         raise DataError(
             f"{place} has no {missing!r}: found {format_columns(names)}. Rename the columns to anchor, positive, "
             "negative; or name them: data.columns=[QUERY, TEXT]."
         )
-
-
-def _is_value(name: str) -> bool:
-    """Return True if the name of a column looks like a text or a number, not like a name."""
-    return len(name.split()) >= _MIN_VALUE_WORDS or name.rstrip().endswith((".", "?", "!")) or name.strip().isnumeric()
 
 
 def format_columns(names: Iterable[str]) -> str:
@@ -117,7 +116,8 @@ def detect_pair_columns(
     if columns:
         return PairColumns.named(columns)
     first = next(read_rows(path, delimiter=delimiter, encoding=encoding))
-    return PairColumns.found(list(first), place=f"{path}, row 1")
+    is_table = SourceFile(str(path)).ending in (".csv", ".tsv")  # other formats name the columns outside of the rows
+    return PairColumns.found(list(first), place=f"{path}, row 1", from_first_row=is_table)
 
 
 @dataclass(frozen=True)
@@ -172,20 +172,7 @@ def read_pairs(
     of = detect_pair_columns(path, columns, delimiter=delimiter, encoding=encoding)
     rows = read_rows(path, delimiter=delimiter, encoding=encoding)
     pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
-    table = PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
-    if not columns:
-        _check_header(table, of, path)
-    return table
-
-
-def _check_header(table: PairTable, of: PairColumns, path: Path) -> None:
-    """Raise a DataError if the name of a column is also one of its values: the first row is then no header."""
-    for name, values in ((of.anchor, {pair.anchor for pair in table}), (of.positive, {p.positive for p in table})):
-        if name in values:
-            raise DataError(
-                f"{path}: the column name {short_repr(name)} is also a value of the column. Begin the file with a row "
-                "of names, such as anchor and positive."
-            )
+    return PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
 
 
 def build_datasets(pairs: Iterable[Pair], name: str) -> dict[str, datasets.Dataset]:

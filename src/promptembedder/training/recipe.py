@@ -35,7 +35,7 @@ class DataConfig:
         hub_subset: Configuration name of the hub's data set.
         hub_split: Split of the hub's data set.
         columns: Names of the anchor column, the positive column and optionally the negative column. For `pairs` the
-            default detects them: these names, other usual names, or the only two columns.
+            default detects them: these names, other usual names, or the only two columns of JSON lines or Parquet.
         delimiter: Character between the values of CSV files. If None, detected in the header row.
         encoding: Encoding of CSV and JSONL files.
         instructions: Instruction variants for `pairs` and `hub`. One is drawn for each batch.
