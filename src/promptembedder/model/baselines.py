@@ -54,7 +54,6 @@ __all__ = [
     "StaticEncoder",
     "frozen_pooling",
     "load_baseline",
-    "restore_baseline",
     "save_baseline",
 ]
 
@@ -145,20 +144,32 @@ def load_baseline(
     config = model_config(manifest)
     reader = load_verified_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     encoder = make(config, from_mapping(BaselineConfig, manifest.config["baseline"]), reader)
-    restore_baseline(encoder, folder)
+    encoder.restore(folder)
     return encoder
 
 
-def restore_baseline(encoder: TextEncoder, folder: Path) -> None:
-    """Copy the trained weights of a saved baseline into `encoder` in place.
+class _SavedBaseline(TextEncoder):
+    """Saving and loading of a baseline: its trained weights and a manifest, but never the backbone."""
 
-    Raises:
-        ModelFormatError: If the folder is incomplete or contains the weights of another model.
-    """
-    read_manifest(folder)
-    state = saved_state(encoder)
-    if state:
-        restore_tensors(state, folder / WEIGHTS_FILE)
+    config: ModelConfig
+    baseline: BaselineConfig
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write the trained weights and the manifest."""
+        save_baseline(Path(output_path), self, self.config, self.baseline)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "TextEncoder":
+        """Load the module that `save` wrote."""
+        # the subclasses are built from both configurations and a reader
+        return load_baseline(folder, cls, cache_folder=cache_folder)  # type: ignore[arg-type]
+
+    def restore(self, folder: Path) -> None:
+        """Copy the trained weights of a saved model into this module in place."""
+        read_manifest(folder)
+        state = saved_state(self)
+        if state:
+            restore_tensors(state, folder / WEIGHTS_FILE)
 
 
 # (prefix without an instruction, prefix with an instruction, suffix)
@@ -169,7 +180,7 @@ _TEMPLATES = {
 }
 
 
-class PooledEncoder(TextEncoder):
+class PooledEncoder(_SavedBaseline):
     """Reader with pooled text states: their mean, or the state at the last position."""
 
     def __init__(self, config: ModelConfig, baseline: BaselineConfig, reader: Backbone, *, seed: int = 0) -> None:
@@ -228,21 +239,8 @@ class PooledEncoder(TextEncoder):
                 layer.training = mode  # not its submodules: GPT-2 has dropout there
         return self
 
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the trained weights and the manifest."""
-        save_baseline(Path(output_path), self, self.config, self.baseline)
 
-    @classmethod
-    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "PooledEncoder":
-        """Load the module that `save` wrote."""
-        return load_baseline(folder, cls, cache_folder=cache_folder)
-
-    def restore(self, folder: Path) -> None:
-        """Copy the trained weights of a saved model into this module in place."""
-        restore_baseline(self, folder)
-
-
-class StaticEncoder(SoftTokenEncoder):
+class StaticEncoder(_SavedBaseline, SoftTokenEncoder):
     """K free vectors per task, trained as a soft prompt (Lester et al. 2021, arXiv:2104.08691), without a prompter.
 
     The vectors are initialized with the embeddings of the prompter's `init_text`, as the generated tokens are.
@@ -313,19 +311,6 @@ class StaticEncoder(SoftTokenEncoder):
         # a decoder's mean states share one large direction, independent of the words
         vectors = l2_normalize(vectors - vectors.mean(dim=0))
         return seen[int((vectors[1:] @ vectors[0]).argmax())]
-
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the vectors and the manifest, but never the backbone."""
-        save_baseline(Path(output_path), self, self.config, self.baseline)
-
-    @classmethod
-    def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "StaticEncoder":
-        """Load the module that `save` wrote."""
-        return load_baseline(folder, cls, cache_folder=cache_folder)
-
-    def restore(self, folder: Path) -> None:
-        """Copy the vectors of a saved model into this module in place."""
-        restore_baseline(self, folder)
 
 
 class BaselineEmbedder(PromptedSentenceTransformer):

@@ -20,17 +20,23 @@ __all__ = ["ExplicitNegativesLoss", "InstructionContrastiveLoss", "StepwiseLoss"
 _MIN_LOSS = 1e-6  # keeps the logarithm finite
 
 
-class ExplicitNegativesLoss(nn.Module):
-    """InfoNCE over the explicit positive and negatives of each row, without in-batch negatives.
-
-    For label data, where another row of the batch may have the same label and so is not a negative.
-    """
-
+class _TemperatureLoss(nn.Module):
     def __init__(self, model: SentenceTransformer, *, temperature: float) -> None:
         """Store the model and the temperature that divides the cosines."""
         super().__init__()
         self.model = model
         self.temperature = temperature
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the loss settings that the model card lists."""
+        return {"temperature": self.temperature}
+
+
+class ExplicitNegativesLoss(_TemperatureLoss):
+    """InfoNCE over the explicit positive and negatives of each row, without in-batch negatives.
+
+    For label data, where another row of the batch may have the same label and so is not a negative.
+    """
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Float[Tensor, ""]:
         """Compute the mean loss over the columns anchor, positive, negative_1..n."""
@@ -40,12 +46,8 @@ class ExplicitNegativesLoss(nn.Module):
         target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
         return F.cross_entropy(cosines / self.temperature, target)
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the loss settings that the model card lists."""
-        return {"temperature": self.temperature}
 
-
-class InstructionContrastiveLoss(nn.Module):
+class InstructionContrastiveLoss(_TemperatureLoss):
     """Supervised contrast of the same texts under several instructions, each with labels of its own.
 
     Under one instruction, texts with the anchor's label are positives and texts with another label are negatives:
@@ -55,12 +57,6 @@ class InstructionContrastiveLoss(nn.Module):
     This is the supervised contrastive loss of Khosla et al. 2020 (arXiv:2004.11362), averaged over the instructions. A
     text that is near under one instruction has to be far under another, which no static prompt can satisfy.
     """
-
-    def __init__(self, model: SentenceTransformer, *, temperature: float) -> None:
-        """Store the model and the temperature that divides the cosines."""
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Float[Tensor, ""]:
         """Compute the mean loss over the columns, one per instruction, of the same texts.
@@ -93,10 +89,6 @@ class InstructionContrastiveLoss(nn.Module):
             return vectors.sum() * 0.0
         total = torch.where(positive, log_share, 0.0).sum(dim=1)
         return -(total / positive.sum(dim=1).clamp_min(1))[anchors].mean()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the loss settings that the model card lists."""
-        return {"temperature": self.temperature}
 
 
 class StepwiseLoss(nn.Module):
