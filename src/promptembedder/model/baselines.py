@@ -161,8 +161,7 @@ class _SavedBaseline(TextEncoder):
     @classmethod
     def from_folder(cls, folder: Path, *, cache_folder: Path | None = None) -> "TextEncoder":
         """Load the module that `save` wrote."""
-        # the subclasses are built from both configurations and a reader
-        return load_baseline(folder, cls, cache_folder=cache_folder)  # type: ignore[arg-type]
+        return load_baseline(folder, cls, cache_folder=cache_folder)
 
     def restore(self, folder: Path) -> None:
         """Copy the trained weights of a saved model into this module in place."""
