@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.backbone import Backbone
 from promptembedder.method import (
+    InstructionPooling,
     Prompter,
     RelaxedTokens,
     SoftTokenEncoder,
@@ -96,7 +97,7 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         if settings.deep_prompt_interval and layer % settings.deep_prompt_interval == 0
     ]
     additions = {layer: deeper[:, i * width : (i + 1) * width] for i, layer in enumerate(deep_layers)}
-    gate = deeper[:, len(deep_layers) * width :].flatten()
+    query = deeper[:, len(deep_layers) * width :].flatten()
     batch = reader.tokenizer.tokenize([text], max_length=encoder.max_seq_length)
     ids, start = batch.ids[0], int((batch.text_mask[0] == 0).sum())
     text_inputs = reader.model.get_input_embeddings()(ids)
@@ -112,19 +113,33 @@ def vector_slowly(encoder: SoftTokenEncoder, text: str, soft: Tensor) -> Tensor:
         states = states[start:]
     pooled = states.mean(dim=0) if settings.pooling == "mean" else states[-1]
     pooled = pooled / pooled.norm()
-    if encoder.text_pooling is not None and (settings.gate_rank or not encoder.training) and len(ids) > start:
+    if encoder.text_pooling is not None and (settings.instruction_heads or not encoder.training) and len(ids) > start:
         layers = settings.text_pooling_layer or round(0.3 * reader.identity.layers)
         with eagerly(reader.decoder):
             read = reader.decoder(inputs_embeds=text_inputs[None], use_cache=False, output_hidden_states=True)
         own = read.hidden_states[layers][0, start:].mean(dim=0) - encoder.text_pooling.centre
         own = own - encoder.text_pooling.shared @ (encoder.text_pooling.shared.T @ own)
-        if settings.gate_rank:
-            metric = torch.eye(width)
-            for value, direction in zip(gate, encoder.text_pooling.directions.T, strict=True):
-                metric = metric + value * torch.outer(direction, direction)
-            own = metric @ own
+        if settings.instruction_heads:
+            own = instructed_slowly(encoder.text_pooling.instructed, read.hidden_states[layers][0, start:], own, query)
         pooled = pooled + encoder.text_pooling.weight * own / own.norm()
     return pooled / pooled.norm()
+
+
+def instructed_slowly(pooling: InstructionPooling, states: Tensor, mean: Tensor, query: Tensor) -> Tensor:
+    """Instruction pooling of one text, one head and one token at a time."""
+    size, units = 64, 512
+    tokens = (states - pooling.centre) @ pooling.directions
+    found = []
+    for head in range(pooling.heads):
+        of_head = slice(head * size, (head + 1) * size)
+        scores = torch.stack([query[of_head] @ (token @ pooling.key[:, of_head]) for token in tokens]) / 8
+        found.append(
+            sum(w * (token @ pooling.value[:, of_head]) for w, token in zip(scores.softmax(0), tokens, strict=True))
+        )
+    factors, offsets = query[pooling.heads * size :][: 2 * units].chunk(2)
+    mean = mean / mean.pow(2).mean().sqrt()
+    hidden = mean @ pooling.mean + pooling.mean_bias + torch.cat(found) @ pooling.attended
+    return torch.nn.functional.gelu(hidden * (1 + factors) + offsets) @ pooling.out + pooling.out_bias
 
 
 def embedded_slowly(model: PromptEmbedder, texts: Sequence[str], instruction: str) -> Tensor:

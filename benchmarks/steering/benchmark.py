@@ -86,7 +86,7 @@ def score_model(
 
 
 def constant_prompter(model: Any, instructions: Sequence[str]) -> Any:
-    """Return an encoder that gives every instruction the mean of the soft tokens (and gates) of `instructions`."""
+    """Return an encoder that gives every instruction the mean of the soft tokens (and queries) of `instructions`."""
     encoder: DualEncoder = model.text_encoder
     with torch.no_grad():
         mean = encoder.eval().soft_tokens(list(dict.fromkeys(instructions))).mean(dim=0)

@@ -35,10 +35,10 @@ ASPECTS = [aspect("colour", [0, 1, 2]), aspect("size", [0, 2, 1])]
 
 @pytest.fixture
 def loaded(new_config: Callable[..., ModelConfig], tmp_path: Path) -> LoadedEncoder:
-    config = new_config(gate_rank=6)
+    config = new_config(instruction_heads=2)
     model = PromptEmbedder.create(config=replace(config, prompter=replace(config.prompter, output="state")))
     with torch.no_grad():
-        model.encoder.gate.up.normal_(generator=torch.Generator().manual_seed(0))
+        model.encoder.query.up.normal_(generator=torch.Generator().manual_seed(0))
     model.save(str(tmp_path / "model"))
     return load_encoder(str(tmp_path / "model"))
 

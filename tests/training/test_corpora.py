@@ -105,7 +105,7 @@ def test_held_out_variants_are_unseen_in_training(corpora: Path) -> None:
 def test_the_saved_statistics_are_those_of_the_trained_prompter(
     corpora: Path, new_config: Callable[..., ModelConfig], tmp_path: Path
 ) -> None:
-    config = new_config(gate_rank=6)
+    config = new_config(instruction_heads=2)
     recipe = Recipe(
         model=replace(config, prompter=replace(config.prompter, output="state")),
         data=DataConfig(corpora=str(corpora)),

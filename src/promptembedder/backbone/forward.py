@@ -199,14 +199,12 @@ class TextCache:
         values: As `keys`.
         mask: [batch seq], 1 for a token.
         hidden: [batch seq dim], the final hidden states, or those after `hidden_layers` layers.
-        mean: [batch width], the mean of `hidden` over each text, where `hidden` itself was dropped.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask: Int[Tensor, "batch seq"]
     hidden: Float[Tensor, "batch seq dim"]
-    mean: Float[Tensor, "batch width"] | None = None
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from promptembedder.method import (
     content_mask,
     early_exit_layer,
     l2_normalize,
+    num_prompt_layers,
     pool,
     text_pooling_layer,
 )
@@ -51,7 +52,7 @@ class FixedInstructionModel(nn.Module):
         layers = decoder_layers(self.decoder)
         every, dim = self.encoder.config.deep_prompt_interval, self.encoder.reader.dim
         handles = []
-        for level in range(1, self.soft.shape[1] // dim):
+        for level in range(1, num_prompt_layers(self.encoder.config, self.encoder.reader)):
             addition = self.soft[:, level * dim : (level + 1) * dim]
             handles.append(layers[level * every].register_forward_pre_hook(_adder(addition)))
         if self.layers_read is not None:
@@ -90,9 +91,9 @@ class FixedInstructionModel(nn.Module):
         summary = pool(states[:, -count:], everywhere, pooling=self.encoder.config.pooling)
         if self.encoder.text_pooling is not None:
             text_mask = content_mask(mask, self.encoder.reader)
-            mean = pool(self._captured[0][:, :-count], text_mask, pooling="mean")
-            _, _, gate = self.encoder.split_by_layer(self.soft.unsqueeze(0))
-            summary = self.encoder.text_pooling(summary, mean, text_mask.amax(dim=1, keepdim=True), gate)
+            own = self.encoder.text_pooling.summarise(self._captured[0][:, :-count], text_mask)
+            _, _, query = self.encoder.split_by_layer(self.soft.unsqueeze(0))
+            summary = self.encoder.text_pooling(summary, own, query)
         return l2_normalize(summary)
 
     def _capture(self, _: nn.Module, __: Any, output: Any) -> None:

@@ -16,15 +16,16 @@ import torch
 
 from promptembedder.backbone import Backbone, BackboneConfig, load_backbone
 from promptembedder.errors import ModelFormatError, WeightsError, first_line, short_repr
-from promptembedder.method.config import ModelConfig, gated_directions, num_prompt_layers
+from promptembedder.method.config import ModelConfig, num_prompt_layers
 from promptembedder.method.encoder_parts import (
     EncoderParts,
     ReaderState,
     build_deep_alignment,
-    build_gate,
     build_prompter,
+    build_query,
     build_text_pooling,
 )
+from promptembedder.method.pooling import query_width
 from promptembedder.method.prompter import Prompter, PrompterConfig, PrompterSnapshot
 from promptembedder.method.text_encoder import restore_tensors, saved_state
 from promptembedder.storage import Manifest, from_mapping, read_manifest, to_mapping, versions, write_manifest
@@ -192,15 +193,15 @@ def load_parts(
     frozen = load_verified_backbone(config.reader, manifest, "reader", head=False, cache_folder=cache_folder)
     tensors = load_tensors(folder / entry.alignment_file)
     dim_p = tensors["deep.down"].shape[0] if "deep.down" in tensors else 0
-    if "gate.down" in tensors:
-        dim_p = tensors["gate.down"].shape[0] // config.num_soft_tokens
+    if "query.down" in tensors:
+        dim_p = tensors["query.down"].shape[0] // config.num_soft_tokens
     parts = EncoderParts(
         config=config,
         reader=frozen,
         alignment=config.alignment.module.empty(tensors, config.alignment, frozen.dim),
         deep=build_deep_alignment(config, dim_p, frozen),
         text_pooling=build_text_pooling(config, frozen, centred=False),
-        gate=build_gate(config, dim_p, frozen),
+        query=build_query(config, dim_p),
         prompter=_load_prompter(folder, config, manifest, cache_folder) if with_prompter else None,
         compiled=_load_compiled(folder, entry, config, frozen),
         others=others,
@@ -224,7 +225,7 @@ def _load_compiled(folder: Path, entry: ReaderRecord, config: ModelConfig, reade
     if not entry.instructions:
         return {}
     width = num_prompt_layers(config, reader) * reader.dim
-    width += gated_directions(config, reader) // config.num_soft_tokens
+    width += query_width(config.instruction_heads, prompt=config.num_soft_tokens)
     shape = torch.Size([len(entry.instructions), config.num_soft_tokens, width])
     rows = load_tensors(folder / entry.soft_tokens_file, {"soft_tokens": shape})["soft_tokens"]
     return dict(zip(entry.instructions, rows, strict=True))
@@ -285,9 +286,9 @@ def _restore_alignment(parts: EncoderParts, path: Path) -> None:
 
 
 def _alignment_state(parts: EncoderParts) -> dict[str, Tensor]:
-    """Return all tensors of the reader's side: alignment, deep alignments, text pooling and gate."""
+    """Return all tensors of the reader's side: alignment, deep alignments, text pooling and queries."""
     state = dict(parts.alignment.state_dict())
-    modules = {"deep": parts.deep, "text_pooling": parts.text_pooling, "gate": parts.gate}
+    modules = {"deep": parts.deep, "text_pooling": parts.text_pooling, "query": parts.query}
     for name, module in modules.items():
         if module is not None:
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}

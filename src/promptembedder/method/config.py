@@ -1,6 +1,5 @@
 """Configuration of a PromptEmbedder, and the numbers of layers and dimensions that follow from it for a reader."""
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from promptembedder.method.pooling import POOLINGS
 from promptembedder.method.prompter import PrompterConfig
 from promptembedder.method.relaxation import RelaxationConfig
 
-__all__ = ["ModelConfig", "early_exit_layer", "gated_directions", "num_prompt_layers", "text_pooling_layer"]
+__all__ = ["ModelConfig", "early_exit_layer", "num_prompt_layers", "text_pooling_layer"]
 
 PLACEMENTS = ("suffix", "prefix")
 _DEPTH = 0.3  # of the reader's layers; chosen on development tasks, see docs/results.md
@@ -35,8 +34,8 @@ class ModelConfig:
             evaluation, both at length 1. 0 disables text pooling.
         text_pooling_layer: Number of reader layers before the pooled text states. If None, 30 % of the layers.
         whitening_rank: Number of directions of largest variance that whitening of the text states shrinks. 0: none.
-        gate_rank: Number of trained directions of the text states that the instruction scales. 0: the text states are
-            the same under every instruction. Needs text pooling.
+        instruction_heads: Attention heads with which an instruction pools the text states. 0: the text states are the
+            same under every instruction. Needs text pooling.
         pooling: `mean` or `last`, over the states at the soft tokens (placement `prefix`: at the text).
         max_seq_length: Maximum number of tokens of a text. Longer texts are truncated and counted.
         default_instruction: Instruction for texts that are given none.
@@ -54,7 +53,7 @@ class ModelConfig:
     text_pooling_weight: float = 1.0
     text_pooling_layer: int | None = None
     whitening_rank: int = 128
-    gate_rank: int = 0
+    instruction_heads: int = 0
     pooling: str = "mean"
     max_seq_length: int = 512
     default_instruction: str = "Represent the text for retrieval"
@@ -66,7 +65,7 @@ class ModelConfig:
             "deep_prompt_rank": 1,
             "deep_prompt_interval": 0,
             "whitening_rank": 0,
-            "gate_rank": 0,
+            "instruction_heads": 0,
         }
         for name, least in least_values.items():
             if getattr(self, name) < least:
@@ -102,8 +101,10 @@ class ModelConfig:
             raise ConfigError(
                 f"text_pooling_weight must not be negative, got {self.text_pooling_weight}. Try 1, or 0 for none."
             )
-        if self.gate_rank and not self.text_pooling_weight:
-            raise ConfigError("gate_rank needs text pooling. Raise text_pooling_weight, or set gate_rank to 0.")
+        if self.instruction_heads and not self.text_pooling_weight:
+            raise ConfigError(
+                "instruction_heads needs text pooling. Raise text_pooling_weight, or set instruction_heads to 0."
+            )
         if self.text_pooling_layer is not None and self.text_pooling_layer < 1:
             raise ConfigError(
                 f"text_pooling_layer must be at least 1, got {self.text_pooling_layer}. Leave it out for 30 %."
@@ -133,12 +134,6 @@ def num_prompt_layers(config: ModelConfig, reader: Backbone) -> int:
     """Count where soft tokens enter the reader: the input, and each `deep_prompt_interval`-th layer."""
     every = config.deep_prompt_interval
     return 1 + (len(range(every, reader.identity.layers, every)) if every else 0)
-
-
-def gated_directions(config: ModelConfig, reader: Backbone) -> int:
-    """Return the number of directions that an instruction scales: a multiple of the soft tokens, up to the width."""
-    prompt = config.num_soft_tokens
-    return prompt * min(math.ceil(config.gate_rank / prompt), reader.dim // prompt)
 
 
 def text_pooling_layer(config: ModelConfig, reader: Backbone) -> int | None:

@@ -36,7 +36,7 @@ class DualEncoder(SoftTokenEncoder):
         self.prompter = parts.prompter
         self.alignment = parts.alignment
         self.deep = parts.deep
-        self.gate = parts.gate
+        self.query = parts.query
         self.prompter_snapshot, self.others = parts.prompter_snapshot, parts.others
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
@@ -97,7 +97,7 @@ class DualEncoder(SoftTokenEncoder):
             alignment=self.alignment,
             deep=self.deep,
             text_pooling=self.text_pooling,
-            gate=self.gate,
+            query=self.query,
             prompter=self.prompter,
             compiled=self.store.valid_compiled(self.trained_weights()),
             prompter_snapshot=self.prompter_snapshot,
@@ -145,9 +145,9 @@ class DualEncoder(SoftTokenEncoder):
         return self._soft_tokens_from(features["prompter_ids"], features["prompter_mask"])
 
     def align(self, tokens: RelaxedTokens) -> Float[Tensor, "batch prompt width"]:
-        """Map relaxed tokens of the prompter to soft tokens of the reader and their gate values, float32."""
+        """Map relaxed tokens of the prompter to soft tokens of the reader and their query, float32."""
         inputs = self.alignment(tokens, self.reader.input_embeddings)
-        further = [part(tokens) for part in (self.deep, self.gate) if part is not None]
+        further = [part(tokens) for part in (self.deep, self.query) if part is not None]
         return torch.cat([inputs, *further], dim=-1)
 
     def snapshot_prompter(self, instructions: Sequence[str], *, weights: bool = False) -> PrompterSnapshot:

@@ -10,8 +10,8 @@ import torch
 from promptembedder.backbone import Backbone, hidden_states_at, load_backbone
 from promptembedder.errors import BackboneError
 from promptembedder.method.alignment import Alignment, DeepAlignment, fit_alignment
-from promptembedder.method.config import ModelConfig, gated_directions, num_prompt_layers, text_pooling_layer
-from promptembedder.method.pooling import InstructionGate, WhitenedTextPooling, pool
+from promptembedder.method.config import ModelConfig, num_prompt_layers, text_pooling_layer
+from promptembedder.method.pooling import InstructionQuery, WhitenedTextPooling, pool
 from promptembedder.method.prompter import Prompter, PrompterSnapshot
 from promptembedder.types import Float, Tensor
 
@@ -19,9 +19,9 @@ __all__ = [
     "EncoderParts",
     "ReaderState",
     "build_deep_alignment",
-    "build_gate",
     "build_parts",
     "build_prompter",
+    "build_query",
     "build_text_pooling",
 ]
 
@@ -49,7 +49,7 @@ class EncoderParts:
     Attributes:
         deep: Alignments of the deeper layers. None if soft tokens enter at the input alone.
         text_pooling: Addition of the frozen text states, or None.
-        gate: Scales of the text states by instruction, or None.
+        query: Queries of instructions for the text states, or None.
         prompter: None if the encoder serves compiled or cached soft tokens only.
         compiled: Soft tokens by instruction, [prompt dim_r] each.
         prompter_snapshot: Weights and cached outputs of an offloaded prompter.
@@ -62,7 +62,7 @@ class EncoderParts:
     prompter: Prompter | None
     deep: DeepAlignment | None = None
     text_pooling: WhitenedTextPooling | None = None
-    gate: InstructionGate | None = None
+    query: InstructionQuery | None = None
     compiled: dict[str, Float[Tensor, "prompt dim_r"]] = field(default_factory=dict)
     prompter_snapshot: PrompterSnapshot | None = None
     others: tuple[ReaderState, ...] = ()
@@ -91,8 +91,8 @@ def build_parts(config: ModelConfig, *, cache_folder: Path | None = None, seed: 
         reader=reader,
         alignment=alignment,
         deep=build_deep_alignment(config, backbone.dim, reader, seed=seed),
-        text_pooling=build_text_pooling(config, reader),
-        gate=build_gate(config, backbone.dim, reader, seed=seed),
+        text_pooling=build_text_pooling(config, reader, seed=seed),
+        query=build_query(config, backbone.dim, seed=seed),
         prompter=prompter,
     )
 
@@ -112,12 +112,11 @@ def build_deep_alignment(config: ModelConfig, dim_p: int, reader: Backbone, *, s
     )
 
 
-def build_gate(config: ModelConfig, dim_p: int, reader: Backbone, *, seed: int = 0) -> InstructionGate | None:
-    """Build an untrained gate. None without `config.gate_rank`."""
-    if not config.gate_rank:
+def build_query(config: ModelConfig, dim_p: int, *, seed: int = 0) -> InstructionQuery | None:
+    """Build the untrained queries of instructions. None without `config.instruction_heads`."""
+    if not config.instruction_heads:
         return None
-    rank = gated_directions(config, reader)
-    return InstructionGate(dim_p=dim_p, prompt=config.num_soft_tokens, rank=rank, seed=seed)
+    return InstructionQuery(dim_p=dim_p, prompt=config.num_soft_tokens, heads=config.instruction_heads, seed=seed)
 
 
 def build_prompter(
@@ -158,7 +157,9 @@ _SENTENCES = (
 )
 
 
-def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool = True) -> WhitenedTextPooling | None:
+def build_text_pooling(
+    config: ModelConfig, reader: Backbone, *, centred: bool = True, seed: int = 0
+) -> WhitenedTextPooling | None:
     """Build the text pooling of a configuration, or return None if its weight is 0.
 
     Args:
@@ -184,5 +185,6 @@ def build_text_pooling(config: ModelConfig, reader: Backbone, *, centred: bool =
         centre,
         weight=config.text_pooling_weight,
         rank=config.whitening_rank,
-        gate_rank=gated_directions(config, reader),
+        heads=config.instruction_heads,
+        seed=seed,
     )

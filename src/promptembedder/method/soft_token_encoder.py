@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,15 +31,23 @@ from promptembedder.backbone import (
 from promptembedder.data import clean_instruction, clean_text
 from promptembedder.errors import ConfigError
 from promptembedder.method.config import ModelConfig, early_exit_layer, num_prompt_layers, text_pooling_layer
-from promptembedder.method.pooling import WhitenedTextPooling, content_mask, l2_normalize, pool, pool_prefixes
+from promptembedder.method.pooling import (
+    TextSummary,
+    WhitenedTextPooling,
+    content_mask,
+    l2_normalize,
+    pool,
+    pool_prefixes,
+)
 from promptembedder.method.soft_token_cache import SoftTokenStore
 from promptembedder.method.text_encoder import TextEncoder
-from promptembedder.types import Bool, Float, Int, Tensor
+from promptembedder.types import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder"]
 
 # Larger batches make no matrix product faster, and their activations exceed what the allocator reuses.
 _PACKED_ON_CPU = 2048
+_FIT_TOKENS = 20_000  # tokens that the instruction pooling is fitted to
 
 
 class SoftTokenEncoder(TextEncoder):
@@ -47,7 +55,7 @@ class SoftTokenEncoder(TextEncoder):
 
     The soft tokens of one instruction have shape [prompt, levels * dim_r]: the first dim_r numbers of each are its
     input vector in the reader, the others are added to its hidden state at the input of each deeper layer
-    (`config.deep_prompt_interval`). With `config.gate_rank`, the gate values of the instruction follow, distributed
+    (`config.deep_prompt_interval`). With `config.instruction_heads`, the query of the instruction follows, distributed
     over its soft tokens.
 
     Attributes:
@@ -77,7 +85,7 @@ class SoftTokenEncoder(TextEncoder):
         self.text_pooling = text_pooling
         self.reading = TokenBudgetBatcher(self._width_for, packed_tokens=self.packed_tokens)
         self.text_cache: TextCacheStore | None = None
-        self._cached_means: dict[TokenIds, Tensor] = {}
+        self._cached_states: dict[TokenIds, Tensor] = {}  # hidden states of the tokens, beside `text_cache`
         self.return_prefix_embeddings = False
 
     @abstractmethod
@@ -168,9 +176,11 @@ class SoftTokenEncoder(TextEncoder):
             states = self.read_rows(rows)
             if self.text_cache is not None:
                 self.text_cache.add(rows, states)
-            if self.config.gate_rank:
-                self._cached_means |= zip(rows, self._mean_states(states).cpu(), strict=True)
-            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # unused from here on
+            if self._pools_text:
+                lengths = map(len, rows)
+                kept = [hidden[len(hidden) - n :].cpu() for hidden, n in zip(states.hidden, lengths, strict=True)]
+                self._cached_states |= zip(rows, kept, strict=True)
+            return dataclasses.replace(states, hidden=states.hidden[..., :0])  # kept by text, or unused from here on
 
         batches, parts = self.reading.map_batches(new, read, supports_packing=True)
         rows = [[new[place] for place in batch] for batch in batches]
@@ -182,19 +192,22 @@ class SoftTokenEncoder(TextEncoder):
             self.diagnostics["texts_held"] = len(held) / len(distinct)
         place_of = {row: (part, place) for part, batch in enumerate(rows) for place, row in enumerate(batch)}
         gathered = gather_text_caches(parts, [place_of[text] for text in texts])
-        if not self.config.gate_rank:
+        if not self._pools_text:
             return gathered
-        means = torch.stack([self._cached_means[text] for text in texts]).to(self.device)
+        states = [self._cached_states[text] for text in texts]
+        hidden = states[0].new_zeros(len(texts), gathered.mask.shape[1], states[0].shape[-1])
+        for row, own in zip(hidden, states, strict=True):
+            row[len(row) - len(own) :] = own
         if self.text_cache is None:
-            self._cached_means.clear()  # of use only beside cached KV
-        return dataclasses.replace(gathered, mean=means)
+            self._cached_states.clear()  # of use only beside cached KV
+        return dataclasses.replace(gathered, hidden=hidden.to(self.device))
 
     def _cached_texts(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
-        """Split texts into stored ones, their KV, and missing ones: those whose mean state is missing, too."""
+        """Split texts into stored ones, their KV, and missing ones: those whose hidden states are missing, too."""
         assert self.text_cache is not None
         held, packed, new = self.text_cache.split(texts)
-        if self.config.gate_rank:
-            whole = [text in self._cached_means for text in held]
+        if self._pools_text:
+            whole = [text in self._cached_states for text in held]
             new += [text for text, known in zip(held, whole, strict=True) if not known]
             packed = [kv for kv, known in zip(packed, whole, strict=True) if known]
             held = [text for text, known in zip(held, whole, strict=True) if known]
@@ -271,7 +284,7 @@ class SoftTokenEncoder(TextEncoder):
         if torch.is_grad_enabled() or self.training:
             return self.embed_after(self.read_rows(texts), soft)
         ids, mask = self._padded(texts)
-        inputs, additions, gate = self.split_by_layer(soft)
+        inputs, additions, query = self.split_by_layer(soft)
         after, hidden = forward_with_suffix(
             self.reader.decoder,
             ids,
@@ -281,7 +294,7 @@ class SoftTokenEncoder(TextEncoder):
             hidden_layers=text_pooling_layer(self.config, self.reader),
             early_exit_layer=early_exit_layer(self.config, self.reader),
         )
-        return self._pool_and_normalize(after, self._text_means(TextCache((), (), mask, hidden)), gate)
+        return self._pool_and_normalize(after, self._summarise_text(TextCache((), (), mask, hidden)), query)
 
     def embed_after(self, states: TextCache, soft: Float[Tensor, "batch prompt width"]) -> Float[Tensor, "batch dim_r"]:
         """Embed prefilled texts with the soft tokens that follow them. Suffix placement only.
@@ -289,8 +302,8 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
         """
-        _, _, gate = self.split_by_layer(soft)
-        return self._pool_and_normalize(self._states_after(states, soft), self._text_means(states), gate)
+        _, _, query = self.split_by_layer(soft)
+        return self._pool_and_normalize(self._states_after(states, soft), self._summarise_text(states), query)
 
     def embed_cached(
         self, states: TextCache, soft: Float[Tensor, "instructions prompt width"]
@@ -300,43 +313,39 @@ class SoftTokenEncoder(TextEncoder):
         Raises:
             WeightsError: If a weight or state is not finite, in evaluation mode.
         """
-        inputs, additions, gates = self.split_by_layer(soft)
+        inputs, additions, queries = self.split_by_layer(soft)
         after = forward_suffixes(self.reader.decoder, states, inputs, additions)
-        own = self._text_means(states)
-        rows = [None] * len(after) if gates is None else gates.split(1)
-        return torch.stack([self._pool_and_normalize(one, own, gate) for one, gate in zip(after, rows, strict=True)])
+        text = self._summarise_text(states)
+        rows = [None] * len(after) if queries is None else queries.split(1)
+        return torch.stack([self._pool_and_normalize(one, text, row) for one, row in zip(after, rows, strict=True)])
 
-    def _text_means(self, states: TextCache) -> tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None:
-        """Return the mean states of the texts and a mask of the non-empty ones, or None if text pooling is off."""
+    def _summarise_text(self, states: TextCache) -> TextSummary | None:
+        """Return what the text pooling computes of the texts, or None if it is off."""
         if not self._pools_text:
             return None
-        own = content_mask(states.mask, self.reader)
-        present = own.amax(dim=1, keepdim=True) if own.shape[1] else own.new_zeros(len(own), 1)
-        return (self._mean_states(states) if states.mean is None else states.mean), present
-
-    def _mean_states(self, states: TextCache) -> Float[Tensor, "batch dim_r"]:
-        return pool(states.hidden, content_mask(states.mask, self.reader), pooling="mean")
+        assert self.text_pooling is not None
+        return self.text_pooling.summarise(states.hidden, content_mask(states.mask, self.reader))
 
     @property
     def _pools_text(self) -> bool:
         """True if the text's mean state is added now.
 
-        States that no instruction scales are added in evaluation only: in training they would replace part of what the
-        soft tokens learn (docs/results.md).
+        States that are the same under every instruction are added in evaluation only: in training they would replace
+        part of what the soft tokens learn (docs/results.md).
         """
-        return self.text_pooling is not None and (not self.training or self.config.gate_rank > 0)
+        return self.text_pooling is not None and (not self.training or self.config.instruction_heads > 0)
 
     def _pool_and_normalize(
         self,
         after: Float[Tensor, "batch prompt dim_r"],
-        own: tuple[Float[Tensor, "batch dim_r"], Int[Tensor, "batch 1"]] | None,
-        gate: Float[Tensor, "rows rank"] | None = None,
+        text: TextSummary | None,
+        query: Float[Tensor, "rows width"] | None = None,
     ) -> Float[Tensor, "batch dim_r"]:
         everywhere = torch.ones(after.shape[:2], dtype=torch.long, device=after.device)
         summary = pool(after, everywhere, pooling=self.config.pooling)
-        if own is not None:
+        if text is not None:
             assert self.text_pooling is not None
-            summary = self.text_pooling(summary, *own, gate)
+            summary = self.text_pooling(summary, text, query)
         return self.check_finite(l2_normalize(summary))
 
     def prefix_embeddings(
@@ -365,9 +374,9 @@ class SoftTokenEncoder(TextEncoder):
     ) -> tuple[
         Float[Tensor, "rows prompt dim_r"],
         dict[int, Float[Tensor, "rows prompt dim_r"]],
-        Float[Tensor, "rows rank"] | None,
+        Float[Tensor, "rows query"] | None,
     ]:
-        """Split soft tokens into input vectors, the additions of each deeper layer, and the gate values."""
+        """Split soft tokens into input vectors, the additions of each deeper layer, and the query."""
         levels = num_prompt_layers(self.config, self.reader) * self.reader.dim
         inputs, *deeper = soft[..., :levels].split(self.reader.dim, dim=-1)
         additions = {(level + 1) * self.config.deep_prompt_interval: addition for level, addition in enumerate(deeper)}
@@ -384,28 +393,28 @@ class SoftTokenEncoder(TextEncoder):
             raise ConfigError("text_pooling_weight is 0: the model does not use the texts' own states.")
         if len(texts) < 2:
             raise ConfigError(f"texts to fit must be at least 2, got {len(texts)}. A few hundred are enough.")
-        means, present = self.text_means(texts, batch_size=batch_size)
-        self.text_pooling.fit(means[present])  # without the empty texts
+        each = max(_FIT_TOKENS // len(texts), 1)
+        means, tokens = [], []
+        for states in self.text_states(sorted(texts, key=len), batch_size=batch_size):
+            means += [own.float().mean(dim=0) for own in states if len(own)]  # without the empty texts
+            tokens += [own[:: len(own) // each + 1].float() for own in states]
+        self.text_pooling.fit(torch.stack(means), torch.cat(tokens))
         self.store.clear()
 
     @torch.no_grad()
-    def text_means(
+    def text_states(
         self, texts: Sequence[str], *, batch_size: int = 32
-    ) -> tuple[Float[Tensor, "texts dim_r"], Bool[Tensor, " texts"]]:
-        """Return the mean states of texts at the layer of the text pooling, and which texts are not empty."""
+    ) -> Iterator[list[Float[Tensor, "tokens dim_r"]]]:
+        """Yield the token states of each text at the layer of the text pooling, `batch_size` texts at a time."""
         layers = text_pooling_layer(self.config, self.reader)
         assert layers is not None
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        cleaned, means, present = [clean_text(texts[row]) for row in order], [], []
-        for start in range(0, len(cleaned), batch_size):
-            batch = self.reader.tokenizer.tokenize(cleaned[start : start + batch_size], max_length=self.max_seq_length)
+        for start in range(0, len(texts), batch_size):
+            cleaned = [clean_text(text) for text in texts[start : start + batch_size]]
+            batch = self.reader.tokenizer.tokenize(cleaned, max_length=self.max_seq_length)
             ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
             hidden = hidden_states_at(self.reader.decoder, ids, mask, layers=layers)
-            own = content_mask(mask, self.reader)
-            means.append(pool(hidden, own, pooling="mean"))
-            present.append(own.any(dim=1))
-        place = torch.tensor(order, device=self.device).argsort()
-        return torch.cat(means)[place], torch.cat(present)[place]
+            own = content_mask(mask, self.reader).bool()
+            yield [states[kept] for states, kept in zip(hidden, own, strict=True)]
 
     def _embed_before(
         self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], soft: Float[Tensor, "batch prompt dim_r"]

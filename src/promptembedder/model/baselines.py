@@ -31,12 +31,12 @@ from promptembedder.method import (
     add_lora,
     backbone_identity,
     build_text_pooling,
-    gated_directions,
     l2_normalize,
     load_verified_backbone,
     model_config,
     num_prompt_layers,
     pool,
+    query_width,
     restore_tensors,
     saved_folder,
     saved_state,
@@ -265,8 +265,8 @@ class StaticEncoder(_SavedBaseline, SoftTokenEncoder):
         count = 1 if shared else len(baseline.instruction_variants)
         start = reader.init_embeddings(config.prompter.init_text, config.num_soft_tokens)
         deeper = (num_prompt_layers(config, reader) - 1) * reader.dim
-        gated = gated_directions(config, reader) // config.num_soft_tokens
-        self.vectors = nn.Parameter(F.pad(start, (0, deeper + gated)).repeat(count, 1, 1))
+        queries = query_width(config.instruction_heads, prompt=config.num_soft_tokens)
+        self.vectors = nn.Parameter(F.pad(start, (0, deeper + queries)).repeat(count, 1, 1))
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
         """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""

@@ -23,7 +23,7 @@ from promptembedder.method import (
     ModelConfig,
     alignment_fit,
     build_deep_alignment,
-    build_gate,
+    build_query,
     build_text_pooling,
     fit_alignment,
     reader_state_of,
@@ -195,7 +195,7 @@ def transfer_encoder(
             parts, config, reader, texts if move.compose_alignment else (), alike=alike, seed=seed
         ),
         text_pooling=_copied(parts.text_pooling, alike=alike) or build_text_pooling(config, reader),
-        gate=_copied(parts.gate, alike=alike) or build_gate(config, parts.prompter.backbone.dim, reader, seed=seed),
+        query=_copied(parts.query, alike=alike) or build_query(config, parts.prompter.backbone.dim, seed=seed),
         prompter=None,
         prompter_snapshot=old.snapshot_prompter(
             [*instructions, config.default_instruction], weights=move.alignment.module.needs_weights

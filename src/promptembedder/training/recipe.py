@@ -156,14 +156,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """Training of the instruction gate on labelled corpora before the other parts.
+class InstructionPoolingConfig:
+    """Training of the instruction pooling on labelled corpora before the other parts.
 
-    Neither the texts' mean states nor the tokens of an untrained prompter change meanwhile. Both are computed once, so
-    a thousand steps take a minute on one CPU core.
+    Neither the texts' states nor the tokens of an untrained prompter change meanwhile. Both are computed once, and a
+    step passes through no LLM.
 
     Attributes:
-        steps: Number of steps. 0: the gate is trained with the other parts only.
+        steps: Number of steps. 0: it is trained with the other parts only.
         texts: Maximum number of texts of each corpus.
         batch_size: Texts of a step, all of one corpus.
         learning_rate: Learning rate of AdamW, which decays to zero.
@@ -172,11 +172,13 @@ class GateConfig:
     steps: int = 0
     texts: int = 500
     batch_size: int = 96
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.texts < 4 or self.batch_size < 4 or not self.learning_rate > 0:
-            raise ConfigError("gate needs steps of at least 0, texts and batch_size of at least 4, learning_rate > 0.")
+            raise ConfigError(
+                "instruction_pooling needs steps of at least 0, texts and batch_size of at least 4, learning_rate > 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +269,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
+    instruction_pooling: InstructionPoolingConfig = field(default_factory=InstructionPoolingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
     text_cache: TextCacheConfig = field(default_factory=TextCacheConfig)

@@ -28,7 +28,7 @@ from promptembedder.storage import lock_directory
 from promptembedder.training.checkpoints import begin_output, checkpoint_step, find_last_checkpoint
 from promptembedder.training.data import InstructionCollator, InstructionVariants, TrainingData, log_data_warnings
 from promptembedder.training.distributed import Ranks, init_distributed
-from promptembedder.training.gate import train_gate
+from promptembedder.training.instruction_pooling import train_instruction_pooling
 from promptembedder.training.losses import InstructionContrastiveLoss, build_contrastive_loss
 from promptembedder.training.monitor import DivergenceMonitor, JsonlMetrics
 from promptembedder.training.recipe import Recipe
@@ -198,8 +198,8 @@ def train_model(
             if ranks.is_first:
                 begin_output(recipe, checkpoint)
             ranks.wait()
-            if recipe.gate.steps and checkpoint is None:
-                _train_gate(model, data, recipe)
+            if recipe.instruction_pooling.steps and checkpoint is None:
+                _train_instruction_pooling(model, data, recipe)
             trainer = _build_trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.check_weights()
@@ -225,13 +225,13 @@ def train_model(
     )
 
 
-def _train_gate(model: PromptedSentenceTransformer, data: TrainingData, recipe: Recipe) -> None:
+def _train_instruction_pooling(model: PromptedSentenceTransformer, data: TrainingData, recipe: Recipe) -> None:
     if not isinstance(model, PromptEmbedder):
-        raise ConfigError("gate.steps trains the gate of a PromptEmbedder. Leave it out for a baseline.")
-    train_gate(
+        raise ConfigError("instruction_pooling.steps trains a part of a PromptEmbedder. Leave it out for a baseline.")
+    train_instruction_pooling(
         model,
         data,
-        recipe.gate,
+        recipe.instruction_pooling,
         temperature=recipe.loss.temperature,
         attributes_per_step=recipe.data.attributes_per_step,
         seed=recipe.run.seed,

@@ -47,7 +47,7 @@ def build_training_arguments(
     run, optim = recipe.run, recipe.optim
     trained = list(trained_state(model.text_encoder))
     patterns = {
-        r"\.(alignment|deep|gate)\.|\.directions$": optim.alignment_learning_rate,
+        r"\.(alignment|deep|query|instructed)\.": optim.alignment_learning_rate,
         r"\.(soft_prompt_delta|log_scale|vectors)$": optim.soft_prompt_learning_rate,
     }
     # sentence-transformers raises on a pattern without a match

@@ -1,4 +1,4 @@
-"""Training of the gate alone: the same texts are near under one instruction and far under another."""
+"""Training of the instruction pooling alone: the same texts are near under one instruction and far under another."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from promptembedder.errors import ConfigError
 from promptembedder.evaluation.aspects import triplet_accuracy
 from promptembedder.training import (
     DataConfig,
-    GateConfig,
+    InstructionPoolingConfig,
     OptimConfig,
     Recipe,
     RunConfig,
@@ -21,7 +21,7 @@ from promptembedder.training import (
     train_model,
 )
 from promptembedder.training import new_model as build_model
-from promptembedder.training.gate import train_gate
+from promptembedder.training.instruction_pooling import train_instruction_pooling
 
 COLOURS, THINGS = ("red", "green", "blue"), ("house", "river", "car")
 INSTRUCTIONS = {"colour": "Group by colour", "thing": "Which thing?"}
@@ -44,17 +44,17 @@ def data_config(tmp_path: Path) -> DataConfig:
 
 @pytest.fixture
 def config(new_config: Callable[..., ModelConfig]) -> ModelConfig:
-    config = new_config(gate_rank=30, text_pooling_layer=1)
+    config = new_config(instruction_heads=2, text_pooling_layer=1)
     return replace(config, prompter=replace(config.prompter, output="state"))
 
 
 def fit(model: PromptEmbedder, data_config: DataConfig, steps: int) -> float:
     data = load_training_data(data_config, seed=0)
-    settings = GateConfig(steps=steps, batch_size=32, learning_rate=0.02)
-    return train_gate(model, data, settings, temperature=0.1, attributes_per_step=2, seed=0)
+    settings = InstructionPoolingConfig(steps=steps, batch_size=32, learning_rate=0.005)
+    return train_instruction_pooling(model, data, settings, temperature=0.1, attributes_per_step=2, seed=0)
 
 
-def test_a_trained_gate_answers_conflict_triplets_of_new_texts(config: ModelConfig, data_config: DataConfig) -> None:
+def test_trained_pooling_answers_conflict_triplets_of_new_texts(config: ModelConfig, data_config: DataConfig) -> None:
     model = PromptEmbedder.create(config=config)
     texts = [f"a {colour} {thing}, number 9" for colour in COLOURS for thing in THINGS]
     model.encoder.fit_whitening([f"a {colour} {thing}" for colour in COLOURS for thing in THINGS])
@@ -67,45 +67,46 @@ def test_a_trained_gate_answers_conflict_triplets_of_new_texts(config: ModelConf
     assert triplet_accuracy(by_thing, rows) == 0
 
 
-def test_only_gate_and_directions_change(config: ModelConfig, data_config: DataConfig) -> None:
+def test_only_queries_and_pooling_change(config: ModelConfig, data_config: DataConfig) -> None:
     model = PromptEmbedder.create(config=config)
     before = {name: weight.detach().clone() for name, weight in model.encoder.named_parameters()}
     fit(model, data_config, 3)
     changed = {name for name, weight in model.encoder.named_parameters() if not torch.equal(weight, before[name])}
     assert changed
-    assert all(name.startswith("gate.") or name == "text_pooling.directions" for name in changed)
+    assert all(name.startswith(("query.", "text_pooling.instructed.")) for name in changed)
 
 
-def test_the_same_seed_gives_the_same_gate(config: ModelConfig, data_config: DataConfig) -> None:
-    gates = []
+def test_the_same_seed_gives_the_same_queries(config: ModelConfig, data_config: DataConfig) -> None:
+    queries = []
     for _ in range(2):
         model = PromptEmbedder.create(config=config)
         fit(model, data_config, 3)
-        gates.append(model.encoder.gate.up.detach())
-    assert torch.equal(*gates)
+        queries.append(model.encoder.query.up.detach())
+    assert torch.equal(*queries)
 
 
-def test_a_recipe_trains_the_gate_before_the_other_parts(
+def test_a_recipe_trains_the_pooling_before_the_other_parts(
     config: ModelConfig, data_config: DataConfig, tmp_path: Path
 ) -> None:
     recipe = Recipe(
         model=config,
         data=data_config,
-        gate=GateConfig(steps=5),
+        instruction_pooling=InstructionPoolingConfig(steps=5),
         optim=OptimConfig(steps=1, batch_size=6, alignment_learning_rate=1e-12),
         run=RunConfig(output=str(tmp_path / "run")),
     )
     data = load_training_data(data_config, seed=0)
     model = build_model(recipe, data, device="cpu")
+    before = model.encoder.query.up.detach().clone()
     train_model(model, data, recipe)
-    assert model.encoder.gate.up.abs().sum() > 1e-3
+    assert (model.encoder.query.up - before).abs().max() > 1e-4
 
 
-def test_a_model_without_a_gate_and_data_without_labels_are_refused(
+def test_a_model_without_heads_and_data_without_labels_are_refused(
     config: ModelConfig, data_config: DataConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"model\.gate_rank is 0"):
-        fit(PromptEmbedder.create(config=replace(config, gate_rank=0)), data_config, 1)
+    with pytest.raises(ConfigError, match=r"needs model.instruction_heads"):
+        fit(PromptEmbedder.create(config=replace(config, instruction_heads=0)), data_config, 1)
     (tmp_path / "pairs.csv").write_text("question,answer\na,b\nc,d\n")
-    with pytest.raises(ConfigError, match="gate.steps needs labelled corpora"):
+    with pytest.raises(ConfigError, match="instruction_pooling.steps needs labelled corpora"):
         fit(PromptEmbedder.create(config=config), DataConfig(pairs=str(tmp_path / "pairs.csv")), 1)
