@@ -102,11 +102,32 @@ def test_a_recipe_trains_the_pooling_before_the_other_parts(
     assert (model.encoder.query.up - before).abs().max() > 1e-4
 
 
-def test_a_model_without_heads_and_data_without_labels_are_refused(
-    config: ModelConfig, data_config: DataConfig, tmp_path: Path
-) -> None:
+def test_a_model_without_heads_is_refused(config: ModelConfig, data_config: DataConfig) -> None:
     with pytest.raises(ConfigError, match=r"needs model.instruction_heads"):
         fit(PromptEmbedder.create(config=replace(config, instruction_heads=0)), data_config, 1)
-    (tmp_path / "pairs.csv").write_text("question,answer\na,b\nc,d\n")
-    with pytest.raises(ConfigError, match="instruction_pooling.steps needs labelled corpora"):
-        fit(PromptEmbedder.create(config=config), DataConfig(pairs=str(tmp_path / "pairs.csv")), 1)
+
+
+def test_pairs_with_an_instruction_each_teach_which_answer_is_asked_for(config: ModelConfig, tmp_path: Path) -> None:
+    def row(colour: str, thing: str, number: int, asked: str) -> dict[str, str]:
+        answer = colour if asked == "colour" else thing
+        return {"text": f"a {colour} {thing}, number {number}", "question": INSTRUCTIONS[asked], "answer": answer}
+
+    rows = [
+        row(colour, thing, number, asked)
+        for number in range(6)
+        for colour in COLOURS
+        for thing in THINGS
+        for asked in INSTRUCTIONS
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    data_config = DataConfig(pairs=str(path), columns=("text", "answer"), instruction_column="question")
+    model = PromptEmbedder.create(config=config)
+    model.encoder.fit_whitening([one["text"] for one in rows] + list(COLOURS + THINGS))
+    fit(model, data_config, 300)
+    model.encoder.text_pooling.weight.fill_(1e4)
+    answers = torch.as_tensor(model.encode(list(COLOURS + THINGS)))
+    texts = [f"a {colour} {thing}, number 9" for colour in COLOURS for thing in THINGS]
+    by_colour, by_thing = torch.as_tensor(model.encode_instructions(texts, list(INSTRUCTIONS.values()))) @ answers.T
+    assert by_colour.argmax(dim=1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert by_thing.argmax(dim=1).tolist() == [3, 4, 5, 3, 4, 5, 3, 4, 5]

@@ -8,7 +8,15 @@ from promptembedder.data.docstrings import (
     sample_training_pairs,
 )
 from promptembedder.data.mixture import Attribute, LabelledCorpus, Task, read_labelled_corpora, read_mixture
-from promptembedder.data.pairs import Pair, PairColumns, PairTable, build_datasets, detect_pair_columns, read_pairs
+from promptembedder.data.pairs import (
+    Pair,
+    PairColumns,
+    PairTable,
+    add_other_answers,
+    build_datasets,
+    detect_pair_columns,
+    read_pairs,
+)
 from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources
 from promptembedder.data.texts import (
@@ -37,6 +45,7 @@ __all__ = [
     "Task",
     "TextColumns",
     "TextRow",
+    "add_other_answers",
     "build_datasets",
     "build_search_task",
     "check_text_list",

@@ -15,7 +15,15 @@ from promptembedder.errors import DataError, did_you_mean, first_line, printable
 __all__ = ["Attribute", "LabelledCorpus", "Task", "read_labelled_corpora", "read_mixture"]
 
 _REQUIRED = ("name", "file", "instruction", "document_instruction", "in_batch_negatives")
-_OPTIONAL = ("instruction_paraphrases", "kind", "rows", "with_negative", "dropped_as_contaminated")
+_OPTIONAL = (
+    "instruction_paraphrases",
+    "columns",
+    "instruction_column",
+    "kind",
+    "rows",
+    "with_negative",
+    "dropped_as_contaminated",
+)
 # keys of a recipe, which a user may expect here
 _MISTAKEN_KEYS = {"instructions": "instruction", "document_instructions": "document_instruction", "pairs": "file"}
 
@@ -29,6 +37,8 @@ class Task:
         document_instructions: Instructions of the documents. Empty if documents have none, equal to `instructions` in
             symmetric tasks.
         in_batch_negatives: True if the positives of other queries are negatives. False for label data.
+        columns: Names of anchor, positive and optionally negative. If empty, they are detected.
+        instruction_column: Column with an instruction of each row, instead of `instructions`.
     """
 
     name: str
@@ -36,14 +46,17 @@ class Task:
     instructions: tuple[str, ...]
     document_instructions: tuple[str, ...]
     in_batch_negatives: bool
+    columns: tuple[str, ...] = ()
+    instruction_column: str | None = None
 
 
 def read_mixture(path: Path) -> list[Task]:
     """Read the tasks of a mixture file, a JSON list of objects.
 
     Each object has name, file (relative to the folder of the mixture, or absolute), instruction, document_instruction
-    (null if documents have none) and in_batch_negatives, and optionally instruction_paraphrases. The keys kind, rows,
-    with_negative and dropped_as_contaminated are informational and ignored.
+    (null if documents have none) and in_batch_negatives, and optionally instruction_paraphrases, columns (anchor,
+    positive and maybe negative) and instruction_column (an instruction of each row; `instruction` may then be left
+    out). The keys kind, rows, with_negative and dropped_as_contaminated are informational and ignored.
 
     Raises:
         DataError: If the file or a file that it names is missing, is not such JSON, has unknown or missing keys or
@@ -90,13 +103,19 @@ def _parse_task(entry: Any, folder: Path, where: str) -> Task:
         raise DataError(
             f"{where}: in_batch_negatives is {short_repr(entry['in_batch_negatives'])}. Write true or false."
         )
-    instructions = _instructions(entry, where)
+    columns = entry.get("columns", [])
+    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
+        raise DataError(f"{where}: columns is {short_repr(columns)}. Write a list of names.")
+    column = entry.get("instruction_column")
+    instructions = () if "instruction" not in entry else _instructions(entry, where)
     return Task(
         name=name,
         file=file,
         instructions=instructions,
         document_instructions=_document_instructions(entry["document_instruction"], instructions, where),
         in_batch_negatives=entry["in_batch_negatives"],
+        columns=tuple(columns),
+        instruction_column=None if column is None else _check_string(column, "instruction_column", where),
     )
 
 
@@ -106,7 +125,8 @@ def _check_keys(entry: Mapping[str, Any], where: str) -> None:
         if key not in known:
             hint = did_you_mean(_MISTAKEN_KEYS.get(key, key), known) or "Remove it. "
             raise DataError(f"{where} has the unknown key {short_repr(key)}. {hint}Known keys are {', '.join(known)}.")
-    missing = [key for key in _REQUIRED if key not in entry]
+    required = [key for key in _REQUIRED if key != "instruction" or "instruction_column" not in entry]
+    missing = [key for key in required if key not in entry]
     if missing:
         raise DataError(
             f"{where} lacks {', '.join(missing)}. Every task has {', '.join(_REQUIRED)}; "
@@ -126,7 +146,7 @@ def _document_instructions(found: Any, instructions: tuple[str, ...], where: str
     if found is None:
         return ()
     instruction = _check_string(found, "document_instruction", where)
-    return instructions if instruction == instructions[0] else (instruction,)
+    return instructions if instruction in instructions[:1] else (instruction,)
 
 
 def _check_string(value: Any, key: str, where: str) -> str:

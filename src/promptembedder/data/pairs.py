@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -15,7 +15,16 @@ from promptembedder.data.sources import SourceFile
 from promptembedder.data.texts import clean_text
 from promptembedder.errors import ConfigError, DataError, short_repr
 
-__all__ = ["Pair", "PairColumns", "PairTable", "build_datasets", "detect_pair_columns", "format_columns", "read_pairs"]
+__all__ = [
+    "Pair",
+    "PairColumns",
+    "PairTable",
+    "add_other_answers",
+    "build_datasets",
+    "detect_pair_columns",
+    "format_columns",
+    "read_pairs",
+]
 
 _KNOWN = (
     ("anchor", "positive"),
@@ -122,11 +131,15 @@ def detect_pair_columns(
 
 @dataclass(frozen=True)
 class Pair:
-    """Query (`anchor`), a text that it should find (`positive`), and a text that it should not (`negative`)."""
+    """Query (`anchor`), a text that it should find (`positive`), and a text that it should not (`negative`).
+
+    `instruction` is that of the anchor, if each row has its own.
+    """
 
     anchor: str
     positive: str
     negative: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,7 @@ def read_pairs(
     limit: int | None = None,
     seed: int = 0,
     columns: Sequence[str] = (),
+    instruction_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
 ) -> PairTable:
@@ -160,18 +174,24 @@ def read_pairs(
 
     Args:
         columns: Names of the columns, in this order. If empty, they are detected from the first row.
+        instruction_column: Column with the instruction of each row's anchor. If None, `instruction`, if the first row
+            has such a column beside anchor and positive.
         delimiter: As in `read_rows`.
         encoding: As in `read_rows`.
 
     Raises:
-        DataError: As in `detect_pair_columns`, or if an anchor or positive is missing, blank or not a string.
+        DataError: As in `detect_pair_columns`, or if an anchor, positive or instruction is missing, blank or not a
+            string.
         ConfigError: If `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"the limit of pairs must be at least 1, got {limit}. Leave it out to read all.")
     of = detect_pair_columns(path, columns, delimiter=delimiter, encoding=encoding)
+    if instruction_column is None and "instruction" not in (of.anchor, of.positive, of.negative):
+        first = next(read_rows(path, delimiter=delimiter, encoding=encoding))
+        instruction_column = "instruction" if "instruction" in first else None
     rows = read_rows(path, delimiter=delimiter, encoding=encoding)
-    pairs = (_pair_of(row, of, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
+    pairs = (_pair_of(row, of, f"{path}, row {number}", instruction_column) for number, row in enumerate(rows, start=1))
     return PairTable(pairs=list(pairs) if limit is None else _subsample(pairs, limit, seed=seed))
 
 
@@ -179,15 +199,17 @@ def build_datasets(pairs: Iterable[Pair], name: str) -> dict[str, datasets.Datas
     """Split pairs into data sets for sentence-transformers, in each of which all rows have the same columns.
 
     `{name}` has the columns anchor, positive, and `{name}+negatives` has anchor, positive, negative. The order matters,
-    because losses take columns by position. A data set without rows is omitted.
+    because losses take columns by position. A column `instruction` follows if the pairs have one. A data set without
+    rows is omitted.
     """
     bare: list[Pair] = []
     full: list[Pair] = []
     for pair in pairs:
         (bare if pair.negative is None else full).append(pair)
+    own = ("instruction",) if any(pair.instruction for pair in bare + full) else ()
     parts = {
-        name: (bare, ("anchor", "positive")),
-        f"{name}+negatives": (full, ("anchor", "positive", "negative")),
+        name: (bare, ("anchor", "positive", *own)),
+        f"{name}+negatives": (full, ("anchor", "positive", "negative", *own)),
     }
     return {key: _dataset(rows, columns) for key, (rows, columns) in parts.items() if rows}
 
@@ -199,7 +221,24 @@ def _dataset(rows: list[Pair], columns: tuple[str, ...]) -> datasets.Dataset:
     )
 
 
-def _pair_of(row: dict[str, Any], of: PairColumns, place: str) -> Pair:
+def add_other_answers(pairs: Sequence[Pair], *, seed: int) -> list[Pair]:
+    """Give each pair without a negative the positive of the same anchor under another instruction, if there is one.
+
+    A text under a question should be near the answer to this question and not near its answer to another one.
+    """
+    generator = random.Random(seed)
+    answers: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        answers.setdefault(pair.anchor, {})[pair.positive] = None
+    added = []
+    for pair in pairs:
+        others = [answer for answer in answers[pair.anchor] if answer != pair.positive]
+        keeps = pair.negative is not None or pair.instruction is None or not others
+        added.append(pair if keeps else replace(pair, negative=generator.choice(others)))
+    return added
+
+
+def _pair_of(row: dict[str, Any], of: PairColumns, place: str, instruction_column: str | None) -> Pair:
     negative = row.get(of.negative)
     if isinstance(negative, str) and not negative.strip():
         negative = None
@@ -207,6 +246,7 @@ def _pair_of(row: dict[str, Any], of: PairColumns, place: str) -> Pair:
         anchor=_text_of(row, of.anchor, place),
         positive=_text_of(row, of.positive, place),
         negative=None if negative is None else _text_of(row, of.negative, place),
+        instruction=None if instruction_column is None else _text_of(row, instruction_column, place),
     )
 
 

@@ -21,7 +21,7 @@ from promptembedder.method.checkpoint import (
 from promptembedder.method.encoder_parts import EncoderParts
 from promptembedder.method.prompter import Prompter, PrompterSnapshot
 from promptembedder.method.relaxation import RelaxedTokens, soft_token_diagnostics
-from promptembedder.method.soft_token_encoder import SoftTokenEncoder
+from promptembedder.method.soft_token_encoder import SoftTokenEncoder, instruction_of_each
 from promptembedder.types import Float, Tensor
 
 __all__ = ["DualEncoder"]
@@ -40,12 +40,16 @@ class DualEncoder(SoftTokenEncoder):
         self.prompter_snapshot, self.others = parts.prompter_snapshot, parts.others
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""
+    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+        """Tokenize the texts and add their instruction.
+
+        Args:
+            prompt: Instruction of all texts, or one of each text. If None, the default instruction.
+        """
         features = self.instructed_features(inputs, prompt)
         if self.config.prompter.depends_on_text:
             texts = [clean_text(text) for text in inputs]
-            ids, mask = self._prompter_inputs([features["instruction"]] * len(texts), texts)
+            ids, mask = self._prompter_inputs(instruction_of_each(features, len(texts)), texts)
             features |= {"prompter_ids": ids, "prompter_mask": mask}
         return features
 

@@ -43,7 +43,7 @@ from promptembedder.method.soft_token_cache import SoftTokenStore
 from promptembedder.method.text_encoder import TextEncoder
 from promptembedder.types import Float, Int, Tensor
 
-__all__ = ["SoftTokenEncoder"]
+__all__ = ["SoftTokenEncoder", "instruction_of_each"]
 
 # Larger batches make no matrix product faster, and their activations exceed what the allocator reuses.
 _PACKED_ON_CPU = 2048
@@ -98,9 +98,11 @@ class SoftTokenEncoder(TextEncoder):
 
     # -- interface of a sentence-transformers input module -----------------------------------------------------------
 
-    def instructed_features(self, inputs: Sequence[str], prompt: str | None) -> dict[str, Any]:
-        """Return the token ids of the texts and their instruction: `prompt`, or the default."""
-        return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
+    def instructed_features(self, inputs: Sequence[str], prompt: str | Sequence[str] | None) -> dict[str, Any]:
+        """Return the token ids of the texts and their instruction: `prompt`, or the default, or one of each text."""
+        if prompt is None or isinstance(prompt, str):
+            return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
+        return {**self.token_features(inputs), "instruction": [self.instruction_of(one) for one in prompt]}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `sentence_embedding`, [batch dim_r], float32 and of length 1.
@@ -126,11 +128,10 @@ class SoftTokenEncoder(TextEncoder):
             for features in columns:
                 features |= self.forward(features)
             return
-        instructions = [features["instruction"] for features in columns]
-        soft = self.soft_tokens(instructions)
         sizes = [len(features["input_ids"]) for features in columns]
-        repeats = torch.tensor(sizes, device=soft.device)
-        embedded = self._embedded(self.read(columns), soft.repeat_interleave(repeats, dim=0))
+        each = zip(columns, sizes, strict=True)
+        instructions = [one for features, size in each for one in instruction_of_each(features, size)]
+        embedded = self._embedded(self.read(columns), self._soft_tokens_of_each(instructions))
         for name, embeddings in embedded.items():
             for features, rows in zip(columns, embeddings.split(sizes), strict=True):
                 features[name] = rows
@@ -154,7 +155,16 @@ class SoftTokenEncoder(TextEncoder):
         """Return the soft tokens of each row of a batch that has one instruction."""
         if self.config.prompter.depends_on_text:
             return self.generate_for_texts(features)
-        return self.soft_tokens([features["instruction"]]).expand(batch, -1, -1)
+        return self._soft_tokens_of_each(instruction_of_each(features, batch))
+
+    def _soft_tokens_of_each(self, instructions: Sequence[str]) -> Float[Tensor, "batch prompt width"]:
+        """Return the soft tokens of each instruction, generated in one batch of the distinct ones."""
+        distinct = list(dict.fromkeys(instructions))
+        soft = self.soft_tokens(distinct)
+        if len(distinct) == 1:
+            return soft.expand(len(instructions), -1, -1)
+        number = {instruction: row for row, instruction in enumerate(distinct)}
+        return soft[[number[instruction] for instruction in instructions]]
 
     @property
     def reads_text_once(self) -> bool:
@@ -444,3 +454,9 @@ class SoftTokenEncoder(TextEncoder):
         """Restore the state. The version counters of a copy's weights restart; its compiled tokens are valid."""
         super().__setstate__(state)
         self.store.add_compiled({}, self.trained_weights())
+
+
+def instruction_of_each(features: dict[str, Any], batch: int) -> list[str]:
+    """Return the instruction of each text of a batch."""
+    instruction = features["instruction"]
+    return [instruction] * batch if isinstance(instruction, str) else list(instruction)

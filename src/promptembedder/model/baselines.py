@@ -199,12 +199,17 @@ class PooledEncoder(_SavedBaseline):
             enable = getattr(reader.model, "activation_checkpointing_enable", None)
             (enable or reader.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Tokenize the texts within their template. If `prompt` is None, the template has no instruction."""
-        instruction = clean_instruction(prompt)
+    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+        """Tokenize the texts within their template.
+
+        Args:
+            prompt: Instruction of all texts, or one of each text. If None, the template has no instruction.
+        """
         bare, instructed, tail = _TEMPLATES[self.baseline.template]
-        head = instructed.replace("{instruction}", instruction) if instruction else bare
-        return dict(self.token_features(inputs, prefixes=[head] * len(inputs), suffixes=[tail] * len(inputs)))
+        each = [prompt] * len(inputs) if prompt is None or isinstance(prompt, str) else prompt
+        named = [clean_instruction(one) for one in each]
+        heads = [instructed.replace("{instruction}", one) if one else bare for one in named]
+        return dict(self.token_features(inputs, prefixes=heads, suffixes=[tail] * len(inputs)))
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `sentence_embedding`, [batch dim_r], float32.
@@ -268,8 +273,8 @@ class StaticEncoder(_SavedBaseline, SoftTokenEncoder):
         queries = query_width(config.instruction_heads, prompt=config.num_soft_tokens)
         self.vectors = nn.Parameter(F.pad(start, (0, deeper + queries)).repeat(count, 1, 1))
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Tokenize the texts and add their instruction. If `prompt` is None, the default instruction."""
+    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+        """Tokenize the texts and add their instruction: `prompt`, the default, or one of each text."""
         return self.instructed_features(inputs, prompt)
 
     def generate(self, instructions: Sequence[str]) -> Float[Tensor, "instructions prompt width"]:

@@ -54,8 +54,10 @@ class PromptedSentenceTransformer(SentenceTransformer):
         """
         return isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable)
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Return the features of the texts under the instruction `prompt`.
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the features of the texts under the instruction `prompt`, or each under its own.
 
         Overridden because the parent class prepends the prompt to the text if a module raises TypeError.
         """

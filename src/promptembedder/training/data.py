@@ -19,6 +19,7 @@ from promptembedder.data import (
     Attribute,
     LabelledCorpus,
     Pair,
+    add_other_answers,
     build_datasets,
     read_labelled_corpora,
     read_mixture,
@@ -226,7 +227,7 @@ def _load_mixture(config: DataConfig, seed: int) -> dict[str, TaskData]:
         if config.tasks and task.name not in config.tasks:
             continue
         parts = build_task_data(
-            _load_file_pairs(task.file, config, seed),
+            _load_file_pairs(task.file, config, seed, columns=task.columns, instruction_column=task.instruction_column),
             task.name,
             instructions=task.instructions,
             document_instructions=task.document_instructions,
@@ -255,18 +256,28 @@ def _hold_out_variants(task: TaskData, count: int, name: str) -> TaskData:
     )
 
 
-def _load_file_pairs(path: Path, config: DataConfig, seed: int) -> list[Pair]:
-    """Read the pairs of a file, dropping those without a negative before subsampling if `config` requires one."""
-    columns = () if config.columns == ANY_COLUMNS or config.pairs is None else config.columns
-    limit = None if config.require_negative else config.limit
+def _load_file_pairs(
+    path: Path, config: DataConfig, seed: int, *, columns: Sequence[str] = (), instruction_column: str | None = None
+) -> list[Pair]:
+    """Read the pairs of a file and subsample them, once negatives are added or required."""
+    if config.pairs is not None and config.columns != ANY_COLUMNS:
+        columns = config.columns
+    instruction_column = instruction_column or config.instruction_column
+    whole = config.require_negative or instruction_column is not None
     pairs = read_pairs(
-        path, limit=limit, seed=seed, columns=columns, delimiter=config.delimiter, encoding=config.encoding
+        path,
+        limit=None if whole else config.limit,
+        seed=seed,
+        columns=columns,
+        instruction_column=instruction_column,
+        delimiter=config.delimiter,
+        encoding=config.encoding,
     ).pairs
-    if not config.require_negative:
-        return pairs
-    pairs = [pair for pair in pairs if pair.negative]
-    if not pairs:
-        raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
+    pairs = add_other_answers(pairs, seed=seed)
+    if config.require_negative:
+        pairs = [pair for pair in pairs if pair.negative]
+        if not pairs:
+            raise DataError(f"{path} has no row with a `negative`. Set data.require_negative to false.")
     if config.limit is not None and config.limit < len(pairs):
         rows = sorted(random.Random(seed).sample(range(len(pairs)), config.limit))
         pairs = [pairs[row] for row in rows]
@@ -293,14 +304,22 @@ def _load_hub_pairs(config: DataConfig, seed: int) -> list[Pair]:
         refusal = hub_refusal(config.hub, error, instead="a file of pairs (data.pairs)")
         reason = refusal or str(error).splitlines()[0]
         raise DataError(f"cannot load data set {config.hub!r}: {reason}") from error
-    missing = [column for column in config.columns if column not in rows.column_names]
+    own = config.instruction_column
+    if own is None and "instruction" in rows.column_names and "instruction" not in config.columns:
+        own = "instruction"
+    needed = [*config.columns, *([] if own is None else [own])]
+    missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise DataError(
             f"data set {config.hub!r} has no column {missing[0]!r}. It has: {', '.join(rows.column_names)}."
         )
     if config.limit is not None and config.limit < len(rows):
         rows = rows.shuffle(seed=seed).select(range(config.limit))
-    return [Pair(*values) for values in zip(*(rows[column] for column in config.columns), strict=True)]
+    pairs = [Pair(*values) for values in zip(*(rows[column] for column in config.columns), strict=True)]
+    if own is None:
+        return pairs
+    pairs = [dataclasses.replace(pair, instruction=one) for pair, one in zip(pairs, rows[own], strict=True)]
+    return add_other_answers(pairs, seed=seed)
 
 
 def log_data_warnings(data: TrainingData) -> None:
@@ -332,7 +351,7 @@ def _warnings(name: str, task: TaskData) -> Iterator[str]:
             f"the {rows} pairs of task {name!r} have only {texts} distinct texts, as labels have. A batch contains a "
             f"text once, thus at most {texts} rows. Train on labels as a labelled corpus (data.corpora)."
         )
-    if not task.instructions:
+    if not task.instructions and "instruction" not in task.train.column_names:
         yield (
             f"task {name!r} has no instruction: queries are embedded as documents are. Give one with --instruction "
             "(data.instructions)."
@@ -361,7 +380,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
     attributes_per_step: int = 3
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)
-    _drawn: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _drawn: dict[str, str | list[str]] = field(default_factory=dict, init=False, repr=False)
     _labels: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -374,10 +393,17 @@ class InstructionCollator(SentenceTransformerDataCollator):
 
     def _collate_share(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if self.ranks.world_size == 1:
-            return super().__call__(features)
+            return self._collate_rows(features)
         # an empty share gets a placeholder row, because every process has to run the same collectives
         local = features[self.ranks.shares(len(features))[self.ranks.rank]] or features[:1]
-        return {**super().__call__(local), "all_gather_with_grad": len(features)}
+        return {**self._collate_rows(local), "all_gather_with_grad": len(features)}
+
+    def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tokenize the columns of the rows, the anchors each under its own instruction if the rows have one."""
+        if not rows or "instruction" not in rows[0]:
+            return super().__call__(rows)
+        self._drawn = {**self._drawn, "anchor": [row["instruction"] for row in rows]}
+        return super().__call__([{name: row[name] for name in row if name != "instruction"} for row in rows])
 
     def _collate_corpus(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate the distinct texts of the pairs once for each drawn attribute, with their labels [texts attributes].
@@ -403,7 +429,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
         digest = zlib.crc32("\x00".join(texts).encode("utf-8", "replace"))
         return random.Random(f"{self.seed}-{digest}")
 
-    def _draw(self, features: list[dict[str, Any]]) -> dict[str, str]:
+    def _draw(self, features: list[dict[str, Any]]) -> dict[str, str | list[str]]:
         variants = self.variants.get(features[0].get("dataset_name", ""))
         if variants is None:
             return {}
@@ -413,11 +439,11 @@ class InstructionCollator(SentenceTransformerDataCollator):
             document = anchor
         else:
             document = generator.choice(variants.document) if variants.document else None
-        columns = [column for column in features[0] if column != "dataset_name"]
+        columns = [column for column in features[0] if column not in ("dataset_name", "instruction")]
         drawn = {column: anchor if column == "anchor" else document for column in columns}
         return {column: variant for column, variant in drawn.items() if variant is not None}
 
-    def _resolve_prompts(self, batch: dict[str, Any]) -> str | dict[str, str] | None:
+    def _resolve_prompts(self, batch: dict[str, Any]) -> Any:
         return self._drawn
 
 

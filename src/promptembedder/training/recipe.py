@@ -36,6 +36,8 @@ class DataConfig:
         hub_split: Split of the hub's data set.
         columns: Names of the anchor column, the positive column and optionally the negative column. For `pairs` the
             default detects them: these names, other usual names, or the only two columns of JSON lines or Parquet.
+        instruction_column: Column of `pairs` with the instruction of each row's anchor. If None, the column
+            `instruction`, if there is one. Rows of one anchor are each other's negatives.
         delimiter: Character between the values of CSV files. If None, detected in the header row.
         encoding: Encoding of CSV and JSONL files.
         instructions: Instruction variants for `pairs` and `hub`. One is drawn for each batch.
@@ -60,6 +62,7 @@ class DataConfig:
     hub_subset: str | None = None
     hub_split: str = "train"
     columns: tuple[str, ...] = ANY_COLUMNS
+    instruction_column: str | None = None
     delimiter: str | None = None
     encoding: str = "utf-8"
     instructions: tuple[str, ...] = ()
@@ -157,15 +160,15 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionPoolingConfig:
-    """Training of the instruction pooling on labelled corpora before the other parts.
+    """Training of the instruction pooling before the other parts.
 
     Neither the texts' states nor the tokens of an untrained prompter change meanwhile. Both are computed once, and a
     step passes through no LLM.
 
     Attributes:
         steps: Number of steps. 0: it is trained with the other parts only.
-        texts: Maximum number of texts of each corpus.
-        batch_size: Texts of a step, all of one corpus.
+        texts: Maximum number of texts of each labelled corpus. Of other tasks, half as many pairs.
+        batch_size: Texts or pairs of a step, all of one corpus or task.
         learning_rate: Learning rate of AdamW, which decays to zero.
     """
 
