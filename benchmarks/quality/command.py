@@ -91,9 +91,7 @@ def quality(
             work=str(work),
         )
         content, files = _measure(bench_config, output, report)
-    report.print(_table(content))
-    report.print(f"written: {escape(', '.join(map(str, files)))}")
-    report.result({"files": [str(path) for path in files], **content})
+    _print(content, files, report)
 
 
 def _measure(config: "QualityConfig", folder: Path, report: Report) -> tuple[dict[str, Any], list[Path]]:
@@ -149,6 +147,12 @@ def _points(run: dict[str, Any], point: Any) -> list[Any]:
 
 def _label(run: dict[str, Any]) -> str:
     return f"{run['method']}, equal time" if run["budget"] == "seconds" else str(run["method"])
+
+
+def _print(content: dict[str, Any], files: list[Path], report: Report) -> None:
+    report.print(_table(content))
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
+    report.result({"files": [str(path) for path in files], **content})
 
 
 def _table(content: dict[str, Any]) -> Table:

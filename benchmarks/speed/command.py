@@ -42,12 +42,6 @@ def speed(
     report = Report(as_json)
     with one_line_errors():
         extras.require("psutil", extra="bench")
-        numbers = {
-            "lengths": parse_ints("lengths", lengths),
-            "texts": parse_ints("texts", texts),
-            "instructions": parse_ints("instructions", instructions),
-            "soft_tokens": parse_ints("soft_tokens", soft_tokens),
-        }
         import torch
 
         from benchmarks.speed.benchmark import SpeedConfig, run_speed, slowest_profile
@@ -56,8 +50,11 @@ def speed(
         bench_config = SpeedConfig(
             reader=reader,
             prompter=prompter,
+            lengths=parse_ints("lengths", lengths),
             length=length,
-            **numbers,
+            texts=parse_ints("texts", texts),
+            instructions=parse_ints("instructions", instructions),
+            soft_tokens=parse_ints("soft_tokens", soft_tokens),
             batch=batch,
             tokens=tokens,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),

@@ -31,14 +31,14 @@ if TYPE_CHECKING:  # imported lazily, because these imports take seconds and `--
 
 __all__ = ["transfer"]
 
+_ROUTES = "smollm2-135m>gemma3-270m,gemma3-270m>smollm2-135m"
+
 
 def transfer(
     mixture: MixtureOption,
     tasks: TasksOption,
     only: OnlyOption = None,
-    routes: Annotated[
-        str, typer.Option(help="FROM>TO, separated by commas.")
-    ] = "smollm2-135m>gemma3-270m,gemma3-270m>smollm2-135m",
+    routes: Annotated[str, typer.Option(help="FROM>TO, separated by commas.")] = _ROUTES,
     prompter: PrompterOption = "smollm2-135m",
     starts: Annotated[
         str, typer.Option(help="Of the moved alignment: ridge, procrustes, vocabulary, fresh, random.")
@@ -92,9 +92,7 @@ def transfer(
             work=str(work),
         )
         content, files = _measure(bench_config, output, report)
-    report.print(_table(content))
-    report.print(f"written: {escape(', '.join(map(str, files)))}")
-    report.result({"files": [str(path) for path in files], **content})
+    _print(content, files, report)
 
 
 def _route(text: str) -> tuple[str, str]:
@@ -114,6 +112,12 @@ def _measure(config: "MoveBenchConfig", folder: Path, report: Report) -> tuple[d
     runs = bench_move(config, tell=report.print, callbacks=[TrainingBar()])
     content = merge_results(folder, move_content(runs, provenance(config)))
     return content, [*write_move(folder, content), *plot_transfers(content, folder)]
+
+
+def _print(content: dict[str, Any], files: list[Path], report: Report) -> None:
+    report.print(_table(content))
+    report.print(f"written: {escape(', '.join(map(str, files)))}")
+    report.result({"files": [str(path) for path in files], **content})
 
 
 def _table(content: dict[str, Any]) -> Table:
