@@ -194,7 +194,7 @@ def run_speed_stage(config: MeasureConfig, result: StageResult) -> None:
     def time_reader(reader: str) -> dict[str, Any]:
         prompter = _TINY if config.smoke else "random:smollm2-135m"
         require_memory([reader, prompter], config.device)
-        settings = _ListedCases(
+        speed_config = _ListedCases(
             reader=reader,
             prompter=prompter,
             lengths=(128,),
@@ -203,7 +203,7 @@ def run_speed_stage(config: MeasureConfig, result: StageResult) -> None:
             dtype="float32" if config.smoke else "bfloat16",
             repeats=1 if config.smoke else 3,
         )
-        return run_speed(settings, Path(config.output) / f"speed-{reader.removeprefix('random:')}", on_case=print)
+        return run_speed(speed_config, Path(config.output) / f"speed-{reader.removeprefix('random:')}", on_case=print)
 
     for reader in cases:
         result.attempt(reader, lambda reader=reader: time_reader(reader))  # type: ignore[misc]
