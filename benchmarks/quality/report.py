@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.document import markdown_table
 from benchmarks.quality.run import QualityRun
+from benchmarks.quality.wordings import KINDS
 from benchmarks.result_content import merged_content, provenance_markdown
 from promptembedder.storage import write_csv, write_json, write_text
 
@@ -77,13 +78,13 @@ def _wordings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     scored = [run for run in runs if run["held_out"]]
     if not scored:
         return []
-    kinds = list(scored[0]["held_out"])
-    header = ["method", "budget", "seed", *kinds]
-    cells = [[_shown(run["held_out"].get(name, run.get(name))) for name in header] for run in scored]
+    names = ("method", "budget", "seed")
+    # by position: runs stored before version 0.2 have another name for the last kind
+    cells = [[_shown(value) for value in (*(run[name] for name in names), *run["held_out"].values())] for run in scored]
     return [
-        "Held-out rows of the trained tasks, nDCG@10 x 100, by what queries are read under (`foreign`: another task's "
+        "Held-out rows of the trained tasks, nDCG@10 x 100, by what queries are read under (`others`: another task's "
         "instruction):\n",
-        markdown_table(header, cells),
+        markdown_table([*names, *KINDS], cells),
     ]
 
 

@@ -10,16 +10,16 @@ from promptembedder.evaluation import vector_score
 from promptembedder.model import Encoder
 from promptembedder.training import TaskData, TrainingData
 
-__all__ = ["held_out_scores"]
+__all__ = ["KINDS", "held_out_scores"]
 
-_KINDS = ("seen", "unseen", "empty", "foreign")
+KINDS = ("seen", "unseen", "empty", "others")
 
 
-def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = _KINDS) -> dict[str, float]:
+def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] = KINDS) -> dict[str, float]:
     """Return the mean nDCG@10 x 100 over the tasks with held-out rows, each searched among its own held-out answers.
 
     The keys are `seen` (the task's first wording), `unseen` (a wording that is not in the training data), `empty` (no
-    instruction), and the last of `_KINDS` (the first wording of the next task). Label tasks are excluded, because their
+    instruction), and `others` (the first wording of the next task). Label tasks are excluded, because their
     rows have many right answers.
     """
     tasks = {
@@ -34,7 +34,7 @@ def held_out_scores(model: Encoder, data: TrainingData, *, kinds: Sequence[str] 
             "seen": task.instructions[0],
             "unseen": task.unseen_instructions[0],
             "empty": None,
-            "foreign": other.instructions[0],
+            "others": other.instructions[0],
         }
         for kind, score in _scores(model, task, {kind: words[kind] for kind in kinds}).items():
             by_kind[kind].append(score)

@@ -53,7 +53,7 @@ def test_every_method_is_trained_scored_and_read_again(config: QualityConfig, mo
     assert [run.trained_parameters > 0 for run in runs] == [True, True, True, False]
     for run in runs:
         assert run.mean == pytest.approx(run.scores["Alike"])
-        assert set(run.held_out) == {"seen", "unseen", "empty", "foreign"}
+        assert set(run.held_out) == {"seen", "unseen", "empty", "others"}
     for run in runs[:3]:
         assert [point["step"] for point in run.curve] == [1, 3]
         assert 0 < run.curve[0]["seconds"] < run.curve[1]["seconds"] == run.seconds

@@ -1,4 +1,4 @@
-"""Seen, unseen, empty and foreign wordings: an encoder that needs the right one shows it."""
+"""Seen, unseen and empty wordings, and those of other tasks: an encoder that needs the right one shows it."""
 
 from typing import Any
 
@@ -43,5 +43,5 @@ def test_each_kind_of_wording_is_scored_apart_and_label_tasks_are_left_out() -> 
     scores = held_out_scores(_NeedsTheWord(), data)
     blind = scores["empty"]
     assert blind < 60
-    # own words help the first task alone, and the first task's words, foreign to it, the second
-    assert scores["seen"] == scores["unseen"] == scores["foreign"] == (100 + blind) / 2
+    # own words help the first task alone, and the first task's words the second
+    assert scores["seen"] == scores["unseen"] == scores["others"] == (100 + blind) / 2
