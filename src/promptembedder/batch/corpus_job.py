@@ -16,7 +16,7 @@ from promptembedder.batch.plan import CorpusPlan, ShardTask, plan_corpus
 from promptembedder.batch.shard_folder import ShardFolder, ShardRecord
 from promptembedder.batch.shard_worker import WorkerConfig
 from promptembedder.batch.vector_format import WHOLE_VECTORS, VectorFormat
-from promptembedder.data import find_sources
+from promptembedder.data import SourceFile, find_sources
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
 from promptembedder.model import ModelIdentity, manifest_on, model_config, model_identity
@@ -155,13 +155,7 @@ def embed_corpus(
     identity = model_identity(model, reader=config.reader)
     sources = find_sources(files)
     with lock_directory(output):
-        plan = plan_corpus(
-            sources,
-            shard_rows=config.shard_rows,
-            text_column=config.text_column,
-            id_column=config.id_column,
-            passthrough=[column.name for column in config.passthrough],
-        )
+        plan = _plan(sources, config)
         folder = ShardFolder(output)
         # a folder of an earlier version identifies the model by the hash of its manifest: resume it under that hash
         by_manifest = not config.overwrite and folder.model_sha256() == identity.manifest_sha256
@@ -191,6 +185,16 @@ def embed_corpus(
             on_rows(0)
         folder.prune(records)  # sorts the manifest and deletes the files of dead workers
     return _report(output, worker, records, new_records, skipped=skipped, start=start, planned=planned)
+
+
+def _plan(sources: Sequence[SourceFile], config: CorpusConfig) -> CorpusPlan:
+    return plan_corpus(
+        sources,
+        shard_rows=config.shard_rows,
+        text_column=config.text_column,
+        id_column=config.id_column,
+        passthrough=[column.name for column in config.passthrough],
+    )
 
 
 def _embed_shards(

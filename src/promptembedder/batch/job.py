@@ -146,12 +146,7 @@ def embed_files(
             needs a prompter that is not loaded.
     """
     check_files(files, output, config=config)
-    if model.truncate_dim is not None:
-        raise ConfigError(
-            f"vectors cut to {model.truncate_dim} dimensions do not have length 1. Set truncate_dim to None, "
-            "and the dimensions in vector_format."
-        )
-    config.vector_format.check(model.encoder.reader.dim)
+    _check_dimensions(model, config)
     start, truncated_before = time.perf_counter(), model.encoder.truncated_texts
     model.max_batch_tokens, model.encoder.reading.counts = config.max_batch_tokens, BatchStats()
     instructions = [normalize_instruction(text) for text in config.instructions] or [
@@ -170,10 +165,7 @@ def embed_files(
             file.append([row.id for row in chunk], vectors)
             rows += len(chunk)
             seen.update(hash(row.id) for row in chunk)
-    if len(seen) < rows:
-        _logger.warning(
-            "%d of %d rows have an id that came before. Name an id column with distinct ids", rows - len(seen), rows
-        )
+    _warn_of_repeated_ids(rows, distinct=len(seen))
     truncated, counts = model.encoder.truncated_texts - truncated_before, model.encoder.reading.counts
     return EmbedReport(
         output=output,
@@ -185,6 +177,22 @@ def embed_files(
         padding_share=counts.padding_share,
         seconds=time.perf_counter() - start,
     )
+
+
+def _check_dimensions(model: PromptEmbedder, config: EmbedConfig) -> None:
+    if model.truncate_dim is not None:
+        raise ConfigError(
+            f"vectors cut to {model.truncate_dim} dimensions do not have length 1. Set truncate_dim to None, "
+            "and the dimensions in vector_format."
+        )
+    config.vector_format.check(model.encoder.reader.dim)
+
+
+def _warn_of_repeated_ids(rows: int, *, distinct: int) -> None:
+    if distinct < rows:
+        _logger.warning(
+            "%d of %d rows have an id that came before. Name an id column with distinct ids", rows - distinct, rows
+        )
 
 
 def embed_texts(

@@ -3,9 +3,10 @@
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NoReturn
 
 import numpy as np
 
@@ -80,10 +81,7 @@ def plan_corpus(
         DataError: If a file cannot be read, has no valid row or no text column, an id is repeated, or a passthrough
             column exists in no row.
     """
-    for source in sources:
-        source.check()
-        if source.path is not None and not source.path.is_file():
-            raise DataError(f"{source} can be read only once. Save it as a file first.")
+    _check_sources(sources)
     distinct_names = len({source.name for source in sources}) == len(sources)
     found_columns: dict[str, None] = {}
     missing = dict.fromkeys(passthrough)
@@ -116,13 +114,22 @@ def plan_corpus(
             rows, invalid = rows + scan.rows, invalid + scan.invalid
         repeated = ids.repeated()
     if missing:
-        names = ", ".join(short_repr(name) for name in islice(found_columns, _MAX_LISTED_COLUMNS)) or "no columns"
-        raise DataError(
-            f"no row of the corpus has the column {short_repr(next(iter(missing)))}: found {names}. Name one of these."
-        )
+        _raise_missing_column(next(iter(missing)), found_columns)
     if repeated:
         _raise_repeated_id(tasks, repeated)
     return CorpusPlan(tasks=tuple(tasks), inputs=tuple(inputs), rows=rows, invalid=invalid)
+
+
+def _check_sources(sources: Sequence[SourceFile]) -> None:
+    for source in sources:
+        source.check()
+        if source.path is not None and not source.path.is_file():
+            raise DataError(f"{source} can be read only once. Save it as a file first.")
+
+
+def _raise_missing_column(name: str, found: Iterable[str]) -> NoReturn:
+    names = ", ".join(short_repr(column) for column in islice(found, _MAX_LISTED_COLUMNS)) or "no columns"
+    raise DataError(f"no row of the corpus has the column {short_repr(name)}: found {names}. Name one of these.")
 
 
 def read_shard_rows(task: ShardTask) -> Iterator[tuple[FoundRow, TextRow | DataError]]:
