@@ -6,16 +6,12 @@ import time
 import pytest
 import torch
 
-from benchmarks import memory as memory_module
 from benchmarks.memory import OutOfMemoryError, PeakMemory, is_out_of_memory, memory_in_use, release_memory, room_for
 
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("kernel_counts", [True, False])
-def test_the_peak_of_a_block_is_what_it_held_at_once(kernel_counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not kernel_counts:
-        monkeypatch.setattr(memory_module, "_reset_high_water", lambda: False)
+def test_the_peak_of_a_block_is_what_it_held_at_once() -> None:
     release_memory("cpu")
     before = memory_in_use("cpu")
     with PeakMemory("cpu") as peak:

@@ -272,16 +272,15 @@ def test_rows_come_in_the_order_of_the_instructions() -> None:
     assert calls == [["aaa", "a", "aa"]]
 
 
-def test_the_memory_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptembedder.method.soft_token_cache._MAX_GENERATED", 3)
+def test_the_memory_does_not_grow_without_end() -> None:
     store, calls = SoftTokenStore(), []
-    many = ["a" * count for count in range(1, 8)]
+    many = [f"instruction {number}" for number in range(5000)]
     rows = store.get(many, counted_up(calls), [], training=False, device=CPU)
-    assert rows.flatten().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert rows.flatten().tolist() == [float(len(text)) for text in many]
     store.get(many[-3:], counted_up(calls), [], training=False, device=CPU)
     assert len(calls) == 1
     store.get(many[:1], counted_up(calls), [], training=False, device=CPU)
-    assert calls[1:] == [["a"]]
+    assert calls[1:] == [many[:1]]
 
 
 def test_compiled_tokens_follow_the_model_to_its_device() -> None:

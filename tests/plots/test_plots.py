@@ -16,7 +16,6 @@ from promptembedder.plots import (
     plot_step_time,
     plot_task_scores,
 )
-from promptembedder.plots import quality as quality_module
 
 
 def assert_pictures(paths: Sequence[Path], stem: Path) -> None:
@@ -59,9 +58,12 @@ def test_step_times_and_memory_are_drawn(points: list[StepPoint], tmp_path: Path
     assert_pictures(plot_memory(points, tmp_path / "memory" / "steps"), tmp_path / "memory" / "steps")
 
 
-def curve(method: str, scores: Sequence[float], *, seed: int = 0, every: int = 10) -> QualityCurve:
+def curve(
+    method: str, scores: Sequence[float], *, seed: int = 0, every: int = 10, seconds_by_seed: bool = True
+) -> QualityCurve:
+    slower = 0.1 * seed if seconds_by_seed else 0.0
     points = (
-        QualityPoint(step=every * place, seconds=every * place * (1.5 + 0.1 * seed), score=score)
+        QualityPoint(step=every * place, seconds=every * place * (1.5 + slower), score=score)
         for place, score in enumerate(scores)
     )
     return QualityCurve(method=method, points=tuple(points), seed=seed)
@@ -84,10 +86,14 @@ def test_quality_over_time_is_drawn(curves: list[QualityCurve], tmp_path: Path) 
     assert_pictures(plot_quality_over_time(curves, stem, title="title", references={"frozen": 1.2, "bm25": 2}), stem)
 
 
-def test_a_line_is_the_mean_of_the_steps_that_all_seeds_have() -> None:
-    rows = quality_module._common_steps([curve("lora", [1, 2, 3]), curve("lora", [3, 4], seed=1)])
-    assert [[point.step for point in row] for row in rows] == [[0, 0], [10, 10]]
-    assert [[point.score for point in row] for row in rows] == [[1, 3], [2, 4]]
+def test_a_line_is_the_mean_of_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
+    def drawn(name: str, *scores: Sequence[float]) -> bytes:
+        curves = [curve("lora", points, seed=seed, seconds_by_seed=False) for seed, points in enumerate(scores)]
+        return plot_quality_over_time(curves, tmp_path / name)[0].read_bytes()
+
+    two = drawn("two", [1, 2], [3, 4])
+    assert drawn("a further step, and a seed at the mean", [1, 2, 3], [3, 4], [2, 3]) == two
+    assert drawn("a seed above the mean", [1, 2], [3, 4], [3, 4]) != two
 
 
 def test_task_scores_are_drawn(tmp_path: Path) -> None:
@@ -103,12 +109,12 @@ def test_task_scores_are_drawn(tmp_path: Path) -> None:
         assert_pictures(plot_task_scores(points, stem, title="title"), stem)
 
 
-def test_a_mean_over_tasks_is_of_seeds_that_have_them_all() -> None:
-    scores = [
-        TaskScorePoint(task="a", method="lora", score=1.0),
-        TaskScorePoint(task="b", method="lora", score=3.0),
-        TaskScorePoint(task="a", method="lora", score=5.0, seed=1),
-    ]
-    assert quality_module._by_seed(scores, "lora", ["a", "b"]) == [2.0]
-    assert quality_module._by_seed(scores, "lora", ["a"]) == [1.0, 5.0]
-    assert quality_module._by_seed(scores, "static", ["a"]) == []
+def test_a_mean_over_tasks_is_of_seeds_that_have_them_all(tmp_path: Path) -> None:
+    def drawn(name: str, *scores: tuple[str, float, int]) -> bytes:
+        points = [TaskScorePoint(task=task, method="lora", score=score, seed=seed) for task, score, seed in scores]
+        return plot_task_scores(points, tmp_path / name)[0].read_bytes()
+
+    whole = (("a", 1.0, 0), ("b", 3.0, 0), ("a", 5.0, 1), ("b", 7.0, 1))
+    assert drawn("whole", *whole) != drawn("without b", *whole[:3])
+    # the third seed has one task only; on that task it is at the mean, and the mean over tasks leaves it out
+    assert drawn("a third seed", *whole, ("a", 3.0, 2)) == drawn("two seeds", *whole)
