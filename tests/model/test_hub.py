@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard, constants
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from promptembedder import PromptEmbedder
 from promptembedder.model import load_encoder
@@ -153,3 +154,18 @@ def test_the_card_is_one_that_the_hubs_library_reads(new_model: Callable[..., Pr
     again = PromptEmbedder.from_pretrained(tmp_path / "one", device="cpu")
     again.save(str(tmp_path / "two"))  # what a card says of the training is nowhere else, so it is kept
     assert (tmp_path / "two" / "README.md").read_text() == (tmp_path / "one" / "README.md").read_text()
+
+
+def test_the_card_has_the_last_evaluation_of_a_name_alone(
+    new_model: Callable[..., PromptEmbedder], tmp_path: Path
+) -> None:
+    """The quickstart's card showed two evaluations under one name, the first of them that of the untrained model."""
+    model = new_model()
+    for score in (0.25, 0.75):
+        evaluator = InformationRetrievalEvaluator({"q": "a"}, {"d": "b"}, {"q": {"d"}}, name="search", write_csv=False)
+        evaluator.primary_metric = "search_cosine_ndcg@10"
+        model.model_card_data.set_evaluation_metrics(evaluator, {evaluator.primary_metric: score}, epoch=-1, step=-1)
+    model.save(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "0.75" in card
+    assert "0.25" not in card
