@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHEEL_VENV := build/venv
+OLDEST := build/oldest
+# the lower bounds in pyproject.toml; this transformers needs huggingface-hub 1
+OLDEST_VERSIONS := transformers==5.17.0 sentence-transformers==6.0.1 huggingface-hub==1.33.0
 # each loads its own copies of the libraries: 2 GB of memory a process
 TEST_PROCESSES ?= 2
 # what pip installs to build with is pinned, too; newer versions of pip ask for it under a name of its own
@@ -13,7 +16,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 # pip does not compile what it installs: Python does so on first use, if it may keep the result
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all test-fast check docs smoke bytecode wheel wheel-venv sbom audit ci format clean
+.PHONY: quickstart test test-all test-fast test-oldest check docs smoke wheel wheel-venv sbom audit ci format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,11 +63,20 @@ wheel-venv: wheel
 
 # what is shipped is what is tested
 test test-all: wheel-venv
-	env -u PYTHONPATH PACKAGE_UNDER_TEST=$(WHEEL_VENV) $(WHEEL_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(if $(filter test-all,$@),--all)
+	env -u PYTHONPATH PACKAGE_UNDER_TEST=$(WHEEL_VENV) $(WHEEL_VENV)/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 3 $(if $(filter test-all,$@),--all)
 
 # what a developer runs all day, on the source tree: no processes, servers, trainings or further architectures
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not integration and not slow and not minutes and not gpu"
+
+$(OLDEST)/.installed: $(STAMP) Makefile
+	@rm -rf $(OLDEST)
+	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --target $(OLDEST) $(OLDEST_VERSIONS)
+	@touch $@
+
+# the core on the oldest versions that users may have, over the other packages of .venv
+test-oldest: $(OLDEST)/.installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "not integration and not slow and not minutes and not gpu" tests/method tests/model tests/training
 
 sbom: wheel-venv
 	env -u PYTHONPATH $(WHEEL_VENV)/bin/python .ci/sbom.py dist
@@ -74,15 +86,9 @@ audit: sbom
 	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
 	build/audit/bin/python .ci/audit.py dist/requirements.txt
 
-# what is installed, for the suite's many processes, without a third that they do not import; some packages hold files that
-# are meant for other versions of Python
-bytecode: $(STAMP)
-	@$(BIN)/python -m compileall -q -x '/(tests?|testing|kubernetes|ray|pip|setuptools)/' $(VENV)/lib > /dev/null || true
-
-# checking types uses one core
+# on two cores: all but the suite is one process each
 ci: $(STAMP)
-	$(MAKE) --jobs 2 check docs bytecode
-	$(MAKE) smoke
+	$(MAKE) --jobs 2 check smoke docs test-oldest
 	$(MAKE) test
 
 format: $(STAMP)
