@@ -29,14 +29,15 @@ WORDS = ("red", "green", "blue", "cold", "warm", "fast", "slow", "old")
 THINGS = ("house", "river", "car", "stone", "song", "road")
 FAMILIES = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2", "tiny-phi3")
 FAST_FAMILIES = ("tiny-llama", "tiny-gemma3")  # of `make test-fast`
+USUAL_FAMILIES = (*FAST_FAMILIES, "tiny-gpt2")  # of `make test`: rotary, sliding and learned positions
 
 for noisy in ("torchao", "torch.utils._pytree"):  # on import it warns of kernels for GPUs that are not there
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
 # no deadline: a busy machine is slow at times
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("all", deadline=None, max_examples=200)
-hypothesis.settings.load_profile("tests")
+hypothesis.settings.load_profile("ci")
 
 # minutes each: begun first, so that no process is left alone with one at the end
 LONG = {
@@ -49,7 +50,7 @@ LONG = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run the tests of minutes, too, and more random examples")
+    parser.addoption("--all", action="store_true", help="run the tests of minutes, all architectures and many examples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,12 +71,22 @@ def _is_further_architecture(item: pytest.Item) -> bool:
     return any(value in FAMILIES and value not in FAST_FAMILIES for value in params.values() if isinstance(value, str))
 
 
+def _is_repetition(item: pytest.Item) -> bool:
+    """Return True on further architectures, except for tests of the backbone and those marked `every_family`."""
+    family = getattr(getattr(item, "callspec", None), "params", {}).get("family")
+    if family is None or family in USUAL_FAMILIES:
+        return False
+    return item.path.parent.name != "backbone" and item.get_closest_marker("every_family") is None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "integrations":
             item.add_marker(pytest.mark.integration)
         if _is_further_architecture(item):
             item.add_marker(pytest.mark.slow)
+        if _is_repetition(item):
+            item.add_marker(pytest.mark.minutes)
     if not config.getoption("--all"):
         for item in items:
             if item.get_closest_marker("minutes"):

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from promptembedder import PromptEmbedder
 from promptembedder.batch import (
@@ -31,6 +33,7 @@ from promptembedder.batch import (
     embed_files,
 )
 from promptembedder.batch.shard_worker import ShardWorker
+from promptembedder.cli.app import app
 from promptembedder.errors import ConfigError, DataError, ModelFormatError
 from promptembedder.model import model_identity
 from promptembedder.storage import MANIFEST_NAME, file_sha256, lock_directory, read_manifest, write_manifest
@@ -269,25 +272,32 @@ def test_a_second_process_in_the_folder_is_refused(done: Callable[..., CorpusRep
         done()
 
 
-@pytest.mark.integration
 def test_full_disk_exits_with_one_line_and_the_job_resumes(
     done: Callable[..., CorpusReport], saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands for it: the write fails in the middle."""
     done("whole", passthrough=(PassthroughColumn("year", "int"),))
     largest = max(path.stat().st_size for path in (tmp_path / "whole").glob("part-*"))
-    limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, {largest - 1})); "
-        "from promptembedder.cli import main; main()"
-    )
-    command = [sys.executable, "-c", limited, "embed", saved_model, corpus, "-o", tmp_path / "out"]
+    command = ["embed", saved_model, corpus, "-o", tmp_path / "out"]
     command += ["--instruction", TOPIC, "--shard-rows", "4", "--keep", "year:int"]
-    failed = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert failed.returncode == 2
+    with _files_limited_to(largest - 1):
+        failed = CliRunner().invoke(app, [str(word) for word in command])
+    assert failed.exit_code == 2
     assert "error: cannot write" in failed.stderr and "Free the disk and run the command again." in failed.stderr
     assert done(passthrough=(PassthroughColumn("year", "int"),)).rows == 38
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
+@contextmanager
+def _files_limited_to(limit: int) -> Iterator[None]:
+    """A write beyond the limit fails: Python ignores the signal that comes with it."""
+    resource = pytest.importorskip("resource", reason="Windows has no limits on files")
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 def test_a_worker_that_finds_another_model_says_where(

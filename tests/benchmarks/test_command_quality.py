@@ -50,6 +50,7 @@ def test_the_command_writes_what_it_says_and_the_report_puts_it_into_a_document(
     }
     for one in said["runs"]:
         assert {"method", "reader", "budget", "steps", "seconds", "seed", "scores", "mean"} <= one.keys()
+        assert set(one["held_out"]) == {"seen", "unseen", "empty", "others"}
     assert said["settings"]["mixture"] == "mixture.json"
 
     document = tmp_path / "results.md"

@@ -122,6 +122,7 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
     assert speed_ratio(fast, slow) == 2.0
 
 
+@pytest.mark.minutes
 def test_a_run_has_every_case_and_the_same_run_again_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_a_table_of_two_columns_is_enough(run: Run, table: Path, tmp_path: Path)
     said = json.loads(result.stdout.splitlines()[-1])
     assert (said["model"], said["steps"], said["train_pairs"]) == (str(output), 3, 40)
     assert "query column: 'question', text column: 'answer'" in result.stderr
+    assert list(output.rglob("events.*")) == []  # no tracker by default
     model = PromptEmbedder.from_pretrained(output, device="cpu")
     assert "Find the answer" in (output / "recipe.yaml").read_text()
     vectors = model.encode_query(["what is 2 and one"])
@@ -50,11 +51,6 @@ def test_trackers_get_what_the_metrics_file_gets(run: Run, table: Path, tmp_path
     expected = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert {event.step: pytest.approx(event.value, rel=1e-5) for event in tracked} == expected
     assert len(expected) == 2
-
-
-def test_no_tracker_runs_by_default(run: Run, table: Path, tmp_path: Path) -> None:
-    assert run("train", "--data", table, *WORDS, "-o", tmp_path / "mine", "--steps", "1").exit_code == 0
-    assert list((tmp_path / "mine").rglob("events.*")) == []
 
 
 def test_invalid_options_are_one_line_errors(refused: Refused, table: Path, tmp_path: Path) -> None:

@@ -79,29 +79,25 @@ def test_the_other_commands_open_a_moved_model_on_either_reader(
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_compiled_instructions_stay_compiled(
+def test_compiled_instructions_stay_compiled_and_the_models_own_is_trained_by_default(
     saved_model: Path, pairs: Path, tmp_path: Path, run: Run, steps: int
 ) -> None:
-    """The transferred model had no compiled instructions, and needed its prompter again."""
+    """The transferred model had no compiled instructions, and needed its prompter again.
+
+    Without `--instruction`, the new alignment was trained under an instruction unknown to the model.
+    """
     out = tmp_path / "moved"
     words = ("--data", pairs) if steps else ()
     result = last(run("transfer", saved_model, "--to", READER, *words, "--steps", steps, "-o", out, "--json"))
     assert result["instructions"] == ["Find texts on the same topic"]
+    if steps:
+        recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+        assert recipe["data"]["instructions"] == ["Find the text that answers the question"]
     served = PromptEmbedder.from_pretrained(out, with_prompter=False, device="cpu")
     generated = PromptEmbedder.from_pretrained(out, device="cpu")
     generated.encoder.store.clear()
     expected = generated.encode(["a"], prompt="Find texts on the same topic")
     np.testing.assert_allclose(served.encode(["a"], prompt="Find texts on the same topic"), expected, atol=1e-5)
-
-
-def test_transfer_uses_the_instructions_of_the_model_by_default(
-    saved_model: Path, pairs: Path, tmp_path: Path, run: Run
-) -> None:
-    """Without `--instruction`, the new alignment was trained under an instruction unknown to the model."""
-    out = tmp_path / "moved"
-    last(run("transfer", saved_model, "--to", READER, "--data", pairs, "--steps", 1, "-o", out, "--json"))
-    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
-    assert recipe["data"]["instructions"] == ["Find the text that answers the question"]
 
 
 def test_interrupted_transfer_resumes_to_the_same_vectors(
@@ -121,7 +117,7 @@ def test_interrupted_transfer_resumes_to_the_same_vectors(
     np.testing.assert_allclose(one.encode(["a", "bb"]), other.encode(["a", "bb"]), atol=1e-6)
 
 
-@pytest.mark.parametrize("start", ["ridge", "procrustes", "vocabulary", "random"])
+@pytest.mark.parametrize("start", ["vocabulary", "random"])
 def test_no_steps_need_no_data(start: str, saved_model: Path, tmp_path: Path, run: Run) -> None:
     words = (
         "transfer",

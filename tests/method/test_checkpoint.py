@@ -76,6 +76,7 @@ def test_save_then_load_is_identity(variant: str, new_model: NewModel, texts: li
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.every_family
 def test_save_then_load_is_identity_for_each_family(
     family: str, new_model: NewModel, texts: list[str], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def forward(model: PromptEmbedder, features: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("placement", ["suffix", "prefix"])
+@pytest.mark.every_family
 def test_a_vector_is_that_of_the_method_read_plainly(
     family: str, placement: str, new_model: NewModel, slow_vectors: SlowVectors, texts: list[str]
 ) -> None:

@@ -70,6 +70,7 @@ def assert_gradients_are_those_of_the_plain_pass(model: PromptEmbedder, slow_vec
     assert_same(fast, gradients(model))
 
 
+@pytest.mark.every_family
 def test_gradients_are_those_of_one_plain_full_pass(
     family: str, new_model: NewModel, slow_vectors: SlowVectors
 ) -> None:

@@ -61,6 +61,7 @@ def assert_close(found: RelaxedTokens, expected: RelaxedTokens, *, row: int = 0)
         torch.testing.assert_close(found.weights[row], expected.weights[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.every_family
 def test_generation_with_a_cache_equals_reading_the_growing_sequence_anew(
     family: str, build_prompter: NewPrompter, slow_tokens: SlowTokens
 ) -> None:
@@ -123,6 +124,7 @@ def test_tuning_says_which_weights_train(kind: str, tuning: str, build_prompter:
     assert trained == expected[tuning]
 
 
+@pytest.mark.every_family
 def test_adapters_sit_on_every_linear_layer_but_the_head(family: str, build_prompter: NewPrompter) -> None:
     prompter = build_prompter(family)
     names = {name for name, weight in prompter.backbone.named_parameters() if weight.dim() == 2}

@@ -47,7 +47,7 @@ def test_every_answer_is_one_of_those_that_the_document_names(
     operation = next(one.ok() for one in api.get_all_operations() if one.ok().label == label)
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(suppress_health_check=list(HealthCheck), derandomize=True)
     def tried(case: schemathesis.Case) -> None:
         case.call_and_validate(
             # what fits the document may still name an instruction that is not there, or a token that is none

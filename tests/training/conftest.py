@@ -26,7 +26,7 @@ def usual_backbones() -> Iterator[None]:
     RANDOM_MODELS.update(changed)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model() -> ModelConfig:
     """Two families of different width, float32."""
     return ModelConfig(
@@ -40,13 +40,17 @@ def tiny_model() -> ModelConfig:
 @pytest.fixture
 def mixture(tmp_path: Path) -> Path:
     """Two tasks: pairs of which some have a negative, and label data whose rows all have one."""
+    return write_mixture(tmp_path)
+
+
+def write_mixture(folder: Path) -> Path:
     rows = [(f"a {word} {thing}", f"the {thing} is {word}") for word in WORDS for thing in THINGS]
     pairs = [
         {"anchor": a, "positive": p} | ({"negative": "nothing"} if i % 3 == 0 else {}) for i, (a, p) in enumerate(rows)
     ]
     labels = [{"anchor": a, "positive": p, "negative": rows[-i][1]} for i, (a, p) in enumerate(rows[:40], start=1)]
     for name, content in (("pairs", pairs), ("labels", labels)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     task = {"instruction_paraphrases": ["Find it", "Which one is meant?"]}
     tasks = [
         {
@@ -66,7 +70,7 @@ def mixture(tmp_path: Path) -> Path:
             **task,
         },
     ]
-    path = tmp_path / "mixture.json"
+    path = folder / "mixture.json"
     path.write_text(json.dumps(tasks), encoding="utf-8")
     return path
 

@@ -42,7 +42,7 @@ ONE_STEP = (
 )
 
 # combinations of what other cases cover one by one: their runs take half a minute
-COMBINATIONS = ("symmetric", "stepwise_labels", "full", "bfloat16")
+COMBINATIONS = ("pairs", "symmetric", "stepwise_labels", "prefix", "full", "bfloat16")
 EACH_STEP = [pytest.param(case, marks=pytest.mark.minutes if case in COMBINATIONS else ()) for case in ONE_STEP]
 
 

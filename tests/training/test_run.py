@@ -16,7 +16,18 @@ from promptembedder.errors import ConfigError
 from promptembedder.method import ModelConfig
 from promptembedder.model import BaselineConfig, PromptEmbedder
 from promptembedder.storage import from_mapping, lock_directory, to_mapping
-from promptembedder.training import DataConfig, Recipe, TrainingResult, load_training_data, prepare_output, train_model
+from promptembedder.training import (
+    DataConfig,
+    OptimConfig,
+    Recipe,
+    RunConfig,
+    TrainingResult,
+    load_training_data,
+    prepare_output,
+    train_model,
+)
+
+from .conftest import write_mixture
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +50,42 @@ def _run(recipe: Recipe, **arguments: Any) -> tuple[PromptEmbedder, TrainingResu
     model = PromptEmbedder.create(config=recipe.model, device="cpu", seed=recipe.run.seed)
     data = load_training_data(recipe.data, seed=recipe.run.seed)
     return model, train_model(model, data, recipe, checkpoint=checkpoint, **arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _FinishedRun:
+    recipe: Recipe
+    model: PromptEmbedder
+    result: TrainingResult
+    initial_learning_rates: dict[str, set[float]]
+
+
+class _LearningRates(TrainerCallback):
+    def __init__(self) -> None:
+        self.found: dict[str, set[float]] = {}
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        names = {id(weight): name for name, weight in model.named_parameters()}
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                self.found.setdefault(names[id(weight)], set()).add(group["initial_lr"])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> _FinishedRun:
+    """A run that is only looked at."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = Recipe(
+        model=tiny_model,
+        data=DataConfig(mixture=str(write_mixture(folder))),
+        optim=OptimConfig(steps=6, batch_size=6, warmup_steps=2),
+        run=RunConfig(output=str(folder / "run"), save_every=6, log_every=1),
+    )
+    rates = _LearningRates()
+    model, result = _run(recipe, callbacks=[rates])
+    return _FinishedRun(recipe, model, result, rates.found)
 
 
 def _metrics(recipe: Recipe) -> list[dict[str, float]]:
@@ -100,10 +147,8 @@ def test_a_noisy_relaxation_resumes_to_the_same_run_too(recipe_of: Callable[...,
         assert torch.equal(left, right)
 
 
-def test_training_moves_prompter_and_alignment_and_nothing_else(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of()
-    before = PromptEmbedder.create(config=recipe.model, device="cpu")
-    after, _ = _run(recipe)
+def test_training_moves_prompter_and_alignment_and_nothing_else(finished: _FinishedRun) -> None:
+    before, after = PromptEmbedder.create(config=finished.recipe.model, device="cpu"), finished.model
     moved = {
         name for name, w in after.encoder.state_dict().items() if not torch.equal(w, before.encoder.state_dict()[name])
     }
@@ -113,53 +158,35 @@ def test_training_moves_prompter_and_alignment_and_nothing_else(recipe_of: Calla
     assert "alignment.delta" in moved
 
 
-def test_the_saved_model_gives_the_trained_models_vectors(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of()
-    model, result = _run(recipe)
-    loaded = PromptEmbedder.from_pretrained(result.output, device="cpu")
+def test_the_saved_model_gives_the_trained_models_vectors(finished: _FinishedRun) -> None:
+    model, loaded = finished.model, PromptEmbedder.from_pretrained(finished.result.output, device="cpu")
     texts = ["a red house", "the river is cold"]
     assert (model.encode(texts, prompt="Find it") == loaded.encode(texts, prompt="Find it")).all()
 
 
-def test_the_checkpoints_hold_no_backbone(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of(steps=2, save_every=2)
-    model, _ = _run(recipe)
-    trained = sum(weight.numel() * weight.element_size() for weight in model.encoder.trained_weights())
-    checkpoint = Path(recipe.run.output) / "checkpoint-2"
+def test_the_checkpoints_hold_no_backbone(finished: _FinishedRun) -> None:
+    trained = sum(weight.numel() * weight.element_size() for weight in finished.model.encoder.trained_weights())
+    checkpoint = Path(finished.recipe.run.output) / "checkpoint-6"
     weights = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors") if "state" not in path.name)
-    fixed_map = model.encoder.alignment.base.numel() * 4
+    assert weights > 0
+    fixed_map = finished.model.encoder.alignment.base.numel() * 4
     assert weights < trained + fixed_map + 30_000  # names and shapes take some bytes too
 
 
-def test_each_learning_rate_reaches_its_parameters(recipe_of: Callable[..., Recipe]) -> None:
-    seen: dict[str, set[float]] = {}
-
-    class Spy(TrainerCallback):
-        def on_train_begin(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any
-        ) -> None:
-            names = {id(weight): name for name, weight in model.named_parameters()}
-            for group in optimizer.param_groups:
-                for weight in group["params"]:
-                    seen.setdefault(names[id(weight)], set()).add(group["initial_lr"])
-
-    recipe = recipe_of(steps=1)
-    _run(recipe, callbacks=[Spy()])
-    optim = recipe.optim
-    for name, rates in seen.items():
+def test_each_learning_rate_reaches_its_parameters(finished: _FinishedRun) -> None:
+    optim = finished.recipe.optim
+    for name, rates in finished.initial_learning_rates.items():
         if any(part in name for part in (".alignment.", ".deep.")):
             assert rates == {optim.alignment_learning_rate}, name
         elif "soft_prompt" in name or "log_scale" in name:
             assert rates == {optim.soft_prompt_learning_rate}, name
         else:
             assert rates == {optim.learning_rate}, name
-    assert len(set.union(*seen.values())) == 3
+    assert len(set.union(*finished.initial_learning_rates.values())) == 3
 
 
-def test_metrics_hold_loss_and_the_soft_tokens_health(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of(steps=2, log_every=1)
-    _run(recipe)
-    line = next(line for line in _metrics(recipe) if "loss" in line)
+def test_metrics_hold_loss_and_the_soft_tokens_health(finished: _FinishedRun) -> None:
+    line = next(line for line in _metrics(finished.recipe) if "loss" in line)
     assert {"soft_token_entropy", "soft_token_norm_ratio", "soft_token_cosine", "grad_norm", "step"} <= set(line)
     assert 0 < line["soft_token_entropy"] < 5.6  # nats; log(260) is the most there can be
     assert -1 <= line["soft_token_cosine"] <= 1
@@ -171,12 +198,9 @@ def test_held_out_rows_give_an_evaluation_loss(recipe_of: Callable[..., Recipe],
     assert any(name.startswith("eval_") and name.endswith("loss") for name in result.metrics)
 
 
-def test_a_finished_model_is_not_trained_over(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of(steps=1)
-    _run(recipe)
+def test_a_finished_model_is_not_trained_over(finished: _FinishedRun) -> None:
     with pytest.raises(ConfigError, match="already contains a trained model"):
-        prepare_output(recipe)
-    assert prepare_output(recipe, overwrite=True) is None
+        prepare_output(finished.recipe)
 
 
 def test_a_run_that_cannot_start_leaves_nothing(recipe_of: Callable[..., Recipe]) -> None:
@@ -189,7 +213,7 @@ def test_a_run_started_anew_is_not_resumed_from_the_older_ones_checkpoints(recip
     """The same recipe, overwritten and then killed, went on from the checkpoint of the run before."""
     recipe = recipe_of(steps=6, save_every=2)
     _run(recipe)
-    prepare_output(recipe, overwrite=True)
+    assert prepare_output(recipe, overwrite=True) is None
     with pytest.raises(_KilledError):
         model = PromptEmbedder.create(config=recipe.model, device="cpu")
         train_model(model, load_training_data(recipe.data, seed=0), recipe, callbacks=[_KillAfter(3)])
@@ -201,15 +225,15 @@ def test_a_run_started_anew_is_not_resumed_from_the_older_ones_checkpoints(recip
 
 def test_checkpoints_of_another_recipe_are_not_continued(recipe_of: Callable[..., Recipe]) -> None:
     with pytest.raises(_KilledError):
-        _run(recipe_of(steps=4, save_every=2), callbacks=[_KillAfter(3)])
+        _run(recipe_of(steps=3, save_every=1), callbacks=[_KillAfter(2)])
     with pytest.raises(ConfigError, match="another recipe"):
-        prepare_output(recipe_of(steps=5, save_every=2))
+        prepare_output(recipe_of(steps=4, save_every=1))
 
 
 def test_a_run_that_was_begun_before_a_setting_existed_goes_on(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of(steps=4, save_every=2)
+    recipe = recipe_of(steps=3, save_every=1)
     with pytest.raises(_KilledError):
-        _run(recipe, callbacks=[_KillAfter(3)])
+        _run(recipe, callbacks=[_KillAfter(2)])
     path = Path(recipe.run.output) / "recipe.yaml"
     written = yaml.safe_load(path.read_text())
     del written["run"]["check_ranks"]
