@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 
 from promptembedder.method import DualEncoder
@@ -70,6 +71,25 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
             "saved_prompts": prompts,
             "example_instruction": self._example_instruction(prompts),
         }
+
+    def set_evaluation_metrics(
+        self, evaluator: BaseEvaluator, metrics: dict[str, Any], epoch: int = 0, step: int = 0
+    ) -> None:
+        """Record an evaluation, in place of earlier ones by an evaluator of the same kind and name.
+
+        A model that is scored before and after its training would otherwise show both, as scores of the saved weights.
+        """
+        for earlier in list(self.eval_results_dict):
+            if type(earlier) is type(evaluator) and vars(earlier).get("name") == vars(evaluator).get("name"):
+                del self.eval_results_dict[earlier]
+        if step < 0:  # outside of training
+            kept = [{name: value for name, value in row.items() if name not in metrics} for row in self.training_logs]
+            self.training_logs = [
+                row if row["Step"] >= 0 else rest
+                for row, rest in zip(self.training_logs, kept, strict=True)
+                if row["Step"] >= 0 or rest.keys() - {"Epoch", "Step"}
+            ]
+        super().set_evaluation_metrics(evaluator, metrics, epoch=epoch, step=step)
 
     def run_usage_snippet(self) -> None:
         """Do nothing: the template's example shows no numbers."""
