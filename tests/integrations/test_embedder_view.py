@@ -105,7 +105,7 @@ def test_models_that_nobody_uses_are_given_up_but_for_the_last_two(
 ) -> None:
     import shutil
 
-    from promptembedder.integrations.shared_model import _models
+    from promptembedder.integrations.embedder_view import _models
 
     folders = [str(shutil.copytree(model_folder, tmp_path / str(i))) for i in range(3)]
     held = view_of(folders[0])

@@ -39,7 +39,7 @@ def test_a_table_embeds_its_rows_and_queries(model_folder: str, plain: PromptEmb
 
 def test_many_searches_load_the_model_once(model_folder: str, tmp_path: Path, nothing_loaded: None) -> None:
     """LanceDB makes a new function for each search."""
-    from promptembedder.integrations.shared_model import _models
+    from promptembedder.integrations.embedder_view import _models
 
     table = new_table(tmp_path, PromptEmbedderFunction.create(model=model_folder))
     table.add([{"text": TEXTS[0]}])

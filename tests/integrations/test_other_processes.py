@@ -73,7 +73,7 @@ print(collection.query(query_texts=["a new stone"], n_results=3)["ids"])
 print(collection.configuration["embedding_function"].get_config()["instruction"])
 table.add([{"text": "a new stone"}])
 print([row["text"] for row in table.search("a new stone").limit(4).to_list()])
-print(table.embedding_functions["vector"].function.instruction)
+print(table.embedding_functions["vector"].function.view.config.instruction)
 import promptembedder.integrations.haystack
 from haystack import Pipeline
 print(Pipeline.loads(open(folder + "/pipeline.yaml").read()).run({"text": {"text": "a"}})["text"]["embedding"][:3])

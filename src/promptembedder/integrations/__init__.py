@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptembedder.integrations.chroma import PromptEmbedderEmbeddingFunction
-    from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
+    from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig, forget_models
     from promptembedder.integrations.haystack import PromptEmbedderDocumentEmbedder, PromptEmbedderTextEmbedder
     from promptembedder.integrations.lancedb import PromptEmbedderFunction
     from promptembedder.integrations.langchain import PromptEmbedderEmbeddings
     from promptembedder.integrations.llama_index import PromptEmbedderEmbedding
-    from promptembedder.integrations.shared_model import forget_models
 
 __all__ = [
     "EmbedderView",
@@ -33,7 +32,7 @@ _MODULE_OF = {
     "PromptEmbedderFunction": "lancedb",
     "PromptEmbedderTextEmbedder": "haystack",
     "ViewConfig": "embedder_view",
-    "forget_models": "shared_model",
+    "forget_models": "embedder_view",
 }
 
 

@@ -1,6 +1,6 @@
 """Chroma's `EmbeddingFunction`. Importing this module registers it, so that collections find it by name."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from promptembedder.extras import require_version
 
@@ -11,7 +11,7 @@ with require_version("chromadb", extra="chroma", at_least="1.5"):
 import numpy as np
 
 from promptembedder.errors import ConfigError
-from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig, ViewOptions
 
 __all__ = ["PromptEmbedderEmbeddingFunction"]
 
@@ -26,36 +26,14 @@ class PromptEmbedderEmbeddingFunction(EmbeddingFunction[Documents]):
         view: View of the model that computes the embeddings.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        instruction: str | None = None,
-        document_instruction: str | None = None,
-        reader: str | None = None,
-        revision: str | None = None,
-        quantization: str | None = None,
-        device: str | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, model: str, **options: Unpack[ViewOptions]) -> None:
         """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
 
         Raises:
             TypeError: An argument has the wrong type.
             ConfigError: An argument is blank or out of range.
         """
-        self.view = EmbedderView(
-            ViewConfig(
-                model=model,
-                instruction=instruction,
-                document_instruction=document_instruction,
-                reader=reader,
-                revision=revision,
-                quantization=quantization,
-                device=device,
-                max_tokens=max_tokens,
-            )
-        )
+        self.view = EmbedderView(ViewConfig(model=model, **options))
 
     def __call__(self, input: list[str]) -> list[np.ndarray]:
         """Embed documents as unit vectors.

@@ -1,22 +1,46 @@
-"""View of a saved model under one instruction for queries and one for documents; its configuration is JSON."""
+"""View of a saved model under one instruction for queries and one for documents; all views of a model share it."""
 
 import asyncio
 import dataclasses
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
+from weakref import WeakValueDictionary
 
 import numpy as np
-from jaxtyping import Float  # not from types, which imports torch
+from jaxtyping import Float  # not from types, which imports torch: seconds, and a view may never compute
 
 from promptembedder.errors import ConfigError, DataError, short_repr
-from promptembedder.integrations.shared_model import ModelSource, SharedModel, shared_model
 from promptembedder.storage import MANIFEST_NAME, file_sha256
 
-__all__ = ["EmbedderView", "ViewConfig"]
+if TYPE_CHECKING:
+    from promptembedder.model import PromptEmbedder
+
+__all__ = ["EmbedderView", "ModelOptions", "ViewConfig", "ViewOptions", "forget_models"]
+
+_MAX_UNUSED = 2  # models that stay loaded without a view: LanceDB creates a new view for each search
+
+
+class ModelOptions(TypedDict, total=False):
+    """Fields of `ViewConfig` other than the model and the instructions, as keyword arguments."""
+
+    reader: str | None
+    revision: str | None
+    quantization: str | None
+    device: str | None
+    max_tokens: int | None
+
+
+class ViewOptions(ModelOptions, total=False):
+    """Fields of `ViewConfig` other than the model, as keyword arguments."""
+
+    instruction: str | None
+    document_instruction: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +98,79 @@ class ViewConfig:
         """Return the settings that are not None as plain values."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
+
+class SharedModel:
+    """Loaded model that processes one call at a time."""
+
+    def __init__(self, model: "PromptEmbedder") -> None:
+        """Take over `model`, which no other code may use."""
+        self._model = model
+        self._max_tokens = model.encoder.max_seq_length
+        # batcher, soft-token cache and length limit are shared state, and parallel calls would be no faster
+        self._call_lock = threading.Lock()
+
     @property
-    def source(self) -> ModelSource:
-        """Settings that determine which model is loaded."""
-        return ModelSource(
-            model=self.model,
-            revision=self.revision,
-            reader=self.reader,
-            quantization=self.quantization,
-            device=self.device,
-        )
+    def dim(self) -> int:
+        """Embedding dimension."""
+        return self._model.encoder.reader.dim
+
+    def embed(
+        self, texts: Sequence[str], *, instruction: str | None, as_queries: bool, max_tokens: int | None
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Embed texts as unit vectors, float32.
+
+        Args:
+            instruction: If None, the model's own instruction for queries or documents.
+            max_tokens: Maximum length of a text in tokens. If None, that of the model.
+
+        Raises:
+            ConfigError: The reader has fewer positions, or the instruction is too long for the prompter.
+        """
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        with self._call_lock:
+            self._model.encoder.max_seq_length = max_tokens or self._max_tokens
+            encode = self._model.encode_query if as_queries else self._model.encode_document
+            return encode(list(texts), prompt=instruction, show_progress_bar=False)
+
+
+_lock = threading.Lock()
+_models: "WeakValueDictionary[tuple[object, ...], SharedModel]" = WeakValueDictionary()
+_recent: "OrderedDict[tuple[object, ...], SharedModel]" = OrderedDict()
+
+
+def shared_model(config: ViewConfig) -> SharedModel:
+    """Return the model of a view. It is loaded unless a view holds it or it is one of the two most recently used.
+
+    A folder that was saved again counts as another model.
+
+    Raises:
+        ModelFormatError: The folder is incomplete, or a backbone's weights have changed.
+        BackboneError: The backbone is missing.
+    """
+    options = {name: getattr(config, name) for name in ("revision", "reader", "quantization", "device")}
+    manifest = Path(config.model) / MANIFEST_NAME
+    key: tuple[object, ...] = (config.model, *options.values())
+    if manifest.is_file():
+        stat = manifest.stat()
+        key = (str(manifest.parent.resolve()), stat.st_mtime_ns, stat.st_ino, *options.values())
+    with _lock:  # also during loading: concurrent callers get one model
+        model = _models.get(key)
+        if model is None:
+            from promptembedder.model import PromptEmbedder
+
+            model = _models[key] = SharedModel(PromptEmbedder.from_pretrained(config.model, **options))
+        _recent[key] = model
+        _recent.move_to_end(key)
+        while len(_recent) > _MAX_UNUSED:
+            _recent.popitem(last=False)
+    return model
+
+
+def forget_models() -> None:
+    """Free the memory of models that no view holds."""
+    with _lock:
+        _recent.clear()
 
 
 class EmbedderView:
@@ -125,7 +212,7 @@ class EmbedderView:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"query {index} must be a str, got {type(text).__name__}. Convert it.")
-        return self._vectors(texts, _instruction_for_call("instruction", instruction, self.config), as_queries=True)
+        return self._embed(texts, "instruction", instruction)
 
     def embed_documents(
         self, texts: Sequence[str], *, instruction: str | None = None
@@ -145,9 +232,7 @@ class EmbedderView:
                 raise DataError(f"document {index} must be a str, got {type(text).__name__}. Convert it, or remove it.")
             if not text.strip():
                 raise DataError(f"document {index} has no text, only {short_repr(text)}. Remove it, or add text.")
-        return self._vectors(
-            texts, _instruction_for_call("document_instruction", instruction, self.config), as_queries=False
-        )
+        return self._embed(texts, "document_instruction", instruction)
 
     async def aembed_queries(
         self, texts: Sequence[str], *, instruction: str | None = None
@@ -174,16 +259,20 @@ class EmbedderView:
             settings |= {"model": str(manifest.parent.resolve()), "manifest": file_sha256(manifest)}
         return f"promptembedder-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]}"
 
-    def _vectors(
-        self, texts: Sequence[str], instruction: str | None, *, as_queries: bool
-    ) -> Float[np.ndarray, "texts dim"]:
+    def _embed(self, texts: Sequence[str], kind: str, instruction: str | None) -> Float[np.ndarray, "texts dim"]:
+        """Embed under the instruction of the call, or that of the view named `kind` if the call has none."""
+        if instruction is None:
+            instruction = getattr(self.config, kind)
+        else:
+            _check_string(kind, instruction)
+        as_queries = kind == "instruction"
         return self._model().embed(
             texts, instruction=instruction, as_queries=as_queries, max_tokens=self.config.max_tokens
         )
 
     def _model(self) -> SharedModel:
         if self._shared is None:
-            self._shared = shared_model(self.config.source)
+            self._shared = shared_model(self.config)
         return self._shared
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,15 +286,6 @@ _HOW_TO_FIX = {
     "document_instruction": "Describe in words how documents are used, or omit it for the model's own.",
     "device": "Omit it for the fastest available.",
 }
-
-
-def _instruction_for_call(name: str, instruction: str | None, config: ViewConfig) -> str | None:
-    """Return the checked instruction of a call, or that of the view if the call has none."""
-    if instruction is not None:
-        _check_string(name, instruction)
-        return instruction
-    default: str | None = getattr(config, name)
-    return default
 
 
 def _check_string(name: str, value: str) -> None:

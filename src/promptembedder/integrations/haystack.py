@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 from promptembedder.extras import require_version
 
@@ -11,53 +11,56 @@ with require_version("haystack-ai", extra="haystack", at_least="3.0"):
     from haystack.core.serialization import allow_deserialization_module
 
 from promptembedder.errors import DataError
-from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ModelOptions, ViewConfig
 
 __all__ = ["PromptEmbedderDocumentEmbedder", "PromptEmbedderTextEmbedder"]
 
 allow_deserialization_module(__name__)  # otherwise Haystack refuses to load pipelines with these components
 
 
-@component
-class PromptEmbedderTextEmbedder:
-    """Embedder of a query under an instruction, which each call may override. All components share one loaded model.
+class _ViewComponent:
+    """Component with a view of a saved model, whose configuration a saved pipeline stores.
 
     Attributes:
         view: View of the model that computes the embeddings.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        instruction: str | None = None,
-        reader: str | None = None,
-        revision: str | None = None,
-        quantization: str | None = None,
-        device: str | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
+    # field of `ViewConfig` that the argument `instruction` sets
+    _instruction_field: ClassVar[str]
+
+    def __init__(self, model: str, *, instruction: str | None = None, **options: Unpack[ModelOptions]) -> None:
         """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
+
+        Args:
+            instruction: Instruction for the texts that the component embeds. If None, the model's own.
 
         Raises:
             TypeError: An argument has the wrong type.
             ConfigError: An argument is blank or out of range.
         """
-        self.view = EmbedderView(
-            ViewConfig(
-                model=model,
-                instruction=instruction,
-                reader=reader,
-                revision=revision,
-                quantization=quantization,
-                device=device,
-                max_tokens=max_tokens,
-            )
-        )
+        settings: dict[str, Any] = {self._instruction_field: instruction, **options}
+        self.view = EmbedderView(ViewConfig(model=model, **settings))
 
     def warm_up(self) -> None:
         """Load the model."""
         self.view.warm_up()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration that a saved pipeline stores."""
+        settings = self.view.config.to_dict()
+        return default_to_dict(self, instruction=settings.pop(self._instruction_field, None), **settings)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "_ViewComponent":
+        """Build the component from the result of `to_dict`; no model is loaded."""
+        return default_from_dict(cls, data)
+
+
+@component
+class PromptEmbedderTextEmbedder(_ViewComponent):
+    """Embedder of a query under an instruction, which each call may override. All components share one loaded model."""
+
+    _instruction_field = "instruction"
 
     @component.output_types(embedding=list[float])
     def run(self, text: str, instruction: str | None = None) -> dict[str, Any]:
@@ -77,59 +80,15 @@ class PromptEmbedderTextEmbedder:
         """Call `run` in a thread."""
         return await asyncio.to_thread(self.run, text, instruction)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration that a saved pipeline stores."""
-        return default_to_dict(self, **self.view.config.to_dict())
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "PromptEmbedderTextEmbedder":
-        """Build the component from the result of `to_dict`; no model is loaded."""
-        return default_from_dict(cls, data)
-
 
 @component
-class PromptEmbedderDocumentEmbedder:
+class PromptEmbedderDocumentEmbedder(_ViewComponent):
     """Embedder of documents under an instruction, which each call may override. All components share one loaded model.
 
-    Attributes:
-        view: View of the model; its document instruction is the instruction of the component.
+    The document instruction of its view is the instruction of the component.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        instruction: str | None = None,
-        reader: str | None = None,
-        revision: str | None = None,
-        quantization: str | None = None,
-        device: str | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
-        """Embed with a saved model; the arguments are those of `ViewConfig`.
-
-        Args:
-            instruction: Instruction for documents. If None, the model's own.
-
-        Raises:
-            TypeError: An argument has the wrong type.
-            ConfigError: An argument is blank or out of range.
-        """
-        self.view = EmbedderView(
-            ViewConfig(
-                model=model,
-                document_instruction=instruction,
-                reader=reader,
-                revision=revision,
-                quantization=quantization,
-                device=device,
-                max_tokens=max_tokens,
-            )
-        )
-
-    def warm_up(self) -> None:
-        """Load the model."""
-        self.view.warm_up()
+    _instruction_field = "document_instruction"
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document], instruction: str | None = None) -> dict[str, Any]:
@@ -152,16 +111,6 @@ class PromptEmbedderDocumentEmbedder:
     async def run_async(self, documents: list[Document], instruction: str | None = None) -> dict[str, Any]:
         """Call `run` in a thread."""
         return await asyncio.to_thread(self.run, documents, instruction)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration that a saved pipeline stores."""
-        settings = self.view.config.to_dict()
-        return default_to_dict(self, instruction=settings.pop("document_instruction", None), **settings)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "PromptEmbedderDocumentEmbedder":
-        """Build the component from the result of `to_dict`; no model is loaded."""
-        return default_from_dict(cls, data)
 
 
 def _document_texts(documents: list[Document]) -> list[str]:

@@ -24,14 +24,7 @@ class PromptEmbedderFunction(TextEmbeddingFunction):
     that imports this module, needs nothing else.
     """
 
-    model: str
-    instruction: str | None = None
-    document_instruction: str | None = None
-    reader: str | None = None
-    revision: str | None = None
-    quantization: str | None = None
-    device: str | None = None
-    max_tokens: int | None = None
+    config: ViewConfig
     _view: EmbedderView = PrivateAttr()
 
     def __init__(self, max_retries: int = 0, **settings: Any) -> None:
@@ -44,9 +37,9 @@ class PromptEmbedderFunction(TextEmbeddingFunction):
             TypeError: A setting has the wrong type.
             ConfigError: A setting is unknown, blank or out of range, or `model` is missing.
         """
-        config = ViewConfig.from_dict(settings)  # before pydantic, which ignores unknown names
-        super().__init__(max_retries=max_retries, **config.to_dict())
-        self._view = EmbedderView(config)
+        fields: dict[str, Any] = {"max_retries": max_retries, "config": ViewConfig.from_dict(settings)}
+        super().__init__(**fields)
+        self._view = EmbedderView(self.config)
 
     @property
     def view(self) -> EmbedderView:

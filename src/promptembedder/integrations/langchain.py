@@ -1,11 +1,13 @@
 """LangChain's `Embeddings`."""
 
+from typing import Unpack
+
 from promptembedder.extras import require_version
 
 with require_version("langchain-core", extra="langchain", at_least="1.0"):
     from langchain_core.embeddings import Embeddings
 
-from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
+from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig, ViewOptions
 
 __all__ = ["PromptEmbedderEmbeddings"]
 
@@ -17,36 +19,14 @@ class PromptEmbedderEmbeddings(Embeddings):
         view: View of the model that computes the embeddings; `view.config` can be written as JSON.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        instruction: str | None = None,
-        document_instruction: str | None = None,
-        reader: str | None = None,
-        revision: str | None = None,
-        quantization: str | None = None,
-        device: str | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, model: str, **options: Unpack[ViewOptions]) -> None:
         """Embed with a saved model; the arguments are those of `ViewConfig`. The model is loaded at the first text.
 
         Raises:
             TypeError: An argument has the wrong type.
             ConfigError: An argument is blank or out of range.
         """
-        self.view = EmbedderView(
-            ViewConfig(
-                model=model,
-                instruction=instruction,
-                document_instruction=document_instruction,
-                reader=reader,
-                revision=revision,
-                quantization=quantization,
-                device=device,
-                max_tokens=max_tokens,
-            )
-        )
+        self.view = EmbedderView(ViewConfig(model=model, **options))
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents as unit vectors.

@@ -16,8 +16,6 @@ from promptembedder.integrations.embedder_view import EmbedderView, ViewConfig
 
 __all__ = ["EmbedderCache", "PromptEmbedderEmbedding", "query_context"]
 
-_SETTINGS = ("instruction", "document_instruction", "reader", "revision", "quantization", "device", "max_tokens")
-
 # per asyncio task, so that a query does not change the kind of a concurrent document
 _KIND = ContextVar("_KIND", default="document")
 
@@ -109,8 +107,7 @@ class PromptEmbedderEmbedding(BaseEmbedding):
             name: settings.pop(name) for name in ("callback_manager", "num_workers", "rate_limiter") if name in settings
         }
         config = ViewConfig.from_dict({"model": model_name, **settings})
-        view_settings = {name: getattr(config, name) for name in _SETTINGS}
-        super().__init__(model_name=config.model, embed_batch_size=embed_batch_size, **view_settings, **base_settings)
+        super().__init__(model_name=model_name, embed_batch_size=embed_batch_size, **settings, **base_settings)
         self._view = EmbedderView(config)
         self.embeddings_cache = cache
 
