@@ -9,7 +9,7 @@ import torch
 from promptembedder import PromptEmbedder, extras
 from promptembedder.errors import ConfigError
 from promptembedder.export import export_onnx
-from promptembedder.export.graph import FixedInstructionModel
+from promptembedder.export.onnx_file import FixedInstructionModel
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from promptembedder import PromptEmbedder
 from promptembedder.backbone import TextCacheConfig, TextCacheStore, decoder_layers, prefill
 from promptembedder.errors import ConfigError
-from promptembedder.export.graph import FixedInstructionModel
+from promptembedder.export.onnx_file import FixedInstructionModel
 from promptembedder.model import BaselineEmbedder
 
 NewModel = Callable[..., PromptEmbedder]

@@ -1,4 +1,4 @@
-"""Export folder for other engines: soft tokens, settings and a reference script."""
+"""Export folder for engines that only map input embeddings to final hidden states: soft tokens and a script."""
 
 import hashlib
 import shutil
@@ -9,18 +9,29 @@ from typing import Any
 
 import torch
 
-from promptembedder.errors import DataError
+from promptembedder.backbone import Backbone, find_source
+from promptembedder.data import clean_text
+from promptembedder.errors import ConfigError, DataError
 from promptembedder.export import reference
-from promptembedder.export.stock import check_exportable, needs_own_backbone
 from promptembedder.method import SoftTokenEncoder
 from promptembedder.model import SELF_TEST_TEXT, PromptEmbedder
 from promptembedder.storage import atomic_directory, versions, write_json
 from promptembedder.storage.tensors import save_tensors
 from promptembedder.types import Float, Tensor
 
-__all__ = ["ExportedFolder", "export_config", "export_soft_tokens", "file_sizes", "require_new"]
+__all__ = [
+    "ExportedFolder",
+    "check_exportable",
+    "export_config",
+    "export_soft_tokens",
+    "file_sizes",
+    "require_new",
+    "require_plain_weights",
+    "select_instructions",
+]
 
 BACKBONE_FOLDER = "backbone"
+_LOADABLE_BY_NAME = ("hub", "folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +77,18 @@ def export_soft_tokens(
     with torch.inference_mode():
         soft = encoder.soft_tokens(instructions).float().cpu()
         vectors = [_embed_without_text_pooling(encoder, one) for one in instructions]
-    has_backbone = needs_own_backbone(encoder) if with_backbone is None else with_backbone
+    if with_backbone is None:  # no engine could load a GGUF, installed, random or shortened reader by its name
+        kind = find_source(encoder.reader.identity.source).kind
+        with_backbone = encoder.config.reader.layers is not None or kind not in _LOADABLE_BY_NAME
     config = export_config(encoder, instructions, vectors, kind="soft-tokens", leaves_out=leave_out_text)
-    config["backbone"]["folder"] = BACKBONE_FOLDER if has_backbone else None
+    config["backbone"]["folder"] = BACKBONE_FOLDER if with_backbone else None
     tensors = {f"soft_tokens.{index}": one for index, one in enumerate(soft)}
     for entry, (name, tensor) in zip(config["instructions"], tensors.items(), strict=True):
         entry |= {"tensor": name, "sha256": hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}
     with atomic_directory(folder) as scratch:
         save_tensors(scratch / "soft_tokens.safetensors", tensors)
         shutil.copyfile(reference.__file__, scratch / "reference.py")
-        if has_backbone:
+        if with_backbone:
             encoder.reader.model.save_pretrained(scratch / BACKBONE_FOLDER)
             encoder.tokenizer.save_pretrained(scratch / BACKBONE_FOLDER)
         write_json(scratch / "export.json", config)
@@ -157,3 +170,72 @@ def _embed_without_text_pooling(encoder: SoftTokenEncoder, instruction: str) -> 
 def _table_name(encoder: SoftTokenEncoder) -> str:
     table = encoder.reader.input_embeddings
     return next(name for name, weight in encoder.reader.decoder.named_parameters() if weight is table)
+
+
+def check_exportable(encoder: SoftTokenEncoder, *, leave_out_text: bool = False) -> None:
+    """Check that an engine without hooks can compute the embedding.
+
+    Args:
+        leave_out_text: Export the embedding without text pooling, as with text_pooling_weight 0.
+
+    Raises:
+        ConfigError: If the model has deep prompts, early exit or text pooling, its soft tokens depend on the text, or
+            the reader is quantised.
+    """
+    config = encoder.config
+    gaps, fixes = [], []
+    if config.prompter.depends_on_text:
+        gaps.append("prompter.template contains {text}, which generates soft tokens for each text")
+        fixes.append("a prompter.template without {text}")
+    if config.deep_prompt_interval:
+        gaps.append(f"deep_prompt_interval {config.deep_prompt_interval} adds soft tokens at deeper layers")
+        fixes.append("deep_prompt_interval: 0")
+    if config.early_exit_fraction < 1:
+        gaps.append(f"early_exit_fraction {config.early_exit_fraction:g} stops texts before the last layer")
+        fixes.append("early_exit_fraction: 1")
+    leave_out = ""
+    if config.text_pooling_weight and not leave_out_text:
+        gaps.append(f"text_pooling_weight {config.text_pooling_weight:g} adds hidden states of a middle layer")
+        fixes.append("text_pooling_weight: 0")
+        if not config.deep_prompt_interval:
+            leave_out = " or --leave-out-text"
+    if gaps:
+        whole = ", or export the complete model with --format onnx" if not config.prompter.depends_on_text else ""
+        raise ConfigError(
+            f"an engine that takes input vectors cannot compute this model: {'; '.join(gaps)}. "
+            f"Train with {', '.join(fixes)}{leave_out}{whole}."
+        )
+    require_plain_weights(encoder.reader)
+
+
+def require_plain_weights(reader: Backbone) -> None:
+    """Check that the reader is not quantised.
+
+    Raises:
+        ConfigError: If the reader is quantised.
+    """
+    if reader.identity.quantization is not None:
+        raise ConfigError(
+            f"the reader is quantised ({reader.identity.quantization}), which no other engine reproduces exactly. "
+            "Transfer the model to the same LLM without quantization, then export it."
+        )
+
+
+def select_instructions(compiled: Sequence[str], requested: Sequence[str], model: str) -> list[str]:
+    """Return the requested compiled instructions without duplicates, or all compiled ones if none is requested.
+
+    Raises:
+        ConfigError: If a requested instruction is not compiled, or the model has no compiled instruction.
+    """
+    wanted = list(dict.fromkeys(clean_text(text).strip() for text in requested)) or list(compiled)
+    missing = [text for text in wanted if text not in compiled]
+    if missing:
+        raise ConfigError(
+            f"instruction {missing[0]!r} is not compiled. Run: promptembedder compile {model} --instruction "
+            f'"{missing[0]}"'
+        )
+    if not wanted:
+        raise ConfigError(
+            f'{model} has no compiled instruction. Run: promptembedder compile {model} --instruction "..." first.'
+        )
+    return wanted
