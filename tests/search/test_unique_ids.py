@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptembedder.errors import DataError
-from promptembedder.search.unique_ids import check_unique, first_repeated
+from promptembedder.search.vector_table import check_unique, first_repeated
 
 
 class AlikeHash(str):

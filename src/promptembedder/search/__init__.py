@@ -1,11 +1,9 @@
 """Vector search over a corpus, in memory or in a table on disk."""
 
-from promptembedder.search.corpus_rows import CorpusRows
-from promptembedder.search.embedding_rows import EmbeddingRows, holds_embeddings, open_embeddings
 from promptembedder.search.index import ExactIndex, Hit, SearchReport, build_index, measure_search
-from promptembedder.search.table_creation import EXACT_BELOW, check_target, create_table
+from promptembedder.search.table_rows import CorpusRows, EmbeddingRows, holds_embeddings, open_embeddings
 from promptembedder.search.table_schema import TableMetadata, VectorRows
-from promptembedder.search.vector_table import TableHit, VectorTable
+from promptembedder.search.vector_table import EXACT_BELOW, TableHit, VectorTable, check_target, create_table
 
 __all__ = [
     "EXACT_BELOW",

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -62,15 +62,11 @@ class TableMetadata:
                 f"Use --reader {self.reader}, or create a table with this reader."
             )
         # an earlier version identified a model by its manifest: its hash may be in either field
-        if not (self._hashes & other._hashes):
+        if not ({self.model_sha256, self.manifest_sha256} & {other.model_sha256, other.manifest_sha256} - {""}):
             raise DataError(
                 f"the table contains vectors of the model {self.model} (sha256 {self.model_sha256[:12]}), not of "
                 f"{other.model} (sha256 {other.model_sha256[:12]}). Use the table's model, or create another table."
             )
-
-    @property
-    def _hashes(self) -> set[str]:
-        return {self.model_sha256, self.manifest_sha256} - {""}
 
 
 @runtime_checkable
@@ -146,15 +142,7 @@ def row_batch(
 
 def encode_table_metadata(table_metadata: TableMetadata, *, exact_below: int) -> dict[str, str]:
     """Encode the metadata for a schema, with the library versions that write the table."""
-    known = {
-        "model": table_metadata.model,
-        "model_sha256": table_metadata.model_sha256,
-        "manifest_sha256": table_metadata.manifest_sha256,
-        "reader": table_metadata.reader,
-        "instruction": table_metadata.instruction,
-        "exact_below": str(exact_below),
-        "versions": json.dumps(versions()),
-    }
+    known = {**asdict(table_metadata), "exact_below": str(exact_below), "versions": json.dumps(versions())}
     return {f"{_PREFIX}{key}": value for key, value in known.items()}
 
 

@@ -1,9 +1,13 @@
-"""Vector table on disk in LanceDB's format: insertion, deletion, filters, exact and approximate search."""
+"""Vector table on disk in LanceDB's format: creation, insertion, deletion, filters, exact and approximate search."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,30 @@ import pyarrow as pa
 from promptembedder.data import COLUMN_KINDS
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
-from promptembedder.search.spooled_rows import spool_to_disk
-from promptembedder.search.table_schema import FIXED_COLUMNS, TableMetadata, VectorRows, read_schema_metadata
-from promptembedder.search.unique_ids import check_unique
-from promptembedder.storage import lock_directory
+from promptembedder.search.table_schema import (
+    FIXED_COLUMNS,
+    TableMetadata,
+    VectorRows,
+    check_metadata,
+    encode_table_metadata,
+    read_schema_metadata,
+    row_schema,
+)
+from promptembedder.storage import atomic_directory, lock_directory
 from promptembedder.types import Float
 
-__all__ = ["TABLE", "TableHit", "VectorTable", "is_table", "lance_writes", "write_errors"]
+__all__ = [
+    "EXACT_BELOW",
+    "TableHit",
+    "VectorTable",
+    "check_target",
+    "check_unique",
+    "create_table",
+    "first_repeated",
+]
 
-TABLE = "vectors"  # name of the table in the LanceDB database
-
+EXACT_BELOW = 10_000  # rows: exact search takes about 15 ms up to here, see docs/search.md
+_TABLE = "vectors"  # name of the table in the LanceDB database
 _INDEX = "vector_idx"
 _REQUIRED_METADATA = ("model", "model_sha256", "reader", "instruction")
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
@@ -31,6 +49,7 @@ _LANCE_SOURCE = re.compile(r", /\S+:\d+:\d+$")  # LanceDB's source location at t
 # measurements: docs/search.md. Without refining, scores are those of vectors quantized to 8 bits
 _EF = 800
 _REFINE_FACTOR = 4
+_Ids = Callable[[], Iterable[Sequence[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +78,10 @@ class VectorTable:
             ImportError: If LanceDB is not installed.
         """
         lancedb = require("lancedb", extra="search")
-        if not is_table(folder):  # LanceDB would create the folder
+        if not _is_table(folder):  # LanceDB would create the folder
             raise DataError(f"{folder} is not a table. Create one: promptembedder index SOURCE --table {folder}")
         try:
-            self._table = lancedb.connect(folder).open_table(TABLE)
+            self._table = lancedb.connect(folder).open_table(_TABLE)
             schema = self._table.schema
         except _LANCE_ERRORS as error:
             raise DataError(f"the table in {folder} cannot be read: {_reason(error)}. Create it again.") from error
@@ -93,16 +112,16 @@ class VectorTable:
             ConfigError: If another process is changing the table.
         """
         self._check_fit(rows)
-        with write_errors(self.folder), lock_directory(self.folder):
+        with _write_errors(self.folder), lock_directory(self.folder):
             self._table.checkout_latest()
             before = self.rows
             check_unique(rows.ids, present=self._ids)
-            with spool_to_disk(rows, self.folder.parent, table_metadata=self._table.schema.metadata) as reader:
+            with _spool_to_disk(rows, self.folder.parent, table_metadata=self._table.schema.metadata) as reader:
                 width = reader.schema.field("vector").type.list_size
                 if width != self.dim:
                     raise DataError(f"the rows have {width} dimensions, the table has {self.dim}. Use one model.")
                 with self._restore_on_failure():
-                    with lance_writes():
+                    with _lance_writes():
                         self._table.add(reader)
                     self.update_index()
         return self.rows - before
@@ -114,7 +133,7 @@ class VectorTable:
             DataError: If the filter is blank, or names a column that does not exist.
             ConfigError: If another process is changing the table.
         """
-        with write_errors(self.folder), lock_directory(self.folder), self._filter_errors(where):
+        with _write_errors(self.folder), lock_directory(self.folder), self._filter_errors(where):
             self._table.checkout_latest()
             before = self.rows
             self._table.delete(where)
@@ -171,7 +190,7 @@ class VectorTable:
         """Create the approximate index, or add missing rows to it. Do nothing for a small table."""
         if self.rows < self.exact_below:
             return
-        with lance_writes():
+        with _lance_writes():
             if self.index_type is None:
                 index = require("lancedb.index", extra="search")
                 config = index.HnswSq(distance_type="cosine", num_partitions=1)
@@ -249,8 +268,125 @@ class VectorTable:
             raise DataError(f"cannot filter by {where!r}: {_reason(error)}. Columns: {columns}.") from error
 
 
+def create_table(
+    folder: Path, rows: VectorRows, *, exact_below: int = EXACT_BELOW, overwrite: bool = False
+) -> VectorTable:
+    """Create a table in `folder` atomically: after a failure there is no partial table.
+
+    Args:
+        exact_below: Number of rows from which the table has an approximate index. Smaller tables are searched exactly.
+        overwrite: Replace an existing table.
+
+    Raises:
+        DataError: As in `check_target`; or if an id is repeated, a row is invalid, or the disk is not writable.
+        ConfigError: As in `check_metadata`; or if `exact_below` is not positive, or another process writes the table.
+        ImportError: If LanceDB is not installed.
+    """
+    lancedb = require("lancedb", extra="search")
+    if exact_below < 1:
+        raise ConfigError(f"exact_below must be at least 1, got {exact_below}. Leave it out for {EXACT_BELOW}.")
+    check_metadata(rows.metadata)
+    replaced = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    with _write_errors(folder), lock_directory(folder):
+        check_target(folder, overwrite=overwrite)
+        check_unique(rows.ids)
+        encoded = encode_table_metadata(rows.table_metadata, exact_below=exact_below)
+        with _spool_to_disk(rows, folder.parent, table_metadata=encoded) as reader, atomic_directory(folder) as scratch:
+            with _lance_writes():
+                lancedb.connect(scratch).create_table(_TABLE, data=reader, schema=reader.schema)
+            VectorTable(scratch).update_index()
+            if _is_table(folder):
+                folder.rename(replaced)  # after the new table is complete, in one step
+        shutil.rmtree(replaced, ignore_errors=True)
+    return VectorTable(folder)
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Check that `create_table` can write to this folder, before any other work.
+
+    Raises:
+        DataError: If the folder is a file, a table that must not be overwritten, or contains other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file. Name a folder for the table.")
+    if _is_table(folder):
+        if not overwrite:
+            raise DataError(f"{folder} is a table already. Use --add or --overwrite, or name another folder.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} contains files that are not a table. Name another folder.")
+
+
+def check_unique(ids: _Ids, *, present: _Ids = tuple) -> None:
+    """Check that no id is repeated or in `present`.
+
+    Raises:
+        DataError: If an id is. The message names the first one.
+    """
+    repeated = first_repeated(lambda: chain(present(), ids()))
+    if repeated is not None:
+        problem = "in the table already" if any(repeated in batch for batch in present()) else "repeated"
+        raise DataError(f"the id {repeated!r} is {problem}. Rename the row, leave it out, or delete the other one.")
+
+
+def first_repeated(batches: _Ids) -> str | None:
+    """Find the first repeated id. Return None if all ids are distinct.
+
+    Memory is one 8-byte hash per id. If hashes collide, a second pass compares the ids with these hashes themselves.
+    """
+    parts = [np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids)) for ids in batches()]
+    hashes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    hashes.sort()
+    repeated_hashes = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not repeated_hashes:
+        return None
+    seen = set[str]()
+    for ids in batches():
+        for one in ids:
+            if hash(one) in repeated_hashes:
+                if one in seen:
+                    return one
+                seen.add(one)
+    return None
+
+
 @contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
+def _spool_to_disk(
+    rows: VectorRows, folder: Path, *, table_metadata: Mapping[Any, Any]
+) -> Iterator[pa.RecordBatchReader]:
+    """Write the rows to an unnamed temporary file in `folder` and yield a reader of it.
+
+    Errors are raised here, in the caller's thread: LanceDB would pull the rows in a thread of its own and replace the
+    error message.
+
+    Args:
+        table_metadata: Metadata of the schema.
+
+    Raises:
+        DataError: If there is no row, a row is invalid, or a vector has another dimension than the first one.
+        OSError: If the disk is full, or the folder is not writable.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        batches = rows.batches()
+        first = next(batches, None)
+        if first is None:
+            raise DataError("there are no rows for the table. Give at least one.")
+        dim = first.schema.field("vector").type.list_size
+        schema = row_schema(dim, rows.metadata).with_metadata(table_metadata)
+        with pa.ipc.new_stream(file, schema) as writer:
+            for batch in chain([first], batches):
+                width = batch.schema.field("vector").type.list_size
+                if width != dim:
+                    raise DataError(
+                        f"a vector has {width} dimensions, the first one has {dim}. Embed all rows with one model."
+                    )
+                writer.write_batch(batch.cast(schema))
+        file.seek(0)
+        with pa.ipc.open_stream(file) as reader:
+            yield reader
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
     """Convert an OSError to a DataError of one line."""
     try:
         yield
@@ -259,7 +395,7 @@ def write_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lance_writes() -> Iterator[None]:
+def _lance_writes() -> Iterator[None]:
     """Convert LanceDB's RuntimeError, which means a disk error while it writes, to an OSError."""
     try:
         yield
@@ -267,9 +403,9 @@ def lance_writes() -> Iterator[None]:
         raise OSError(_reason(error)) from error
 
 
-def is_table(folder: Path) -> bool:
+def _is_table(folder: Path) -> bool:
     """Return True if the folder contains a table."""
-    return (folder / f"{TABLE}.lance").is_dir()
+    return (folder / f"{_TABLE}.lance").is_dir()
 
 
 def _format(metadata: Mapping[str, str]) -> str:

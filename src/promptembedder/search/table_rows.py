@@ -1,20 +1,23 @@
-"""Table rows from the Parquet files that an embedding job wrote."""
+"""Rows of a vector table, from the Parquet files that an embedding job wrote or from a file of texts."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from promptembedder.data import COLUMN_KINDS, clean_text
+from promptembedder.data import COLUMN_KINDS, TextRow, clean_text, convert_value, read_rows, read_texts
 from promptembedder.errors import DataError, first_line, short_repr
+from promptembedder.model import Encoder
 from promptembedder.search.table_schema import TableMetadata, read_schema_metadata, row_batch
 
-__all__ = ["EmbeddingRows", "holds_embeddings", "open_embeddings"]
+__all__ = ["CorpusRows", "EmbeddingRows", "holds_embeddings", "open_embeddings"]
 
 _SHARDS = "manifest.jsonl"
 _BATCH_ROWS = 2048
@@ -103,48 +106,56 @@ def open_embeddings(
         DataError: If the file or a column does not exist, no embedding job wrote the file, the shards belong to
             different jobs, or a column has a type that a table cannot store.
     """
-    files = _files(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Check the path.")
+    files = _shards(path) if path.is_dir() else (path,)
     schema = _schema(files[0])
     columns = _vector_columns(schema, files[0])
     vector_column = _choose_column(columns, files[0], column=column, instruction=instruction)
     texts = text_column or ("text" if "text" in schema.names else None)
     others = [name for name in schema.names if name not in ("id", texts, *columns)] if keep is None else list(keep)
-    for name in ("id", vector_column, *([] if texts is None else [texts]), *others):
-        if name not in schema.names:
-            raise DataError(
-                f"{files[0]} has no column {short_repr(name)}: found {short_repr(schema.names)}. Name one of these."
-            )
-    for name in ("id", *([] if texts is None else [texts])):
-        if _kind(schema.field(name).type) != "str":
-            raise DataError(
-                f"{files[0]}: column {short_repr(name)} contains {schema.field(name).type}, not strings. Convert it."
-            )
-    vectors = schema.field(vector_column).type
-    if not pa.types.is_fixed_size_list(vectors) or vectors.list_size < 1:
-        raise DataError(f"{files[0]}: column {short_repr(vector_column)} contains {vectors}, not vectors. Embed again.")
-    if not pa.types.is_float32(vectors.value_type):
-        raise DataError(
-            f"{files[0]}: column {short_repr(vector_column)} contains {vectors.value_type} vectors, a table needs "
-            "float32. Embed with --precision float32."
-        )
-    expected = pa.schema(
-        [schema.field(name) for name in ("id", vector_column, *([] if texts is None else [texts]), *others)]
-    )
+    text_columns = ["id"] if texts is None else ["id", texts]
+    _check_columns(files[0], schema, text_columns, vector_column, others)
+    known = read_schema_metadata(schema)
     for other in files[1:]:
-        _check_shard(other, expected, read_schema_metadata(schema))
+        _check_shard(other, [schema.field(name) for name in (*text_columns, vector_column, *others)], known)
     return EmbeddingRows(
         files=files,
         column=vector_column,
         text_column=texts,
-        table_metadata=_table_metadata(read_schema_metadata(schema), columns[vector_column]),
+        table_metadata=TableMetadata(
+            model=known.get("model", known["model_sha256"][:12]),
+            model_sha256=known["model_sha256"],
+            manifest_sha256=known.get("manifest_sha256", ""),
+            reader=known.get("reader", ""),
+            instruction=columns[vector_column],
+        ),
         metadata={name: _require_kind(schema.field(name), files[0]) for name in others},
     )
 
 
-def _files(path: Path) -> tuple[Path, ...]:
-    if not path.exists():
-        raise DataError(f"{path} does not exist. Check the path.")
-    return _shards(path) if path.is_dir() else (path,)
+def _check_columns(
+    path: Path, schema: pa.Schema, text_columns: Sequence[str], vector_column: str, others: Sequence[str]
+) -> None:
+    """Check that the columns exist and that texts and vectors have their types."""
+    for name in (*text_columns, vector_column, *others):
+        if name not in schema.names:
+            raise DataError(
+                f"{path} has no column {short_repr(name)}: found {short_repr(schema.names)}. Name one of these."
+            )
+    for name in text_columns:
+        if _kind(schema.field(name).type) != "str":
+            raise DataError(
+                f"{path}: column {short_repr(name)} contains {schema.field(name).type}, not strings. Convert it."
+            )
+    vectors = schema.field(vector_column).type
+    if not pa.types.is_fixed_size_list(vectors) or vectors.list_size < 1:
+        raise DataError(f"{path}: column {short_repr(vector_column)} contains {vectors}, not vectors. Embed again.")
+    if not pa.types.is_float32(vectors.value_type):
+        raise DataError(
+            f"{path}: column {short_repr(vector_column)} contains {vectors.value_type} vectors, a table needs "
+            "float32. Embed with --precision float32."
+        )
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
@@ -218,23 +229,10 @@ def _choose_column(columns: Mapping[str, str], path: Path, *, column: str | None
     raise DataError(f"{path} has several vector columns: {listed}. Choose one with --column or --instruction.")
 
 
-def _table_metadata(known: Mapping[str, str], instruction: str) -> TableMetadata:
-    sha256 = known["model_sha256"]
-    return TableMetadata(
-        model=known.get("model", sha256[:12]),
-        model_sha256=sha256,
-        manifest_sha256=known.get("manifest_sha256", ""),
-        reader=known.get("reader", ""),
-        instruction=instruction,
-    )
-
-
-def _check_shard(path: Path, expected: pa.Schema, known: Mapping[str, str]) -> None:
+def _check_shard(path: Path, expected: Sequence[pa.Field], known: Mapping[str, str]) -> None:
     schema = _schema(path)
     same = all(read_schema_metadata(schema).get(key) == known.get(key) for key in ("model_sha256", "reader", "columns"))
-    if not same or any(
-        name not in schema.names or schema.field(name).type != expected.field(name).type for name in expected.names
-    ):
+    if not same or any(one.name not in schema.names or schema.field(one.name).type != one.type for one in expected):
         raise DataError(f"{path} is of another model, instruction or schema than the shards before it. Embed again.")
 
 
@@ -280,3 +278,90 @@ def _cast(values: pa.Array, kind: str, location: str) -> pa.Array:
         raise DataError(
             f"{location} cannot be stored as {kind} ({first_line(error)}). Correct the row, or leave the column out."
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRows:
+    """Texts of a file with their vectors and metadata columns.
+
+    Attributes:
+        path: File in a format of `read_texts`. Must be a regular file, because it is read more than once.
+        load_encoder: Loads the encoder. Called when the first vector is needed, after all rows have been validated.
+        table_metadata: Identity of the encoder, and the instruction for the texts.
+        metadata: Type of each metadata column, by name.
+        text_column: Column of the text, as in `read_texts`.
+        id_column: Column of the id, as in `read_texts`.
+        chunk_rows: Number of rows held in memory and embedded together.
+        on_rows: Called after each chunk with the number of its rows.
+    """
+
+    path: Path
+    load_encoder: Callable[[], Encoder]
+    table_metadata: TableMetadata
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    text_column: str | None = None
+    id_column: str | None = None
+    chunk_rows: int = 512
+    on_rows: Callable[[int], None] = lambda _: None
+
+    def ids(self) -> Iterator[Sequence[str]]:
+        """Iterate over the ids, one chunk at a time, and validate the rows.
+
+        Raises:
+            DataError: As in `read_texts`; if the file is a pipe, a row lacks a metadata column, or a value does not
+                have the type of its column.
+        """
+        for chunk in self._chunks():
+            yield [row.id for row, _ in chunk]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Iterate over the rows as record batches, with vectors normalized to length 1.
+
+        Raises:
+            DataError: As in `ids`; or if a vector is not finite, or zero.
+        """
+        encoder = self.load_encoder()
+        for chunk in self._chunks():
+            texts = [row.text for row, _ in chunk]
+            vectors = np.asarray(
+                encoder.encode(texts, prompt=self.table_metadata.instruction, show_progress_bar=False), dtype=np.float32
+            )
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.where(lengths == 0, 1, lengths)
+            columns = {
+                name: pa.array([values[name] for _, values in chunk], type=COLUMN_KINDS[kind])
+                for name, kind in self.metadata.items()
+            }
+            yield row_batch([row.id for row, _ in chunk], vectors, pa.array(texts, type=pa.string()), columns)
+            self.on_rows(len(chunk))
+
+    def _chunks(self) -> Iterator[list[tuple[TextRow, dict[str, Any]]]]:
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise DataError(
+                f"{self.path} is not a regular file, and it is read more than once. Save it as a file first."
+            )
+        texts = read_texts(self.path, text_column=self.text_column, id_column=self.id_column)
+        # a second pass in parallel: read_texts returns no other columns
+        values = (self._values(row, number) for number, row in enumerate(read_rows(self.path), start=1))
+        rows = zip(texts, values, strict=True)
+        while chunk := list(islice(rows, self.chunk_rows)):
+            yield chunk
+
+    def _values(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        values = {}
+        for name, kind in self.metadata.items():
+            location = f"{self.path}, row {number}"
+            if name not in row:
+                raise DataError(
+                    f"{location} has no column {name!r} for the metadata: found {', '.join(row) or 'no columns'}. "
+                    "Correct the row, or name another column."
+                )
+            try:
+                values[name] = convert_value(row[name], kind)
+            except (ValueError, TypeError) as error:
+                value = f"{str(row[name])[:40]!r} ({type(row[name]).__name__})"
+                raise DataError(
+                    f"{location}: column {name!r} contains {value}, which is not of type {kind}. "
+                    f"Correct the row, or name another type: --metadata {name}:TYPE."
+                ) from error
+        return values
