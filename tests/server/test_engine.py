@@ -11,7 +11,7 @@ from promptembedder.backbone import TokenIds
 from promptembedder.errors import ConfigError, WeightsError
 from promptembedder.server.batch_embedder import InstructionKey
 from promptembedder.server.engine import BatchReport, EmbeddingEngine
-from promptembedder.server.errors import ApiError
+from promptembedder.server.schemas import ApiError
 
 KEY = InstructionKey("", "find")
 EmbedRequest = Mapping[TokenIds, Sequence[InstructionKey]]

@@ -1,5 +1,6 @@
 """Dynamic batching of embedding requests on one thread, and heap trimming."""
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -7,6 +8,8 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -15,26 +18,16 @@ from promptembedder.backbone import TokenIds, restore_order
 from promptembedder.model import DualEncoder
 from promptembedder.types import Float, Tensor
 
-__all__ = ["BatchEmbedder", "InstructionKey", "next_batch", "trim_heap"]
-
-
-def trim_heap() -> None:
-    """Return freed heap memory to the operating system (glibc only)."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+__all__ = ["BatchEmbedder", "InstructionKey", "next_batch"]
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Find glibc's `malloc_trim`. Return None if the C library is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return None
-    return trim
+def _malloc_trim() -> Callable[[int], int]:
+    """Find glibc's `malloc_trim`, which returns freed heap memory to the operating system. A no-op elsewhere."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            return ctypes.CDLL(None).malloc_trim
+    return lambda _: 0
 
 
 # Maximum padding of a batch: this share of its texts' tokens or this number of tokens, whichever is larger. A forward
@@ -57,33 +50,20 @@ def next_batch(lengths: Sequence[int], *, max_tokens: int) -> list[int]:
     by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     sorted_lengths = [lengths[index] for index in by_length]
     first = bisect_left(sorted_lengths, lengths[0])
-    first = by_length.index(0, first)
-    low, high = first, first  # the batch is by_length[low..high], its width the length of the last
-    total = lengths[0]
+    low = high = by_length.index(0, first)  # the batch is by_length[low..high], its width the length of the last
+    sums = [0, *accumulate(sorted_lengths)]
     while True:
-        # the padding after adding the next shorter text, or the next longer one, which widens the batch
-        shorter = None if low == 0 else sorted_lengths[low - 1]
-        longer = None if high + 1 == len(by_length) else sorted_lengths[high + 1]
-        count, width = high - low + 2, sorted_lengths[high]
-        below = None if shorter is None else count * width - (total + shorter)
-        above = None if longer is None else count * longer - (total + longer)
-        options = [
-            (padding, step)
-            for padding, step, added, wide in ((below, "low", shorter, width), (above, "high", longer, longer))
-            if padding is not None
-            and added is not None
-            and wide is not None
-            and count * wide <= max_tokens
-            and padding <= max(_PADDING_SHARE * (total + added), _PADDING_TOKENS)
-        ]
+        options = []  # padding after adding the next longer text, which widens the batch, or the next shorter one
+        for start, end in ((low, high + 1), (low - 1, high)):
+            if start < 0 or end == len(by_length):
+                continue
+            tokens = sums[end + 1] - sums[start]
+            padding = (end + 1 - start) * sorted_lengths[end] - tokens
+            if tokens + padding <= max_tokens and padding <= max(_PADDING_SHARE * tokens, _PADDING_TOKENS):
+                options.append((padding, start, end))
         if not options:
             return by_length[low : high + 1]
-        if min(options)[1] == "low":
-            low -= 1
-            total += sorted_lengths[low]
-        else:
-            high += 1
-            total += sorted_lengths[high]
+        _, low, high = min(options, key=itemgetter(0))
 
 
 _TRIM_INTERVAL = 8  # calls between heap trims: a trim takes milliseconds, and varying batch shapes fragment the heap
@@ -118,11 +98,6 @@ class BatchEmbedder:
         self._max_cached = max_cached_instructions
         self._calls = 0
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the reader."""
-        return self._encoder.device
-
     @torch.inference_mode()
     def embed(
         self, requested: Mapping[TokenIds, Sequence[InstructionKey]]
@@ -135,7 +110,7 @@ class BatchEmbedder:
         """
         self._calls += 1
         if self._calls % _TRIM_INTERVAL == 0:
-            trim_heap()
+            _malloc_trim()(0)
         soft = self._soft_tokens(list(dict.fromkeys(key for keys in requested.values() for key in keys)))
         groups: dict[tuple[InstructionKey, ...], list[TokenIds]] = {}
         for row, keys in requested.items():
@@ -181,7 +156,7 @@ class BatchEmbedder:
         available: dict[InstructionKey, Tensor] = {}
         for key in keys:
             if key.instruction in self._compiled:
-                available[key] = self._compiled[key.instruction].to(self.device)
+                available[key] = self._compiled[key.instruction].to(self._encoder.device)
             elif key in self._generated:
                 self._generated.move_to_end(key)
                 available[key] = self._generated[key]

@@ -13,7 +13,7 @@ import numpy as np
 from promptembedder.backbone import TokenIds
 from promptembedder.errors import ConfigError, WeightsError
 from promptembedder.server.batch_embedder import InstructionKey, next_batch
-from promptembedder.server.errors import ApiError, OverloadedError
+from promptembedder.server.schemas import ApiError
 from promptembedder.types import Float
 
 __all__ = ["BatchReport", "EmbeddingEngine"]
@@ -173,13 +173,17 @@ class EmbeddingEngine:
         with self._changed:
             wait_s = self.expected_wait_s()
             if self._pending + requested > self._max_waiting:
-                raise OverloadedError(
+                raise ApiError(
+                    429,
+                    "overloaded",
                     f"the queue is full: {self._pending} vectors are pending, {requested} more exceed the maximum of "
                     f"{self._max_waiting}. Try again after Retry-After seconds.",
                     retry_after_s=wait_s,
                 )
             if wait_s > deadline_s:
-                raise OverloadedError(
+                raise ApiError(
+                    429,
+                    "overloaded",
                     f"the queue takes {wait_s:.0f} s, longer than the deadline of {deadline_s:g} s. "
                     "Try again after Retry-After seconds.",
                     retry_after_s=wait_s - deadline_s,
@@ -230,8 +234,7 @@ class EmbeddingEngine:
             self._fill(texts)
         except Exception as error:  # any exception: the thread must survive and every request needs a response
             # retry job by job, so that one request's text or instruction does not fail the other requests
-            for job in jobs:
-                errors |= self._fill_alone(job, texts) if len(jobs) > 1 else {job: error}
+            errors = {jobs[0]: error} if len(jobs) == 1 else self._fill_each(jobs, texts)
         seconds = time.monotonic() - start
         with self._changed:
             self._release(texts)
@@ -257,12 +260,15 @@ class EmbeddingEngine:
             )
         )
 
-    def _fill_alone(self, job: _Job, texts: Sequence[_Text]) -> dict[_Job, Exception]:
-        try:
-            self._fill([text for text in texts if text.job is job])
-        except Exception as error:  # as above
-            return {job: error}
-        return {}
+    def _fill_each(self, jobs: Sequence[_Job], texts: Sequence[_Text]) -> dict[_Job, Exception]:
+        """Compute job by job, and return the errors of those that fail."""
+        errors: dict[_Job, Exception] = {}
+        for job in jobs:
+            try:
+                self._fill([text for text in texts if text.job is job])
+            except Exception as error:  # as above
+                errors[job] = error
+        return errors
 
     def _fill(self, texts: Sequence[_Text]) -> None:
         """Compute the vectors of these texts and store them in their jobs."""

@@ -8,15 +8,14 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import orjson
 
 from promptembedder.errors import ConfigError
-from promptembedder.server.errors import ApiError
-from promptembedder.server.state import ServerState
+from promptembedder.server.schemas import ApiError
+from promptembedder.server.service import ServerState
 from promptembedder.server.telemetry import Tracer
 
 __all__ = ["ApiKeys", "RequestGate"]
@@ -75,13 +74,6 @@ def _extract_key(authorization: bytes) -> bytes:
     return b""
 
 
-@dataclass
-class _ResponseStatus:
-    """Status code of a response that has started. 0 before."""
-
-    status: int = 0
-
-
 class RequestGate:
     """Wraps the application: checks API key, body size and body time, adds a request id, metrics and a log line."""
 
@@ -115,17 +107,17 @@ class RequestGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, response, request_id = time.monotonic(), _ResponseStatus(), uuid.uuid4().hex
+        start, request_id = time.monotonic(), uuid.uuid4().hex
         route = scope["path"] if scope["path"] in self._routes else "other"
         scope.setdefault("state", {})
+        fields: dict[str, Any] = {"id": request_id, "method": scope["method"], "route": route, "status": 0}
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                response.status = message["status"]
+                fields["status"] = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        fields: dict[str, Any] = {"id": request_id, "method": scope["method"], "route": route}
         self._state.in_flight += 1
         self._state.metrics.in_flight.inc()
         with self._tracer.request(f"{scope['method']} {route}", dict(scope["headers"]), fields):
@@ -134,13 +126,11 @@ class RequestGate:
             finally:
                 self._state.in_flight -= 1
                 self._state.metrics.in_flight.dec()
-                request_state = scope["state"]
-                fields |= {"status": response.status, "tenant": request_state.get("tenant", "")}
-                fields |= request_state.get("log", {})
-                self._record(fields, route, response.status, time.monotonic() - start)
+                fields |= {"tenant": scope["state"].get("tenant", ""), **scope["state"].get("log", {})}
+                self._record(fields, time.monotonic() - start)
 
-    def _record(self, fields: dict[str, Any], route: str, status: int, seconds: float) -> None:
-        metrics = self._state.metrics
+    def _record(self, fields: dict[str, Any], seconds: float) -> None:
+        metrics, route, status = self._state.metrics, fields["route"], fields["status"]
         # there is no status if the client disconnected before the response
         metrics.requests.labels(route, str(status or "gone")).inc()
         metrics.request_seconds.labels(route).observe(seconds)

@@ -1,10 +1,20 @@
-"""Request and response bodies of OpenAI's embeddings API and of text-embeddings-inference."""
+"""Bodies of requests, responses and errors, in the formats of OpenAI's API and of text-embeddings-inference."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-__all__ = ["EmbedBody", "EmbeddingsBody", "EmbeddingsResponse", "ErrorResponse", "InfoResponse", "ModelsResponse"]
+__all__ = [
+    "ApiError",
+    "EmbedBody",
+    "EmbeddingsBody",
+    "EmbeddingsResponse",
+    "ErrorResponse",
+    "InfoResponse",
+    "ModelsResponse",
+    "error_body",
+]
 
 _NOT_EMPTY = Field(min_length=1)
 TokenIds = Annotated[list[StrictInt], _NOT_EMPTY]
@@ -133,3 +143,43 @@ class ErrorResponse(BaseModel):
     """Error response of every route."""
 
     error: _Error
+
+
+class ApiError(Exception):
+    """An error response.
+
+    Attributes:
+        status: Status code of the HTTP response.
+        kind: Machine-readable error code: OpenAI's `code` and the label of the error metric.
+        param: Field of the request that caused the error, if any.
+        retry_after_s: Seconds after which to retry. If None, the same request will fail again.
+    """
+
+    def __init__(
+        self, status: int, kind: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        """Create the error. `message` must not contain text that a client sent."""
+        super().__init__(message)
+        self.status, self.kind, self.message, self.param = status, kind, message, param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Additional headers of the HTTP response."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(max(math.ceil(self.retry_after_s), 1))}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """JSON body of the HTTP response."""
+        return error_body(self.status, self.kind, self.message, param=self.param)
+
+
+def error_body(status: int, kind: str, message: str, *, param: str | None = None) -> dict[str, Any]:
+    """Build the JSON body of an error response in OpenAI's format."""
+    if status == 401:
+        family = "authentication_error"
+    elif status == 429:
+        family = "rate_limit_error"
+    else:
+        family = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": family, "param": param, "code": kind}}

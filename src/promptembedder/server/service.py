@@ -1,25 +1,27 @@
-"""Processing of one embedding request: validation, instruction lookup, tokenization, truncation and embedding."""
+"""Served model: loading, phases, and one request from validation to embedding."""
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 
 from promptembedder.backbone import TokenIds
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError
-from promptembedder.model import PromptEmbedder
+from promptembedder.model import PromptEmbedder, check_self_test
 from promptembedder.server.batch_embedder import BatchEmbedder, InstructionKey
-from promptembedder.server.config import ServerConfig
+from promptembedder.server.config import ReadingConfig, ServerConfig
 from promptembedder.server.engine import EmbeddingEngine
-from promptembedder.server.errors import ApiError
+from promptembedder.server.schemas import ApiError
 from promptembedder.server.telemetry import ServerMetrics
 from promptembedder.types import Float
 
-__all__ = ["EmbedRequest", "EmbedResult", "EmbeddingService"]
+__all__ = ["EmbedRequest", "EmbedResult", "EmbeddingService", "Phase", "ServerState", "load_service"]
 
 Inputs = Sequence[str | Sequence[int]]
 
@@ -266,3 +268,83 @@ def _truncate_dimensions(
     short = vectors[..., :dimensions]
     norm = np.linalg.norm(short, axis=-1, keepdims=True)
     return short / np.maximum(norm, np.finfo(np.float32).tiny)
+
+
+def load_service(
+    folder: Path,
+    config: ServerConfig,
+    metrics: ServerMetrics,
+    *,
+    reading: ReadingConfig | None = None,
+) -> EmbeddingService:
+    """Load the model in `folder`, run its self-test and warm it up.
+
+    The prompter is loaded only for free instructions.
+
+    Args:
+        reading: How the reader is loaded and run. If None, as in training.
+
+    Raises:
+        ModelFormatError: If the model folder is incomplete, or has no alignment for this reader.
+        BackboneError: If a backbone is missing.
+        ConfigError: If the model cannot be served with this configuration.
+        WeightsError: If the self-test gives other vectors than when the model was saved.
+    """
+    reading = reading or ReadingConfig()
+    model = PromptEmbedder.from_pretrained(
+        folder,
+        reader=reading.reader,
+        quantization=reading.quantization,
+        with_prompter=config.instructions == "free",
+        device=reading.device,
+    )
+    check_self_test(model, folder)
+    if reading.early_exit_fraction is not None:
+        model.early_exit_fraction = reading.early_exit_fraction
+    if reading.max_length is not None:
+        model.max_seq_length = reading.max_length
+    service = EmbeddingService(model, config, metrics)
+    metrics.max_batch_tokens = service.max_batch_tokens
+    service.warm_up()
+    return service
+
+
+class Phase(StrEnum):
+    """Phase of a server's life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass
+class ServerState:
+    """State shared by the parts of one server.
+
+    Attributes:
+        metrics: Metrics of the server.
+        phase: Current phase.
+        service: Service of the loaded model. None while the model loads.
+        in_flight: Number of active requests.
+        stop: Stops the server. Set by `run_server`.
+    """
+
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    phase: Phase = Phase.LOADING
+    service: EmbeddingService | None = None
+    in_flight: int = 0
+    stop: Callable[[], None] = lambda: None
+
+    def ready(self) -> EmbeddingService:
+        """Return the service.
+
+        Raises:
+            ApiError: 503 if the model is loading, the server is draining, or the computing thread has died.
+        """
+        if self.phase is Phase.LOADING or self.service is None:
+            raise ApiError(503, "loading", "the model is loading. Try again soon.", retry_after_s=5)
+        if self.phase is Phase.DRAINING:
+            raise ApiError(503, "draining", "the server is shutting down. Try another one.", retry_after_s=5)
+        if not self.service.engine.alive:
+            raise ApiError(503, "failed", "the computing thread has ended. Restart the server.")
+        return self.service

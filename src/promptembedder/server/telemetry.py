@@ -114,33 +114,26 @@ class ServerMetrics:
 
     def __init__(self, *, max_batch_tokens: int | None = None) -> None:
         """Create all metrics with value zero."""
-        self.registry = registry = CollectorRegistry()
-        name = "promptembedder_"
-        self.requests = Counter(f"{name}requests", "Completed requests", ["route", "status"], registry=registry)
-        self.errors = Counter(f"{name}errors", "Failed requests", ["kind"], registry=registry)
-        self.inputs = Counter(f"{name}inputs", "Texts embedded", registry=registry)
-        self.tokens = Counter(f"{name}tokens", "Tokens of embedded texts", registry=registry)
-        self.truncated = Counter(f"{name}truncated_inputs", "Truncated texts", registry=registry)
-        self.padding = Counter(f"{name}padding_tokens", "Computed padding tokens", registry=registry)
-        self.vectors = Counter(f"{name}vectors", "Vectors computed", registry=registry)
-        self.in_flight = Gauge(f"{name}requests_in_flight", "Active requests", registry=registry)
-        self._waiting = Gauge(f"{name}waiting_vectors", "Vectors that are queued or being computed", registry=registry)
-        self.batch_texts = Histogram(f"{name}batch_texts", "Texts per batch", registry=registry, buckets=_SIZES)
+        self.registry = CollectorRegistry()
+        shared: dict[str, Any] = {"namespace": "promptembedder", "registry": self.registry}
+        seconds: dict[str, Any] = {**shared, "buckets": _SECONDS}
+        self.requests = Counter("requests", "Completed requests", ["route", "status"], **shared)
+        self.errors = Counter("errors", "Failed requests", ["kind"], **shared)
+        self.inputs = Counter("inputs", "Texts embedded", **shared)
+        self.tokens = Counter("tokens", "Tokens of embedded texts", **shared)
+        self.truncated = Counter("truncated_inputs", "Truncated texts", **shared)
+        self.padding = Counter("padding_tokens", "Computed padding tokens", **shared)
+        self.vectors = Counter("vectors", "Vectors computed", **shared)
+        self.in_flight = Gauge("requests_in_flight", "Active requests", **shared)
+        self._waiting = Gauge("waiting_vectors", "Vectors that are queued or being computed", **shared)
+        self.batch_texts = Histogram("batch_texts", "Texts per batch", buckets=_SIZES, **shared)
         self.batch_fill = Histogram(
-            f"{name}batch_fill", "Share of the token budget that a batch uses", registry=registry, buckets=_SHARES
+            "batch_fill", "Share of the token budget that a batch uses", buckets=_SHARES, **shared
         )
-        self.request_seconds = Histogram(
-            f"{name}request_seconds", "Duration of a request", ["route"], registry=registry, buckets=_SECONDS
-        )
-        self.tokenise_seconds = Histogram(
-            f"{name}tokenise_seconds", "Tokenization time of a request", registry=registry, buckets=_SECONDS
-        )
-        self.queue_seconds = Histogram(
-            f"{name}queue_seconds", "Queue time of a text", registry=registry, buckets=_SECONDS
-        )
-        self.compute_seconds = Histogram(
-            f"{name}compute_seconds", "Computation time of a batch", registry=registry, buckets=_SECONDS
-        )
+        self.request_seconds = Histogram("request_seconds", "Duration of a request", ["route"], **seconds)
+        self.tokenise_seconds = Histogram("tokenise_seconds", "Tokenization time of a request", **seconds)
+        self.queue_seconds = Histogram("queue_seconds", "Queue time of a text", **seconds)
+        self.compute_seconds = Histogram("compute_seconds", "Computation time of a batch", **seconds)
         self.max_batch_tokens = max_batch_tokens
 
     def watch_waiting(self, count: Callable[[], int]) -> None:
