@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 
 from promptembedder import PromptEmbedder
 from promptembedder.batch import (
-    CorpusConfig,
     CorpusProgress,
     CorpusReport,
     EmbedConfig,
@@ -64,7 +63,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def done(saved_model: Path, corpus: Path, tmp_path: Path) -> Callable[..., CorpusReport]:
     def run(output: str = "out", **config: Any) -> CorpusReport:
-        chosen = CorpusConfig(**{"instructions": (TOPIC,), "shard_rows": 4, **config})
+        chosen = EmbedConfig(**{"instructions": (TOPIC,), "shard_rows": 4, **config})
         return embed_corpus(saved_model, [corpus], tmp_path / output, config=chosen)
 
     return run
@@ -223,7 +222,7 @@ def test_invalid_rows_are_counted_and_listed_with_their_reason(
 
 def test_progress_counts_every_row_once(saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     seen: list[CorpusProgress] = []
-    config = CorpusConfig(shard_rows=10, max_batch_tokens=80)
+    config = EmbedConfig(shard_rows=10, max_batch_tokens=80)
     embed_corpus(saved_model, [corpus], tmp_path / "out", config=config, on_progress=seen.append)
     rows = [at.rows for at in seen]
     assert rows == sorted(rows)
@@ -314,7 +313,7 @@ def test_a_worker_that_finds_another_model_says_where(
 
     monkeypatch.setattr(ShardWorker, "__init__", elsewhere)
     with pytest.raises(ModelFormatError, match=r"a worker on .* finds another model in .*model\. Copy the model to"):
-        embed_corpus(model, [corpus], tmp_path / "out", config=CorpusConfig())
+        embed_corpus(model, [corpus], tmp_path / "out", config=EmbedConfig())
 
 
 @pytest.mark.parametrize(
@@ -330,13 +329,13 @@ def test_a_worker_that_finds_another_model_says_where(
 )
 def test_invalid_config_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        CorpusConfig(**config)
+        EmbedConfig(**config)
 
 
 def test_a_pipe_is_refused(done: Callable[..., CorpusReport], saved_model: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match="can be read only once"):
-        embed_corpus(saved_model, [tmp_path / "pipe.txt"], tmp_path / "out", config=CorpusConfig())
+        embed_corpus(saved_model, [tmp_path / "pipe.txt"], tmp_path / "out", config=EmbedConfig())
 
 
 @pytest.mark.parametrize(
@@ -385,7 +384,7 @@ def test_passthrough_column_that_no_row_has_is_refused_before_the_model_is_loade
 
 def test_compiling_another_instruction_keeps_finished_shards(saved_model: Path, corpus: Path, tmp_path: Path) -> None:
     """The manifest's hash identified the model, so that a new compiled instruction invalidated every shard."""
-    model, config = tmp_path / "model", CorpusConfig(instructions=(TOPIC,), shard_rows=4)
+    model, config = tmp_path / "model", EmbedConfig(instructions=(TOPIC,), shard_rows=4)
     shutil.copytree(saved_model, model)
     first = embed_corpus(model, [corpus], tmp_path / "out", config=config)
     embedder = PromptEmbedder.from_pretrained(model, device="cpu")

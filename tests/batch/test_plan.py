@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promptembedder.batch import plan as plan_module
-from promptembedder.batch.plan import CorpusPlan, plan_corpus, read_shard_rows
+from promptembedder.batch import shards as shards_module
+from promptembedder.batch.shards import CorpusPlan, plan_corpus, read_shard_rows
 from promptembedder.data import SourceFile, TextRow, find_sources, read_texts
 from promptembedder.errors import DataError
 
@@ -54,7 +54,7 @@ def test_the_shards_of_a_file_are_its_rows(tmp_path: Path, ending: str, shard_ro
     plan = planned(path, shard_rows=shard_rows)
     assert rows_of(plan) == list(read_texts(path))
     assert [task.number for task in plan.tasks] == list(range(-(-len(TEXTS) // shard_rows)))
-    assert (plan.rows, plan.invalid) == (len(TEXTS), 0)
+    assert plan.rows == len(TEXTS)
 
 
 @given(
@@ -82,7 +82,7 @@ def test_rows_that_cannot_be_used_keep_their_number_and_say_why(tmp_path: Path) 
     path = tmp_path / "a.jsonl"
     path.write_text('broken\n{"text": "one"}\n\n[1]\n{"text": 3}\n{"body": "no"}\n{"text": "last"}\n')
     plan = planned(path)
-    assert (plan.rows, plan.invalid) == (6, 4)
+    assert plan.rows == 6
     found = [(place.start.row, row) for task in plan.tasks for place, row in read_shard_rows(task)]
     assert [number for number, _ in found] == list(range(6))
     assert [row for _, row in found if isinstance(row, TextRow)] == [TextRow("1", "one"), TextRow("5", "last")]
@@ -95,14 +95,14 @@ def test_an_id_that_comes_twice_is_named_with_both_places(tmp_path: Path, monkey
     rows = [{"id": f"d{i}", "text": "x"} for i in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, [{"id": "other", "text": "x"}, rows[17]])))
-    monkeypatch.setattr(plan_module, "_HASHES_PER_PASS", 8)  # so that they are looked at in several parts
+    monkeypatch.setattr(shards_module, "_HASHES_PER_PASS", 8)  # so that they are looked at in several parts
     with pytest.raises(DataError, match=r"b\.jsonl, row 2: the id 'd17' is repeated, first in .*a\.jsonl, row 18\."):
         planned(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
 
 
 def test_two_ids_with_the_same_hash_are_two_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, ".jsonl", TEXTS)
-    monkeypatch.setattr(plan_module, "_id_hash", lambda row_id: 7)
+    monkeypatch.setattr(shards_module, "_id_hash", lambda row_id: 7)
     assert len(rows_of(planned(path))) == len(TEXTS)
 
 

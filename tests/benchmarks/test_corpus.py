@@ -10,7 +10,7 @@ import pytest
 from benchmarks.corpus.benchmark import CorpusBenchConfig, run_corpus
 from benchmarks.corpus.report import corpus_markdown, write_corpus
 from benchmarks.corpus.runs import check_output, made_corpus, made_model
-from promptembedder.batch import CorpusConfig, ShardFolder, embed_corpus
+from promptembedder.batch import EmbedConfig, ShardFolder, embed_corpus
 from promptembedder.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.integration
@@ -34,7 +34,7 @@ def test_a_size_is_measured_and_its_output_checked(tmp_path: Path) -> None:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     corpus = made_corpus(folder / "c.jsonl", 9, seed=1)
-    embed_corpus(made_model(folder), [str(corpus)], folder / "out", config=CorpusConfig(shard_rows=3))
+    embed_corpus(made_model(folder), [str(corpus)], folder / "out", config=EmbedConfig(shard_rows=3))
     return folder / "out"
 
 

@@ -174,10 +174,10 @@ def _embed_corpus(
     report: Report, model: Path, files: list[str], output: Path, options: dict[str, Any], keep: list[str]
 ) -> None:
     with gc_paused():  # seconds
-        from promptembedder.batch import CorpusConfig, PassthroughColumn, embed_corpus
+        from promptembedder.batch import EmbedConfig, PassthroughColumn, embed_corpus
         from promptembedder.model import model_identity
 
-    settings = CorpusConfig(**options, passthrough=tuple(PassthroughColumn.parse(column) for column in keep))
+    settings = EmbedConfig(**options, passthrough=tuple(PassthroughColumn.parse(column) for column in keep))
     with corpus_progress() as on_progress:
         done = embed_corpus(model, files, output, config=settings, on_progress=on_progress)
     report.print(_corpus_summary(done))
