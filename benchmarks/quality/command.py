@@ -98,9 +98,9 @@ def _measure(config: "QualityConfig", folder: Path, report: Report) -> tuple[dic
     from benchmarks.quality.benchmark import bench_quality
     from benchmarks.quality.report import quality_content, quality_with_held, write_quality
     from benchmarks.result_content import provenance
-    from promptembedder.cli.training_bar import TrainingBar
+    from promptembedder.cli.progress import training_progress
 
-    runs = bench_quality(config, tell=report.print, callbacks=[TrainingBar()])
+    runs = bench_quality(config, tell=report.print, callbacks=[training_progress()])
     content = quality_with_held(folder, quality_content(runs, provenance(config)))
     return content, [*write_quality(folder, content), *_draw(content, folder)]
 

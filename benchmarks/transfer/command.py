@@ -106,10 +106,10 @@ def _measure(config: "MoveBenchConfig", folder: Path, report: Report) -> tuple[d
     from benchmarks.result_content import provenance
     from benchmarks.transfer.benchmark import bench_move
     from benchmarks.transfer.report import merge_results, move_content, write_move
-    from promptembedder.cli.training_bar import TrainingBar
+    from promptembedder.cli.progress import training_progress
     from promptembedder.plots import plot_transfers
 
-    runs = bench_move(config, tell=report.print, callbacks=[TrainingBar()])
+    runs = bench_move(config, tell=report.print, callbacks=[training_progress()])
     content = merge_results(folder, move_content(runs, provenance(config)))
     return content, [*write_move(folder, content), *plot_transfers(content, folder)]
 

@@ -4,11 +4,13 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from promptembedder.backbone import INSTALLED_MODELS, BackboneSource, find_source
+from promptembedder.backbone import INSTALLED_MODELS, BackboneConfig, BackboneSource, find_source, load_backbone
 from promptembedder.backbone.sources import InstalledModel, sha256_of
 from promptembedder.errors import BackboneError
 
@@ -121,3 +123,17 @@ def test_the_default_cache_is_in_the_folder_that_hf_home_names(tmp_path: Path) -
         words, env={**os.environ, "HF_HOME": str(tmp_path)}, capture_output=True, text=True, check=True
     )
     assert Path(done.stdout.strip()) == tmp_path / "assets" / "promptembedder"
+
+
+def test_a_hub_that_does_not_answer_is_refused_at_once_without_retries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hub's client retried each file for half a minute, and printed each retry twice."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(BackboneError, match=r"'org/name' is not in the hub's cache .* cannot be reached"):
+        load_backbone(BackboneConfig(source="org/name"), head=False)
+    assert time.monotonic() - start < 10
+    assert caplog.records == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from promptembedder.cli import doctor_checks
+from promptembedder.cli import doctor as doctor_module
 
 Run = Callable[..., Result]
 
@@ -43,18 +43,18 @@ def test_a_model_that_computes_other_vectors_is_broken(run: Run, saved_model: Pa
 
 
 def test_what_is_absent_comes_with_the_line_that_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = doctor_checks.version
+    known = doctor_module.version
 
     def without(name: str) -> str:
         if name in ("lancedb", "safetensors"):
-            raise doctor_checks.PackageNotFoundError(name)
+            raise doctor_module.PackageNotFoundError(name)
         return "5.0" if name == "uvicorn" else "0.0.1" if name == "numpy" else known(name)
 
-    monkeypatch.setattr(doctor_checks, "version", without)
-    extras = {one.name: one for one in doctor_checks.extras()}
+    monkeypatch.setattr(doctor_module, "version", without)
+    extras = {one.name: one for one in doctor_module.extras()}
     assert (extras["search"].state, extras["search"].detail) == ("absent", "no lancedb")
     assert extras["search"].fix == 'pip install "promptembedder[search]"'
-    packages = {one.name: one for one in doctor_checks.packages()}
+    packages = {one.name: one for one in doctor_module.packages()}
     assert (packages["safetensors"].state, packages["safetensors"].fix) == ("broken", 'pip install "safetensors>=0.5"')
     assert packages["numpy"].detail == "numpy 0.0.1 is not >=1.26"
 
@@ -71,7 +71,7 @@ def test_home_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch, 
     """Loading a backbone failed, and doctor found nothing broken."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "file" / "assets"))
-    broken = [one for one in doctor_checks.caches() if one.state == "broken"]
+    broken = [one for one in doctor_module.caches() if one.state == "broken"]
     assert broken[0].name == str(tmp_path / "file" / "assets" / "promptembedder")
     assert broken[0].fix == "set HF_HOME to a folder that can be written"
     assert "Not a directory" in broken[0].detail

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
 from promptembedder import PromptEmbedder
+from promptembedder.batch import VectorFormat
 from promptembedder.errors import SaveError
-from promptembedder.evaluation import score_tasks
+from promptembedder.evaluation import read_tasks, score_tasks
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +57,7 @@ def task_file(tmp_path: Path) -> Path:
 
 
 def test_the_last_line_of_stdout_holds_the_scores_of_the_library(run: Run, saved_model: Path, task_file: Path) -> None:
-    from promptembedder.evaluation import read_tasks, subsample
+    from promptembedder.evaluation import subsample
 
     result = run("evaluate", saved_model, "--tasks", task_file, "--limit", 8, "--seed", 3, "--json")
     assert result.exit_code == 0
@@ -198,6 +200,37 @@ def test_a_file_of_options_does_what_the_options_do(
     assert [(score["task"], score["limit"], score["seed"]) for score in said["scores"]] == [("Colour", 8, 2)]
 
 
+@pytest.mark.parametrize("words", [{"precision": "int8"}, {"precision": "binary"}, {"dimensions": 8}])
+def test_vectors_are_scored_as_embed_stores_them(
+    words: dict[str, Any], run: Run, saved_model: Path, task_file: Path
+) -> None:
+    """--dimensions did not normalize vectors again, and there was no --precision."""
+    model, vector_format = PromptEmbedder.from_pretrained(saved_model, device="cpu"), VectorFormat(**words)
+
+    class Reduced:
+        def encode(self, inputs: list[str], *, prompt: str | None = None, **_: Any) -> np.ndarray:
+            stored = vector_format.reduce(model.encode(inputs, prompt=prompt))
+            if vector_format.precision == "binary":
+                stored = np.unpackbits((stored.astype(int) + 128).astype(np.uint8), axis=1) * 2.0 - 1
+            return np.asarray(stored / np.linalg.norm(stored, axis=1, keepdims=True), dtype=np.float32)
+
+    options = [word for name, value in words.items() for word in (f"--{name}", value)]
+    result = run("evaluate", saved_model, "--tasks", task_file, *options, "--json")
+    record = json.loads(result.stdout)
+    expected = [score.score for score in score_tasks(Reduced(), read_tasks(task_file))]
+    assert [score["score"] for score in record["scores"]] == pytest.approx(expected, abs=0.5)
+    assert words.items() <= record["options"].items()
+
+
+def test_unknown_precision_is_refused_before_the_model_is_loaded(
+    refused: Refused, saved_model: Path, task_file: Path, loaded: list[PromptEmbedder]
+) -> None:
+    words = ("evaluate", saved_model, "--tasks", task_file)
+    assert "one of float32, int8, binary" in refused(*words, "--precision", "int4")
+    assert loaded == []
+    assert "between 1 and 40" in refused(*words, "--dimensions", 41)
+
+
 def test_aspects_are_scored_as_by_the_library(run: Run, saved_model: Path, tmp_path: Path) -> None:
     from promptembedder.evaluation.aspects import aspect_scores, read_aspects
 
@@ -272,6 +305,9 @@ def test_outputs_are_checked_before_the_work(
         ("embed", model, corpus, "-o", "/proc/x"),
         ("embed", model, corpus, "-o", "/proc/x.parquet"),
         ("plot", "similarity", model, corpus, "-o", "/proc/x"),
+        ("plot", "training", model, "-o", "/proc/x"),
+        ("plot", "moves", corpus, "-o", "/proc/x"),
+        ("compare", model, "frozen:mean:random:tiny-llama", "--tasks", task_file, "-o", "/proc/scores.json"),
     ):
         assert "cannot write" in refused(*words)
     assert loaded == []

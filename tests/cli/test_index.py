@@ -56,6 +56,18 @@ def said(result: Result) -> dict[str, Any]:
     return content
 
 
+def test_long_work_begins_with_an_estimate(
+    run: Run, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`index` printed neither an estimate nor the number of rows, and ran for hours."""
+    monkeypatch.setattr("promptembedder.cli.progress._SHORT_WORK_S", -1.0)  # all work is long
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"text {row}\n" for row in range(200)))
+    result = run("index", texts, "--table", tmp_path / "table", "--model", saved_model)
+    assert result.exit_code == 0
+    assert "rows/s on this machine (64 rows measured)" in result.stderr
+
+
 def test_a_table_of_texts_finds_what_search_in_the_file_finds(
     run: Run, saved_model: Path, corpus: Path, tmp_path: Path
 ) -> None:

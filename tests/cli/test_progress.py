@@ -59,6 +59,12 @@ def test_without_a_total_there_is_a_rate_but_no_time_left(work: Work) -> None:
     assert work([(10, 5), (30, 60)]) == ["65 rows, 2 rows/s"]
 
 
+def test_one_unit_is_singular(work: Work) -> None:
+    assert work([(40, 1)]) == ["1 row"]
+    (line,) = work([(1, 1), (1000, 1)], total=100, measured=1)[:1]
+    assert line.endswith("on this machine (1 row measured)")
+
+
 def test_a_terminal_gets_a_bar_and_no_lines(work: Work) -> None:
     text = "\n".join(work([(100, 10), (40, 20)], total=60, terminal=True))
     assert "30/60" in text and "rows/s" not in text

@@ -9,7 +9,7 @@ import typer.main
 from typer.testing import Result
 
 from promptembedder.cli.app import app, main
-from promptembedder.cli.renamed import RENAMED_OPTIONS
+from promptembedder.cli.options import RENAMED_OPTIONS
 
 CASES = [(command, old, new) for command, options in RENAMED_OPTIONS.items() for old, new in options.items()]
 

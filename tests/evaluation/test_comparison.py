@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score
 
 from promptembedder.evaluation import BM25, EncoderSystem, EvaluationTask, compare_on_task
-from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, SearchData
+from promptembedder.evaluation.tasks import LabelledTexts, ScoredPairs, SearchData
 
 WORDS = ("red", "green", "blue", "cold", "warm", "fast")
 

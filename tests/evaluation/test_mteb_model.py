@@ -16,8 +16,8 @@ from mteb.types import PromptType
 from promptembedder import PromptEmbedder
 from promptembedder.errors import ConfigError, ModelFormatError
 from promptembedder.evaluation import EvaluationTask, TaskInstructedEncoder, model_meta, read_tasks
+from promptembedder.evaluation.evaluators import preserve_rng
 from promptembedder.evaluation.mteb_tasks import build_local_task
-from promptembedder.evaluation.task_score import preserve_rng
 
 pytestmark = pytest.mark.slow
 

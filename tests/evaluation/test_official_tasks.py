@@ -9,8 +9,8 @@ import pytest
 
 from promptembedder.errors import DataError
 from promptembedder.evaluation import hub_tasks, score_tasks
-from promptembedder.evaluation import official_tasks as module
-from promptembedder.evaluation.official_tasks import official_task
+from promptembedder.evaluation import mteb_tasks as module
+from promptembedder.evaluation.mteb_tasks import official_task
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from promptembedder import PromptEmbedder
 from promptembedder.errors import DataError
 from promptembedder.evaluation import EvaluationTask, TaskScore, read_tasks, score_tasks, subsample
-from promptembedder.evaluation.mteb_encoder import MtebAdapter
-from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, SearchData
-from promptembedder.evaluation.task_score import preserve_rng
+from promptembedder.evaluation.evaluators import preserve_rng
+from promptembedder.evaluation.scoring import MtebAdapter
+from promptembedder.evaluation.tasks import LabelledTexts, ScoredPairs, SearchData
 from promptembedder.model import Encoder
 
 pytestmark = pytest.mark.slow
@@ -218,6 +218,28 @@ def test_the_settings_of_the_same_official_task_are_used(encoder: Encoder, tasks
     with pytest.raises(DataError, match="mteb has no task 'STSBenchmrk'. Did you mean STSBenchmark"):
         score_tasks(encoder, [tasks["First"], unknown])
     assert encoder.calls == []  # type: ignore[attr-defined]
+
+
+def test_a_common_mean_of_the_vectors_does_not_hide_the_classes(encoder: Any, tasks: dict[str, EvaluationTask]) -> None:
+    """A frozen LLM with mean pooling scored below chance: its vectors share a mean that exceeds their differences."""
+
+    class Shifted:
+        def encode(self, inputs: list[str], **options: Any) -> np.ndarray:
+            vectors = encoder.encode(inputs, **options) + 30
+            return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+    score = score_of(Shifted(), tasks["Second"])
+    assert score.score == pytest.approx(score_of(encoder, tasks["Second"]).score, abs=3)
+    assert score.score > 90
+
+
+def test_scores_record_whether_the_classifier_gets_standardized_features(
+    encoder: Encoder, tasks: dict[str, EvaluationTask]
+) -> None:
+    official = EvaluationTask(**{**vars(tasks["First"]), "mteb_name": "Banking77Classification"})
+    assert score_of(encoder, tasks["First"]).standardized is True
+    assert score_of(encoder, official).standardized is False  # as in mteb's published scores
+    assert score_of(encoder, tasks["Alike"]).standardized is None
 
 
 def test_an_undefined_score_is_refused(tasks: dict[str, EvaluationTask]) -> None:

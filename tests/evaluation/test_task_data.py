@@ -6,7 +6,7 @@ import pytest
 
 from promptembedder.errors import DataError
 from promptembedder.evaluation import EvaluationTask, read_tasks, subsample
-from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, SearchData
+from promptembedder.evaluation.tasks import LabelledTexts, ScoredPairs, SearchData
 
 
 @pytest.fixture

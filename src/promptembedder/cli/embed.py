@@ -1,24 +1,40 @@
 """`promptembedder embed MODEL FILES -o OUT`: embed text files into a folder of shards or one file."""
 
 import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
-from promptembedder.cli.embed_texts import STANDARD_INPUT, print_vectors
-from promptembedder.cli.options import ConfigOption, DimensionsOption, JsonOption, QuantizationOption, ReaderOption
-from promptembedder.cli.progress import corpus_progress, row_progress
-from promptembedder.errors import ConfigError
-from promptembedder.storage import read_manifest
+from promptembedder.cli.console import Report, gc_paused, plural
+from promptembedder.cli.options import (
+    ConfigOption,
+    DimensionsOption,
+    IdColumnOption,
+    JsonOption,
+    MaxBatchTokensOption,
+    PrecisionOption,
+    QuantizationOption,
+    ReaderOption,
+    TextColumnOption,
+)
+from promptembedder.cli.progress import corpus_progress, count_rows, row_progress
+from promptembedder.errors import ConfigError, DataError
+from promptembedder.storage import MANIFEST_NAME, read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.batch import CorpusReport, EmbedReport
+    from promptembedder.batch import CorpusReport, EmbedReport, VectorFormat
+    from promptembedder.model import PromptEmbedder
 
 __all__ = ["embed"]
 
+_STANDARD_INPUT = "-"
+_PRINTED_BATCH = 256  # texts
 # endings of files that a user may expect as output
 _OTHER_ENDINGS = (".csv", ".tsv", ".json", ".txt", ".npz", ".pkl", ".pt", ".h5", ".gz", ".zip")
 
@@ -52,19 +68,13 @@ def embed(
             help="Instruction, one column of vectors each. Repeatable. Default: the model's.", allow_from_autoenv=False
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of the id. Default: id, _id or the row number.")] = None,
+    text_column: TextColumnOption = None,
+    id_column: IdColumnOption = None,
     reader: ReaderOption = None,
     quantization: QuantizationOption = None,
-    max_batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum tokens per batch, padding included. Bounds memory.")
-    ] = 8192,
+    max_batch_tokens: MaxBatchTokensOption = 8192,
     dimensions: DimensionsOption = None,
-    precision: Annotated[
-        str, typer.Option(help="Numbers of the vectors: float32, int8 (scaled by vector) or binary (one bit each).")
-    ] = "float32",
+    precision: PrecisionOption = "float32",
     keep: Annotated[
         list[str] | None,
         typer.Option(help="Column to copy to the shards: NAME, NAME:int, NAME:float or NAME:bool. Repeatable."),
@@ -91,83 +101,74 @@ def embed(
     Example: promptembedder embed runs/mine corpus.jsonl -o vectors.npy --dimensions 256 --precision int8
     """
     report = Report(as_json)
-    with one_line_errors():
-        if text or files == [STANDARD_INPUT]:
-            if output is not None or (text and files):
-                raise ConfigError("the vectors of --text and - are printed. Omit --output and other files.")
-            print_vectors(
-                report,
-                str(model),
-                text or [],
-                instructions=instruction or [],
-                reader=reader,
-                quantization=quantization,
-                max_batch_tokens=max_batch_tokens,
-                dimensions=dimensions,
-                precision=precision,
-            )
-            return
-        if not files or output is None:
-            raise ConfigError("no input or no output. Give FILES -o OUT, or texts with --text or -.")
-        with gc_paused():  # seconds
-            from promptembedder.batch import FILE_ENDINGS, EmbedConfig, VectorFormat, check_files, embed_files
-            from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+    printed = bool(text) or files == [_STANDARD_INPUT]
+    if printed and (output is not None or (text and files)):
+        raise ConfigError("the vectors of --text and - are printed. Omit --output and other files.")
+    if not printed and (not files or output is None):
+        raise ConfigError("no input or no output. Give FILES -o OUT, or texts with --text or -.")
+    with gc_paused():  # seconds
+        from promptembedder.batch import FILE_ENDINGS, VectorFormat
 
-        vector_format = VectorFormat(dimensions=dimensions, precision=precision)
-        if output.suffix in _OTHER_ENDINGS:
-            raise ConfigError(
-                f"{output} would be a folder of shards. End the name in {', '.join(FILE_ENDINGS)}, or in nothing."
-            )
-        if output.suffix not in FILE_ENDINGS:
-            _embed_corpus(
-                report,
-                model,
-                files,
-                output,
-                {
-                    "instructions": tuple(instruction or ()),
-                    "text_column": text_column,
-                    "id_column": id_column,
-                    "reader": reader,
-                    "quantization": quantization,
-                    "max_batch_tokens": max_batch_tokens,
-                    "shard_rows": shard_rows,
-                    "engine": engine,
-                    "workers": workers,
-                    "overwrite": overwrite,
-                    "vector_format": vector_format,
-                },
-                keep or [],
-            )
-            return
-        if keep or engine != "local" or workers > 1:
-            raise ConfigError(f"--keep, --engine and --workers need shards, but {output} is one file. Give a folder.")
-        manifest = read_manifest(model)
-        manifest = manifest_on(manifest, reader, model)
-        default = model_config(manifest).default_instruction
-        requested = [text.strip() for text in instruction or [default]]
-        settings = EmbedConfig(
-            instructions=tuple(requested),
-            text_column=text_column,
-            id_column=id_column,
-            max_batch_tokens=max_batch_tokens,
-            overwrite=overwrite,
-            vector_format=vector_format,
+    vector_format = VectorFormat(dimensions=dimensions, precision=precision)
+    if output is None or not files:
+        embedder = _load_model(str(model), instruction or [], reader=reader, quantization=quantization)
+        embedder.max_batch_tokens = max_batch_tokens
+        _print_vectors(report, embedder, text or [], instruction or [""], vector_format)
+        return
+    if output.suffix in _OTHER_ENDINGS:
+        raise ConfigError(
+            f"{output} would be a folder of shards. End the name in {', '.join(FILE_ENDINGS)}, or in nothing."
         )
-        paths = [Path(file) for file in files]
-        check_files(paths, output, config=settings)
-        identity = model_identity(model, reader=reader)
-        compiled = set(requested) <= set(manifest.instructions)
-        embedder = PromptEmbedder.from_pretrained(
-            model, reader=reader, quantization=quantization, with_prompter=not compiled
+    options: dict[str, Any] = {
+        "instructions": tuple(instruction or ()),
+        "text_column": text_column,
+        "id_column": id_column,
+        "max_batch_tokens": max_batch_tokens,
+        "overwrite": overwrite,
+        "vector_format": vector_format,
+    }
+    if output.suffix not in FILE_ENDINGS:
+        options |= {"reader": reader, "quantization": quantization}
+        options |= {"shard_rows": shard_rows, "engine": engine, "workers": workers}
+        _embed_corpus(report, model, files, output, options, keep or [])
+        return
+    if keep or engine != "local" or workers > 1:
+        raise ConfigError(f"--keep, --engine and --workers need shards, but {output} is one file. Give a folder.")
+    _embed_files(report, model, [Path(file) for file in files], output, options, reader, quantization)
+
+
+def _embed_files(
+    report: Report,
+    model: Path,
+    paths: list[Path],
+    output: Path,
+    options: dict[str, Any],
+    reader: str | None,
+    quantization: str | None,
+) -> None:
+    with gc_paused():  # seconds
+        from promptembedder.batch import EmbedConfig, check_files, embed_files
+        from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+
+    manifest = manifest_on(read_manifest(model), reader, model)
+    default = model_config(manifest).default_instruction
+    instructions = tuple(text.strip() for text in options["instructions"] or [default])
+    settings = EmbedConfig(**{**options, "instructions": instructions})
+    check_files(paths, output, config=settings)
+    identity = model_identity(model, reader=reader)
+    compiled = set(instructions) <= set(manifest.instructions)
+    embedder = PromptEmbedder.from_pretrained(
+        model, reader=reader, quantization=quantization, with_prompter=not compiled
+    )
+    name = str(model) if reader is None else f"{model} on {reader}"
+    with row_progress(count_rows(paths)) as on_rows:
+        done = embed_files(
+            embedder, paths, output, config=settings, model_name=name, identity=identity, on_rows=on_rows
         )
-        name = str(model) if reader is None else f"{model} on {reader}"
-        with row_progress(_count_rows(paths)) as on_rows:
-            done = embed_files(
-                embedder, paths, output, config=settings, model_name=name, identity=identity, on_rows=on_rows
-            )
     report.print(_summary(done))
-    report.result(_content(done, identity.sha256))
+    rates = {"rows_per_second": done.rows_per_second, "tokens_per_second": done.tokens_per_second}
+    content = {**dataclasses.asdict(done), **rates, "output": str(done.output)}
+    report.result({**content, "model_sha256": identity.sha256})
 
 
 def _embed_corpus(
@@ -183,13 +184,6 @@ def _embed_corpus(
     report.print(_corpus_summary(done))
     content = {**dataclasses.asdict(done), "output": str(done.output)}
     report.result({**content, "model_sha256": model_identity(model, reader=settings.reader).sha256})
-
-
-def _count_rows(files: list[Path]) -> int | None:
-    """Count the rows of the files, or return None if one of them is a pipe, which can be read only once."""
-    from promptembedder.data import read_rows
-
-    return sum(1 for path in files for _ in read_rows(path)) if all(path.is_file() for path in files) else None
 
 
 def _corpus_summary(done: "CorpusReport") -> str:
@@ -225,17 +219,62 @@ def _summary(done: "EmbedReport") -> str:
     return "\n".join(lines)
 
 
-def _content(done: "EmbedReport", model_sha256: str) -> dict[str, Any]:
-    return {
-        "output": str(done.output),
-        "rows": done.rows,
-        "dim": done.dim,
-        "columns": done.columns,
-        "truncated": done.truncated,
-        "seconds": done.seconds,
-        "rows_per_second": done.rows_per_second,
-        "tokens": done.tokens,
-        "tokens_per_second": done.tokens_per_second,
-        "padding_share": done.padding_share,
-        "model_sha256": model_sha256,
-    }
+def _print_vectors(
+    report: Report,
+    embedder: "PromptEmbedder",
+    texts: Sequence[str],
+    instructions: Sequence[str],
+    vector_format: "VectorFormat",
+) -> None:
+    """Print one JSON object per text and instruction: text, instruction, embedding.
+
+    Args:
+        texts: Texts to embed. If empty, the lines of standard input.
+
+    Raises:
+        DataError: There is no text.
+    """
+    dim = embedder.encoder.reader.dim
+    vector_format.check(dim)
+    resolved = [embedder.encoder.instruction_of(name) for name in instructions]
+    count = 0
+    for batch in _batches(texts or (line.rstrip("\r\n") for line in sys.stdin if line.strip())):
+        vectors = vector_format.reduce(embedder.encode_instructions(batch, resolved))
+        for row, text in enumerate(batch):
+            for name, rows in zip(resolved, vectors, strict=True):
+                content = {"text": text, "instruction": name, "embedding": rows[row].tolist()}
+                print(json.dumps(content, ensure_ascii=False))
+        count += len(batch)
+    if count == 0:
+        raise DataError("no text on standard input. Write one text per line.")
+    report.result({"texts": count, "instructions": resolved, "dim": vector_format.dimensions or dim})
+
+
+def _load_model(
+    model: str, instructions: Sequence[str], *, reader: str | None, quantization: str | None
+) -> "PromptEmbedder":
+    """Load a saved model by folder or hub id, or an untrained model of a backbone, with a warning."""
+    with gc_paused():  # seconds
+        from promptembedder import PromptEmbedder
+        from promptembedder.data import clean_instruction
+        from promptembedder.model import is_hub_id, manifest_on, model_config, saved_folder
+
+    if (Path(model) / MANIFEST_NAME).is_file() or is_hub_id(model):
+        folder = saved_folder(model)
+        manifest = manifest_on(read_manifest(folder), reader, folder)
+        default = model_config(manifest).default_instruction
+        compiled = {clean_instruction(name) or default for name in instructions or ("",)} <= set(manifest.instructions)
+        return PromptEmbedder.from_pretrained(
+            folder, reader=reader, quantization=quantization, with_prompter=not compiled
+        )
+    if reader is not None or quantization is not None:
+        raise ConfigError(f"{model} is not a saved model. Omit --reader and --quantization.")
+    embedder = PromptEmbedder.create(prompter=model)
+    sys.stderr.write(f"{model} is a backbone: the vectors come from an untrained model\n")
+    return embedder
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _PRINTED_BATCH)):
+        yield batch

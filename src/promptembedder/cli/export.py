@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors
+from promptembedder.cli.console import Report
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
@@ -50,21 +50,20 @@ def export(
     Example: promptembedder export runs/quickstart -o runs/quickstart-onnx --format onnx
     """
     report = Report(as_json)
-    with one_line_errors():
-        if format_ is not None and format_ not in _FORMATS:
-            raise ConfigError(f"unknown --format {format_!r}. Use one of: {', '.join(_FORMATS)}.")
-        if format_ is None:
-            format_ = _default_format(model, reader, leave_out_text=leave_out_text, with_backbone=with_backbone)
-        content = _export(
-            report,
-            model,
-            output,
-            instruction or [],
-            format_,
-            reader,
-            leave_out_text=leave_out_text,
-            with_backbone=with_backbone,
-        )
+    if format_ is not None and format_ not in _FORMATS:
+        raise ConfigError(f"unknown --format {format_!r}. Use one of: {', '.join(_FORMATS)}.")
+    if format_ is None:
+        format_ = _default_format(model, reader, leave_out_text=leave_out_text, with_backbone=with_backbone)
+    content = _export(
+        report,
+        model,
+        output,
+        instruction or [],
+        format_,
+        reader,
+        leave_out_text=leave_out_text,
+        with_backbone=with_backbone,
+    )
     size = sum(content["bytes"].values())
     report.print(f"wrote {escape(str(output))}, {size / 1e6:.1f} MB: {content['reproduces']}, under")
     for text in content["instructions"]:

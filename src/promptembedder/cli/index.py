@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from promptembedder.cli.console import Report, one_line_errors, plural
-from promptembedder.cli.instructions import given_or_saved
-from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
-from promptembedder.cli.progress import row_progress
+from promptembedder.cli.console import Report, plural
+from promptembedder.cli.options import (
+    ConfigOption,
+    IdColumnOption,
+    JsonOption,
+    ReaderOption,
+    TextColumnOption,
+    given_or_saved,
+)
+from promptembedder.cli.progress import count_rows, row_progress
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
 from promptembedder.storage import read_manifest
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from promptembedder.search import SearchReport, TableMetadata, VectorRows, VectorTable
 
 __all__ = ["index"]
+
+_CHUNK_ROWS = 64  # texts per call of `encode`, so that the estimate comes after the first minute on a slow machine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +69,8 @@ def index(
         typer.Option(help="Instruction of the texts (default: the model's), or of the column of vectors to index."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the vectors if the file has several.")] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of the texts' id. Default: id, _id or the row number.")
-    ] = None,
+    text_column: TextColumnOption = None,
+    id_column: IdColumnOption = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(help="Metadata column to filter by: NAME or NAME:TYPE with str, int, float or bool. Repeatable."),
@@ -85,35 +89,34 @@ def index(
 ) -> None:
     """Build a table of vectors for `search --table`, add rows, delete rows, or measure its search.
 
+    Without an id column, ids count rows from 0. Messages count rows from 1.
+
     Example: promptembedder index corpus.jsonl --table corpus-table --model runs/mine --metadata year:int
     """
     report = Report(as_json)
-    with one_line_errors():
-        _check_options(source, add=add, overwrite=overwrite, delete=delete, verify=verify, exact_below=exact_below)
-        require("lancedb", extra="search")  # fail before the slow imports
-        from promptembedder.search import VectorTable, measure_search
+    _check_options(source, add=add, overwrite=overwrite, delete=delete, verify=verify, exact_below=exact_below)
+    require("lancedb", extra="search")  # fail before the slow imports
+    from promptembedder.search import VectorTable, measure_search
 
-        start = time.perf_counter()
-        added = deleted = 0
-        if source is not None:
-            request = _Source(
-                path=source,
-                model=model,
-                reader=reader,
-                instruction=instruction,
-                column=column,
-                text_column=text_column,
-                id_column=id_column,
-                metadata=metadata,
-            )
-            added = (
-                _add(request, table) if add else _create(request, table, exact_below=exact_below, overwrite=overwrite)
-            )
-        opened = VectorTable(table)
-        if delete is not None:
-            deleted = opened.delete(delete)
-        seconds = time.perf_counter() - start
-        measured = measure_search(opened) if verify else None
+    start = time.perf_counter()
+    added = deleted = 0
+    if source is not None:
+        request = _Source(
+            path=source,
+            model=model,
+            reader=reader,
+            instruction=instruction,
+            column=column,
+            text_column=text_column,
+            id_column=id_column,
+            metadata=metadata,
+        )
+        added = _add(request, table) if add else _create(request, table, exact_below=exact_below, overwrite=overwrite)
+    opened = VectorTable(table)
+    if delete is not None:
+        deleted = opened.delete(delete)
+    seconds = time.perf_counter() - start
+    measured = measure_search(opened) if verify else None
     report.print(_summary(opened, added, deleted, seconds, measured))
     report.result(_content(opened, added, deleted, seconds, measured))
 
@@ -176,7 +179,7 @@ def _rows(request: _Source, table: "VectorTable | None" = None) -> "Iterator[Vec
         raise DataError(f"{request.path} already contains vectors. Omit --model.")
     table_metadata, load = _build_loader(request, request.model, table)
     metadata = dict(_parse_column(word) for word in request.metadata or ())
-    with row_progress() as on_rows:
+    with row_progress(count_rows([request.path])) as on_rows:
         yield CorpusRows(
             path=request.path,
             load_encoder=load,
@@ -184,6 +187,7 @@ def _rows(request: _Source, table: "VectorTable | None" = None) -> "Iterator[Vec
             metadata=metadata if table is None or metadata else table.metadata,
             text_column=request.text_column,
             id_column=request.id_column,
+            chunk_rows=_CHUNK_ROWS,
             on_rows=on_rows,
         )
 

@@ -7,9 +7,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.instructions import given_or_saved
-from promptembedder.cli.options import ConfigOption, JsonOption
+from promptembedder.cli.console import Report
+from promptembedder.cli.options import ConfigOption, JsonOption, given_or_saved
 from promptembedder.storage import FORMAT, MANIFEST_NAME, read_manifest
 
 __all__ = ["info"]
@@ -25,21 +24,20 @@ def info(
     Example: promptembedder info runs/mine
     """
     report = Report(as_json)
-    with one_line_errors():
-        manifest = read_manifest(model)
-        sizes = {name: (model / name).stat().st_size for name in [*manifest.files, MANIFEST_NAME]}
-        content: dict[str, Any] = {
-            "model": str(model),
-            "format": FORMAT,
-            "backbones": manifest.backbones,
-            "config": manifest.config,
-            "instructions": manifest.instructions,
-            "prompts": {role: given_or_saved(None, role, model) for role in ("query", "document")},
-            "readers": manifest.readers,
-            "bytes": sizes,
-            "total_bytes": sum(sizes.values()),
-            "provenance": manifest.provenance,
-        }
+    manifest = read_manifest(model)
+    sizes = {name: (model / name).stat().st_size for name in [*manifest.files, MANIFEST_NAME]}
+    content: dict[str, Any] = {
+        "model": str(model),
+        "format": FORMAT,
+        "backbones": manifest.backbones,
+        "config": manifest.config,
+        "instructions": manifest.instructions,
+        "prompts": {role: given_or_saved(None, role, model) for role in ("query", "document")},
+        "readers": manifest.readers,
+        "bytes": sizes,
+        "total_bytes": sum(sizes.values()),
+        "provenance": manifest.provenance,
+    }
     report.print(_table(content))
     report.result(content)
 

@@ -1,40 +1,72 @@
-"""Options that several commands share, with the precedence flag > environment > file > default."""
+"""Options that several commands share, with the precedence flag > environment > file > default, and renamed options."""
 
 import difflib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from promptembedder.cli.renamed import RENAMED_OPTIONS
+from promptembedder.cli.console import one_line_errors
 from promptembedder.errors import ConfigError
 from promptembedder.storage import MANIFEST_NAME, check_writable, read_yaml
 
 __all__ = [
+    "RENAMED_OPTIONS",
     "Command",
     "ConfigOption",
     "DeviceOption",
     "DimensionsOption",
     "EarlyExitOption",
+    "IdColumnOption",
     "JsonOption",
+    "MaxBatchTokensOption",
     "MaxLengthOption",
+    "PrecisionOption",
     "QuantizationOption",
     "ReaderOption",
+    "TextColumnOption",
+    "check_output_file",
     "check_output_folder",
+    "check_renamed",
+    "given_or_saved",
     "parse_ints",
     "split_commas",
 ]
 
+# old and new names of options by command
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "evaluate": {"--exit-depth": "--early-exit-fraction"},
+    "transfer": {
+        "--exit-depth": "--early-exit-fraction",
+        "--carried": "--compose-alignment",
+        "--no-carried": "--no-compose-alignment",
+    },
+}
+_ALIASES = {"move": "transfer"}
+_REMOVED_COMMANDS = {
+    "bench": "The benchmarks are not part of the package any more: run `python -m benchmarks` in the repository."
+}
+
 
 class Command(TyperCommand):
-    """Command whose help omits the environment variable of each option. The program's help states their rule once."""
+    """Command that ends with one line for an error that the user can fix.
+
+    Its help omits the environment variable of each option: the program's help states their rule once.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Create the command as typer does."""
         super().__init__(*args, **kwargs)
         for parameter in self.params:
             parameter.show_envvar = False  # type: ignore[attr-defined]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with one_line_errors():
+            return super().invoke(ctx)
 
 
 def _read_config(context: Any, value: Path | None) -> Path | None:
@@ -95,9 +127,26 @@ EarlyExitOption = Annotated[
 MaxLengthOption = Annotated[
     int | None, typer.Option("--max-length", min=1, help="Maximum tokens per text. Default: the model's.")
 ]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Column of the text. Default: text, document, passage, ...")
+]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option("--id-column", help="Column of the id. Default: id, _id or the row number from 0."),
+]
 DimensionsOption = Annotated[
     int | None,
     typer.Option("--dimensions", min=1, help="Number of first dimensions to keep, normalized again. Default: all."),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Numbers of the vectors: float32, int8 (scaled by vector) or binary (one bit each)."
+    ),
+]
+MaxBatchTokensOption = Annotated[
+    int,
+    typer.Option("--max-batch-tokens", min=1, help="Maximum tokens per batch, padding included. Bounds memory."),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")
@@ -123,6 +172,20 @@ def parse_ints(name: str, listed: str) -> tuple[int, ...]:
         raise ConfigError(f"--{name} must be whole numbers separated by commas, got {listed!r}.") from error
 
 
+def check_output_file(output: Path | None) -> None:
+    """Check before the work that a results file can be written, if one is named.
+
+    Raises:
+        ConfigError: The path is a folder, or its folder does not exist.
+        SaveError: The file cannot be written.
+    """
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"cannot write {output}. Give a file in an existing folder.")
+    check_writable(output)
+
+
 def check_output_folder(output: str) -> None:
     """Check that training may write to a folder: it is new, empty, or contains a model or run.
 
@@ -142,3 +205,33 @@ def check_output_folder(output: str) -> None:
     ours = any(name in (MANIFEST_NAME, "recipe.yaml") or name.startswith("checkpoint-") for name in names)
     if not ours and any(not name.startswith(".") for name in names):
         raise ConfigError(f"{output} contains other files and neither a model nor a run. Choose a new or empty folder.")
+
+
+def given_or_saved(given: str | None, role: str, model: Path) -> str:
+    """Return the given instruction, else the one saved with the model for this role, else a blank string."""
+    path = model / "config_sentence_transformers.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
+    return (given or saved.get(role) or "").strip()
+
+
+def check_renamed(arguments: Sequence[str]) -> None:
+    """Reject a removed command and the renamed options of a command, before the command line is parsed.
+
+    Args:
+        arguments: Command line without the program's name.
+
+    Raises:
+        ConfigError: A name of an earlier version is used. The message contains the new name.
+    """
+    if not arguments:
+        return
+    command = _ALIASES.get(arguments[0], arguments[0])
+    if command in _REMOVED_COMMANDS:
+        raise ConfigError(_REMOVED_COMMANDS[command])
+    renamed = RENAMED_OPTIONS.get(command, {})
+    for argument in arguments[1:]:
+        if argument == "--":
+            return
+        option = argument.partition("=")[0]
+        if option in renamed:
+            raise ConfigError(f"the option {option} is now {renamed[option]}. Use the new name.")

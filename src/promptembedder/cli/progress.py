@@ -1,9 +1,10 @@
 """Progress of long work on stderr: a bar on a terminal, plain lines with rate and remaining time elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,10 +18,12 @@ from rich.progress import (
 
 from promptembedder.cli.console import err
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow imports that `--help` does not need
+    from transformers import TrainerCallback, TrainerState
+
     from promptembedder.batch import CorpusProgress
 
-__all__ = ["ProgressDisplay", "corpus_progress", "format_duration", "row_progress"]
+__all__ = ["ProgressDisplay", "corpus_progress", "count_rows", "format_duration", "row_progress", "training_progress"]
 
 _LINE_EVERY_S = 30.0
 _SHORT_WORK_S = 60.0  # shorter work needs no estimate
@@ -110,12 +113,12 @@ class ProgressDisplay:
         if remaining > _SHORT_WORK_S:
             self._print(
                 f"estimate: {format_duration(remaining)} left at {rate:.3g} {self._unit}/s on this machine "
-                f"({units} {self._unit} measured)"
+                f"({units} {self._unit_of(units)} measured)"
             )
 
     def _line(self, now: float) -> str:
         count = f"{self._completed}" if self._total is None else f"{self._completed} of {self._total}"
-        parts, rate = [f"{count} {self._unit}"], self._rate(now)
+        parts, rate = [f"{count} {self._unit_of(self._total or self._completed)}"], self._rate(now)
         if rate is not None:
             parts.append(f"{rate:.3g} {self._unit}/s")
             if self._total is not None:
@@ -128,6 +131,9 @@ class ProgressDisplay:
             return None
         return (self._completed - self._first[0]) / (now - self._first[1])
 
+    def _unit_of(self, count: int) -> str:
+        return self._unit.removesuffix("s") if count == 1 else self._unit
+
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
@@ -139,6 +145,13 @@ def format_duration(seconds: float) -> str:
             value = seconds / length
             return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
     return f"{seconds:.0f} s"
+
+
+def count_rows(files: Sequence[Path]) -> int | None:
+    """Count the rows of the files, or return None if one of them is a pipe, which can be read only once."""
+    from promptembedder.data import read_rows
+
+    return sum(1 for path in files for _ in read_rows(path)) if all(path.is_file() for path in files) else None
 
 
 @contextmanager
@@ -165,3 +178,33 @@ def corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
                 display.update(at.rows, note="")
 
         yield show
+
+
+def training_progress() -> "TrainerCallback":
+    """Create the callback that shows the step of a training run, the latest loss and the soft tokens' entropy."""
+    from transformers import TrainerCallback
+
+    class TrainingProgress(TrainerCallback):
+        """Progress from the current step, which is not 0 for a resumed run."""
+
+        def on_train_begin(self, args: Any, state: "TrainerState", control: Any, **_: Any) -> None:
+            self._display = ProgressDisplay("steps", measured=5)
+            self._display.restart(total=state.max_steps, completed=state.global_step)
+            self._display.__enter__()
+
+        def on_step_end(self, args: Any, state: "TrainerState", control: Any, **_: Any) -> None:
+            self._display.update(state.global_step)
+
+        def on_log(
+            self, args: Any, state: "TrainerState", control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
+            if logs and "loss" in logs:
+                note = f"loss {float(logs['loss']):.3f}"
+                if "soft_token_entropy" in logs:
+                    note += f"  entropy {logs['soft_token_entropy']:.2f}"
+                self._display.update(state.global_step, note=note)
+
+        def on_train_end(self, args: Any, state: "TrainerState", control: Any, **_: Any) -> None:
+            self._display.__exit__()
+
+    return TrainingProgress()

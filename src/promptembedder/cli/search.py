@@ -10,9 +10,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
-from promptembedder.cli.instructions import given_or_saved
-from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
+from promptembedder.cli.console import Report, gc_paused, plural
+from promptembedder.cli.options import (
+    ConfigOption,
+    IdColumnOption,
+    JsonOption,
+    ReaderOption,
+    TextColumnOption,
+    given_or_saved,
+)
 from promptembedder.cli.progress import row_progress
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
@@ -40,10 +46,8 @@ def search(
     document_instruction: Annotated[
         str | None, typer.Option(help="Instruction for the texts of a file. Default: the model's.")
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the text. Default: text, document, passage, ...")
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of the id. Default: id, _id or the row number.")] = None,
+    text_column: TextColumnOption = None,
+    id_column: IdColumnOption = None,
     reader: ReaderOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -53,23 +57,20 @@ def search(
     Example: promptembedder search runs/mine "a question" --corpus corpus.jsonl
     """
     report = Report(as_json)
-    with one_line_errors():
-        read_manifest(model)
-        if not query.strip():
-            raise ConfigError("the query is blank. Give a text to search with.")
-        request = _Query(model=model, reader=reader, text=query, instruction=instruction, k=k)
-        if corpus is not None and table is None:
-            if where is not None:
-                raise ConfigError("--where needs --table: a file has no metadata. Build a table with `index`.")
-            answer = _search_in_file(request, corpus, document_instruction, text_column, id_column)
-        elif table is not None and corpus is None:
-            if document_instruction or text_column or id_column:
-                raise ConfigError(
-                    "a table has a fixed instruction and fixed columns. Omit these options, or use --corpus."
-                )
-            answer = _search_in_table(request, table, where)
-        else:
-            raise ConfigError("nothing to search. Give either --corpus FILE or --table DIR.")
+    read_manifest(model)
+    if not query.strip():
+        raise ConfigError("the query is blank. Give a text to search with.")
+    request = _Query(model=model, reader=reader, text=query, instruction=instruction, k=k)
+    if corpus is not None and table is None:
+        if where is not None:
+            raise ConfigError("--where needs --table: a file has no metadata. Build a table with `index`.")
+        answer = _search_in_file(request, corpus, document_instruction, text_column, id_column)
+    elif table is not None and corpus is None:
+        if document_instruction or text_column or id_column:
+            raise ConfigError("a table has a fixed instruction and fixed columns. Omit these options, or use --corpus.")
+        answer = _search_in_table(request, table, where)
+    else:
+        raise ConfigError("nothing to search. Give either --corpus FILE or --table DIR.")
     if not answer.hits:
         report.print("no row fits the filter" if where is not None else "no hits")
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors
+from promptembedder.cli.console import Report, gc_paused
 from promptembedder.cli.options import (
     ConfigOption,
     DeviceOption,
@@ -89,70 +89,69 @@ def serve(
     On SIGTERM, running requests finish and new ones get 503.
     """
     report = Report(as_json)
-    with one_line_errors():
-        read_manifest(model)  # fail before the slow imports
-        for module in ("fastapi", "orjson", "prometheus_client", "uvicorn"):
-            require(module, extra="serve")
-        # set before torch reads it at import: oneDNN caches one kernel per matrix shape, by default 1024, which is
-        # hundreds of megabytes when texts have all lengths
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        with gc_paused():  # seconds
-            from promptembedder.server import (
-                ApiKeys,
-                ComputeConfig,
-                Limits,
-                ReadingConfig,
-                ServerConfig,
-                bind_socket,
-                otlp_tracer,
-            )
+    read_manifest(model)  # fail before the slow imports
+    for module in ("fastapi", "orjson", "prometheus_client", "uvicorn"):
+        require(module, extra="serve")
+    # set before torch reads it at import: oneDNN caches one kernel per matrix shape, by default 1024, which is
+    # hundreds of megabytes when texts have all lengths
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    with gc_paused():  # seconds
+        from promptembedder.server import (
+            ApiKeys,
+            ComputeConfig,
+            Limits,
+            ReadingConfig,
+            ServerConfig,
+            bind_socket,
+            otlp_tracer,
+        )
 
-        server_config = ServerConfig(
-            model_name=model_name or model.resolve().name.replace("@", "-"),
-            instructions=instructions,
-            truncate=truncate,
-            dimensions=dimensions,
-            limits=Limits(
-                max_waiting=max_waiting,
-                max_body_bytes=max_body_bytes,
-                max_inputs=max_inputs,
-                max_input_chars=max_input_chars,
-                max_instruction_chars=max_instruction_chars,
-                deadline_s=deadline_s,
-            ),
-            compute=ComputeConfig(
-                max_batch_tokens=max_batch_tokens,
-                max_cached_instructions=max_cached_instructions,
-                warmup=warmup,
-            ),
+    server_config = ServerConfig(
+        model_name=model_name or model.resolve().name.replace("@", "-"),
+        instructions=instructions,
+        truncate=truncate,
+        dimensions=dimensions,
+        limits=Limits(
+            max_waiting=max_waiting,
+            max_body_bytes=max_body_bytes,
+            max_inputs=max_inputs,
+            max_input_chars=max_input_chars,
+            max_instruction_chars=max_instruction_chars,
+            deadline_s=deadline_s,
+        ),
+        compute=ComputeConfig(
+            max_batch_tokens=max_batch_tokens,
+            max_cached_instructions=max_cached_instructions,
+            warmup=warmup,
+        ),
+    )
+    keys = ApiKeys(_read_keys(api_keys_file))
+    if not (keys or without_keys or _is_loopback(host)):
+        raise ConfigError(
+            f"{host} is reachable from other machines and no API key is set. "
+            f"Set {KEYS_VARIABLE} or --api-keys-file, or add --without-keys."
         )
-        keys = ApiKeys(_read_keys(api_keys_file))
-        if not (keys or without_keys or _is_loopback(host)):
-            raise ConfigError(
-                f"{host} is reachable from other machines and no API key is set. "
-                f"Set {KEYS_VARIABLE} or --api-keys-file, or add --without-keys."
-            )
-        if log_format not in ("text", "json"):
-            raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
-        tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
-        bound = bind_socket(host, port)
-        load = functools.partial(
-            _load,
-            model,
-            server_config,
-            ReadingConfig(
-                reader=reader,
-                quantization=quantization,
-                early_exit_fraction=early_exit_fraction,
-                max_length=max_length,
-                device=device,
-            ),
-        )
-        report.print(
-            f"serving {server_config.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
-            "stop with Ctrl-C"
-        )
-        _run(load, server_config, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
+    if log_format not in ("text", "json"):
+        raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
+    tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
+    bound = bind_socket(host, port)
+    load = functools.partial(
+        _load,
+        model,
+        server_config,
+        ReadingConfig(
+            reader=reader,
+            quantization=quantization,
+            early_exit_fraction=early_exit_fraction,
+            max_length=max_length,
+            device=device,
+        ),
+    )
+    report.print(
+        f"serving {server_config.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
+        "stop with Ctrl-C"
+    )
+    _run(load, server_config, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
     report.result({"model": server_config.model_name, "stopped": True})
 
 

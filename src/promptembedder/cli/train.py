@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, gc_paused, one_line_errors, plural
+from promptembedder.cli.console import Report, gc_paused, plural
 from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder, split_commas
 from promptembedder.errors import ConfigError
 from promptembedder.storage import from_mapping, parse_yaml, read_manifest, read_yaml, to_mapping
@@ -75,48 +75,47 @@ def train(
     named: dict[str, Any] = {"data.mixture": mixture, "run.output": output, "optim.steps": steps, "run.seed": seed}
     named |= {"optim.epochs": epochs}
     changes = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
-    with one_line_errors():
-        if recipe is None and data is None:
-            raise ConfigError("no training data. Give a recipe, or a table of pairs with --data FILE.")
-        if output is not None:
-            check_output_folder(output)
-        if steps is not None and epochs is not None:
-            raise ConfigError("--steps and --epochs both set the length of training. Give one of them.")
-        content = {} if recipe is None else _read(recipe)
-        if initial_model is not None:
-            if backbone is not None:
-                raise ConfigError("--from keeps the LLMs of the model. Omit --backbone; `transfer` changes the reader.")
-            content["model"] = _saved_config(initial_model)
-        entries = {
-            "data.pairs": data and str(data),
-            "data.columns": columns and split_commas(columns),
-            "data.delimiter": delimiter,
-            "data.encoding": encoding,
-            "data.instructions": instruction,
-            "model.prompter.backbone": backbone and {"source": backbone, "dtype": "float32"},
-            "model.reader.source": backbone,
-            "run.initial_model": initial_model,
-            "run.report_to": report_to and split_commas(report_to),
-        }
-        for path, value in entries.items():
-            if value is not None:
-                _put(content, path, value)
-        full_recipe = _apply_changes(content, changes)
-        check_output_folder(full_recipe.run.output)
-        with gc_paused():  # seconds
-            from promptembedder.training import destroy_distributed, init_distributed
+    if recipe is None and data is None:
+        raise ConfigError("no training data. Give a recipe, or a table of pairs with --data FILE.")
+    if output is not None:
+        check_output_folder(output)
+    if steps is not None and epochs is not None:
+        raise ConfigError("--steps and --epochs both set the length of training. Give one of them.")
+    content = {} if recipe is None else _read(recipe)
+    if initial_model is not None:
+        if backbone is not None:
+            raise ConfigError("--from keeps the LLMs of the model. Omit --backbone; `transfer` changes the reader.")
+        content["model"] = _saved_config(initial_model)
+    entries = {
+        "data.pairs": data and str(data),
+        "data.columns": columns and split_commas(columns),
+        "data.delimiter": delimiter,
+        "data.encoding": encoding,
+        "data.instructions": instruction,
+        "model.prompter.backbone": backbone and {"source": backbone, "dtype": "float32"},
+        "model.reader.source": backbone,
+        "run.initial_model": initial_model,
+        "run.report_to": report_to and split_commas(report_to),
+    }
+    for path, value in entries.items():
+        if value is not None:
+            _put(content, path, value)
+    full_recipe = _apply_changes(content, changes)
+    check_output_folder(full_recipe.run.output)
+    with gc_paused():  # seconds
+        from promptembedder.training import destroy_distributed, init_distributed
 
-        ranks = init_distributed()
-        report = Report(as_json, enabled=ranks.is_first)
-        result = _run(full_recipe, report, ranks, overwrite=overwrite)
-        destroy_distributed()
+    ranks = init_distributed()
+    report = Report(as_json, enabled=ranks.is_first)
+    result = _run(full_recipe, report, ranks, overwrite=overwrite)
+    destroy_distributed()
     report.print(_table(result))
     report.print(f"Next: {escape(_next_command(result))}")
     report.result(_to_json(result))
 
 
 def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -> "TrainingResult":
-    from promptembedder.cli.training_bar import TrainingBar
+    from promptembedder.cli.progress import training_progress
     from promptembedder.data import detect_pair_columns
     from promptembedder.evaluation import similarity_evaluator
     from promptembedder.training import ANY_COLUMNS, load_training_data, new_model, prepare_output, train_model
@@ -140,7 +139,7 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
     model = new_model(recipe, data)
     if checkpoint:
         report.print(f"resuming from {checkpoint}")
-    bars = [TrainingBar()] if ranks.is_first else []
+    bars = [training_progress()] if ranks.is_first else []
     return train_model(model, data, recipe, evaluator=evaluator, callbacks=bars, checkpoint=checkpoint)
 
 

@@ -11,9 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from promptembedder.cli.console import Report, one_line_errors
-from promptembedder.cli.instructions import given_or_saved
-from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder
+from promptembedder.cli.console import Report
+from promptembedder.cli.options import ConfigOption, JsonOption, check_output_folder, given_or_saved
 from promptembedder.errors import ConfigError
 from promptembedder.storage import read_manifest
 
@@ -68,32 +67,31 @@ def transfer(
     Example: promptembedder transfer runs/mine --to gemma3-270m --data pairs.csv --instruction "Find it" -o on-gemma
     """
     report = Report(as_json)
-    with one_line_errors():
-        check_output_folder(output)
-        from promptembedder.backbone import BackboneConfig
-        from promptembedder.method import AlignmentConfig
-        from promptembedder.model import TransferConfig
+    check_output_folder(output)
+    from promptembedder.backbone import BackboneConfig
+    from promptembedder.method import AlignmentConfig
+    from promptembedder.model import TransferConfig
 
-        kind = "vocabulary" if start == "vocabulary" else "linear"
-        alignment = AlignmentConfig(kind=kind, start="ridge" if kind == "vocabulary" else start, rank=rank)
-        reader = BackboneConfig(source=to, dtype=dtype)
-        target = TransferConfig(
-            reader=reader,
-            alignment=alignment,
-            compose_alignment=compose_alignment,
-            early_exit_fraction=_parse_fraction(early_exit_fraction),
-        )
-        recipe = {
-            "data": {**_data_config(data, instruction or [], model), "limit": limit},
-            "optim": {"steps": max(steps, 1), "batch_size": batch_size},
-            "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1)},
-        }
-        if steps and data is None:
-            raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed-form alignment.")
-        if early_exit_fraction == "auto" and data is None:
-            raise ConfigError("--early-exit-fraction auto compares losses and needs --data. Give --data, or a number.")
-        run = _TransferRun(model, target, recipe, report, overwrite=overwrite)
-        result = run.run(steps=steps, choose_exit=early_exit_fraction == "auto")
+    kind = "vocabulary" if start == "vocabulary" else "linear"
+    alignment = AlignmentConfig(kind=kind, start="ridge" if kind == "vocabulary" else start, rank=rank)
+    reader = BackboneConfig(source=to, dtype=dtype)
+    target = TransferConfig(
+        reader=reader,
+        alignment=alignment,
+        compose_alignment=compose_alignment,
+        early_exit_fraction=_parse_fraction(early_exit_fraction),
+    )
+    recipe = {
+        "data": {**_data_config(data, instruction or [], model), "limit": limit},
+        "optim": {"steps": max(steps, 1), "batch_size": batch_size},
+        "run": {"output": output, "seed": seed, "save_every": max(steps // 4, 1)},
+    }
+    if steps and data is None:
+        raise ConfigError(f"{steps} steps need data. Give --data, or --steps 0 for the closed-form alignment.")
+    if early_exit_fraction == "auto" and data is None:
+        raise ConfigError("--early-exit-fraction auto compares losses and needs --data. Give --data, or a number.")
+    run = _TransferRun(model, target, recipe, report, overwrite=overwrite)
+    result = run.run(steps=steps, choose_exit=early_exit_fraction == "auto")
     report.print(_table(result))
     report.print(f"Next: promptembedder evaluate {escape(shlex.quote(output))} --tasks FILE")
     report.result(result)
@@ -172,12 +170,12 @@ class _TransferRun:
     def _train(
         self, transferred: "PromptEmbedder", data: "TrainingData", recipe: "Recipe", checkpoint: Path | None
     ) -> None:
-        from promptembedder.cli.training_bar import TrainingBar
+        from promptembedder.cli.progress import training_progress
         from promptembedder.training import train_model
 
         if checkpoint:
             self.report.print(f"resuming from {checkpoint}")
-        train_model(transferred, data, recipe, callbacks=[TrainingBar()], checkpoint=checkpoint)
+        train_model(transferred, data, recipe, callbacks=[training_progress()], checkpoint=checkpoint)
         transferred.encoder.compact_alignments_()
 
 

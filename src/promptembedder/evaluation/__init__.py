@@ -5,23 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 import promptembedder.backbone  # noqa: F401  # first: it imports transformers without torchao's warnings
 from promptembedder.evaluation.comparison import BM25, ComparedScore, EncoderSystem, compare_on_task
-from promptembedder.evaluation.paraphrases import paraphrases_of
-from promptembedder.evaluation.retrieval import RetrievalScore, bm25_score, retrieval_score, vector_score
-from promptembedder.evaluation.task_data import EvaluationTask, subsample
-from promptembedder.evaluation.task_file import read_tasks
-from promptembedder.evaluation.task_score import (
+from promptembedder.evaluation.evaluators import (
     InstructedSimilarityEvaluator,
-    TaskScore,
+    RetrievalScore,
+    bm25_score,
     preserve_rng,
+    retrieval_score,
     similarity_evaluator,
+    vector_score,
 )
+from promptembedder.evaluation.tasks import EvaluationTask, paraphrases_of, read_tasks, subsample
 from promptembedder.extras import require
 
 if TYPE_CHECKING:
-    from promptembedder.evaluation.instructions import InstructionSteering, instruction_pairs, instruction_steering
     from promptembedder.evaluation.mteb_model import TaskInstructedEncoder, model_meta, register_model
-    from promptembedder.evaluation.official_tasks import HubTask, hub_tasks
-    from promptembedder.evaluation.scoring import score_tasks
+    from promptembedder.evaluation.mteb_tasks import HubTask, hub_tasks
+    from promptembedder.evaluation.scoring import (
+        InstructionSteering,
+        TaskScore,
+        instruction_pairs,
+        instruction_steering,
+        score_tasks,
+    )
 
 __all__ = [
     "BM25",
@@ -51,15 +56,16 @@ __all__ = [
 ]
 
 _WITH_MTEB = {
-    "HubTask": "official_tasks",
-    "InstructionSteering": "instructions",
+    "HubTask": "mteb_tasks",
+    "InstructionSteering": "scoring",
     "TaskInstructedEncoder": "mteb_model",
-    "hub_tasks": "official_tasks",
-    "instruction_steering": "instructions",
+    "TaskScore": "scoring",
+    "hub_tasks": "mteb_tasks",
+    "instruction_pairs": "scoring",
+    "instruction_steering": "scoring",
     "model_meta": "mteb_model",
     "register_model": "mteb_model",
     "score_tasks": "scoring",
-    "instruction_pairs": "instructions",
 }
 
 

@@ -153,7 +153,7 @@ def _rows(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 def triplet_accuracy(vectors: Float[np.ndarray, "texts dim"], triplets: np.ndarray) -> float:
     """Return the percentage of triplets whose anchor has the higher cosine with its positive; a tie counts half."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit = _unit(vectors)
     anchor, positive, negative = (unit[triplets[:, column]] for column in range(3))
     difference = (anchor * positive).sum(axis=1) - (anchor * negative).sum(axis=1)
     return 100 * float(np.where(difference == 0, 0.5, difference > 0).mean())

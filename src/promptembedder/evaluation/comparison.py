@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import bm25s
 import numpy as np
 from scipy.stats import spearmanr
 
 from promptembedder.errors import ConfigError
-from promptembedder.evaluation.task_data import EvaluationTask, LabelledTexts, ScoredPairs, SearchData
+from promptembedder.evaluation.evaluators import bm25_similarities
+from promptembedder.evaluation.tasks import EvaluationTask, LabelledTexts, ScoredPairs, SearchData
 from promptembedder.model import Encoder
 from promptembedder.types import Float
 
@@ -101,13 +101,10 @@ class BM25:
         """Compute BM25 scores."""
         queries, documents = _search_texts(task)
         start = time.perf_counter()
-        index = bm25s.BM25()
-        index.index(bm25s.tokenize(documents, stopwords="en", show_progress=False), show_progress=False)
-        tokens = bm25s.tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
-        scores = np.stack([index.get_scores(words) if words else np.zeros(len(documents)) for words in tokens])
+        scores = bm25_similarities(queries, documents)
         self.seconds += time.perf_counter() - start
         self.texts += len(queries) + len(documents)
-        return scores.astype(np.float32)
+        return scores
 
 
 def compare_on_task(system: System, task: EvaluationTask, *, seed: int = 0) -> ComparedScore | None:

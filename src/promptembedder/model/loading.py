@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 
-from promptembedder.backbone import BackboneConfig, hub_refusal, load_backbone
+from promptembedder.backbone import BackboneConfig, hub_reachable, hub_refusal, load_backbone
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
 from promptembedder.method import (
     PROMPTER_FILE,
@@ -114,7 +114,8 @@ def load_encoder(
         BackboneError: If a backbone is missing.
         ConfigError: If the frozen baseline is unknown, or if `early_exit_fraction` is out of range.
     """
-    folder = None if name.startswith("frozen:") else _own_folder(name)
+    offline = is_hub_id(name) and not Path(name).exists() and not hub_reachable()
+    folder = None if name.startswith("frozen:") else _own_folder(name, offline=offline)
     is_dual = folder is not None and read_manifest(folder).kind == KIND
     if reader is not None and not is_dual:
         raise ModelFormatError(f"{name} is no PromptEmbedder, so it has one reader. Leave {reader!r} out.")
@@ -139,15 +140,15 @@ def load_encoder(
             opened = BaselineEmbedder.from_pretrained(folder, cache_folder=cache_folder, device=device)
         fingerprint = opened.text_encoder.reader.identity.fingerprint
         return LoadedEncoder(name=name, model=opened, takes_instructions=True, provenance={"reader": fingerprint})
-    return _load_sentence_transformer(name, device)
+    return _load_sentence_transformer(name, device, offline=offline)
 
 
-def _own_folder(name: str) -> Path | None:
+def _own_folder(name: str, *, offline: bool) -> Path | None:
     """Return the folder of a model that this library saved, or None for any other model. Hub ids are downloaded."""
     folder = Path(name)
     if is_hub_id(name) and not folder.exists():
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[MANIFEST_NAME]))
+            folder = Path(snapshot_download(name, allow_patterns=[MANIFEST_NAME], local_files_only=offline))
             if (folder / MANIFEST_NAME).is_file():
                 folder = saved_folder(name)
         except (OSError, ValueError, HfHubHTTPError):  # no such model: sentence-transformers raises the error
@@ -168,7 +169,7 @@ def _frozen(name: str, cache_folder: Path | None, device: str | None) -> LoadedE
     return LoadedEncoder(name=name, model=model, takes_instructions=template != "plain", provenance=provenance)
 
 
-def _load_sentence_transformer(name: str, device: str | None) -> LoadedEncoder:
+def _load_sentence_transformer(name: str, device: str | None, *, offline: bool) -> LoadedEncoder:
     """Load any sentence-transformers model without running code from its repository."""
     folder, provenance = _installed(name), {"source": name}
     if folder is not None:
@@ -180,7 +181,7 @@ def _load_sentence_transformer(name: str, device: str | None) -> LoadedEncoder:
     elif not Path(name).exists() and name.startswith((".", "/", "~")):
         raise ModelFormatError(f"{name} does not exist. Check the path.")
     try:
-        model = SentenceTransformer(str(folder or name), device=device)
+        model = SentenceTransformer(str(folder or name), device=device, local_files_only=offline)
     except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError) as error:
         refusal = hub_refusal(name, error, instead="a local folder") if is_hub_id(name) else None
         reason = refusal or (str(error).strip() or type(error).__name__).splitlines()[0]

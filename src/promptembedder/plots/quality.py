@@ -1,31 +1,32 @@
-"""Quality of methods over training time and by task."""
+"""Quality of methods over training time, by task, and against the cost of training."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from promptembedder import extras
 from promptembedder.plots.style import MethodStyle, legend_below, method_styles, new_figure, pictures, write_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "CostPoint",
     "QualityCurve",
     "QualityPoint",
     "TaskScorePoint",
     "plot_quality_over_time",
+    "plot_score_against_cost",
     "plot_task_scores",
     "plot_transfers",
     "transfer_label",
 ]
 
+_GIB = 1 << 30
 _MEAN_ROW = "mean"
-
 _LEGEND_LETTERS, _HANDLE_LETTERS = 130, 9  # characters per line below a figure of 10 inches; of a legend handle
-_LEVEL_COLOUR = "#444444"
+_LEVEL: dict[str, Any] = {"color": "#444444", "linestyle": (0, (1, 1.5))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,22 @@ class TaskScorePoint:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostPoint:
+    """Score and cost of one model.
+
+    Attributes:
+        seconds: Training time without evaluations. 0 for a method without training.
+        peak_bytes: Peak memory of a training step. None if not measured.
+    """
+
+    method: str
+    score: float
+    seconds: float
+    peak_bytes: int | None = None
+    seed: int = 0
+
+
 def plot_quality_over_time(
     curves: Sequence[QualityCurve],
     path_stem: Path,
@@ -90,9 +107,9 @@ def plot_quality_over_time(
             _draw_curve(by_step, [row[0].step for row in rows], rows, styles[method])
         for name, score in (references or {}).items():
             for axes in (by_time, by_step):
-                axes.axhline(score, color=_LEVEL_COLOUR, linestyle=(0, (1, 1.5)), linewidth=1.2)
+                axes.axhline(score, linewidth=1.2, **_LEVEL)
             place = by_step.get_yaxis_transform()
-            words = by_step.text(0.98, score, name, transform=place, color=_LEVEL_COLOUR, fontsize=9, va="bottom")
+            words = by_step.text(0.98, score, name, transform=place, color=_LEVEL["color"], fontsize=9, va="bottom")
             words.set_horizontalalignment("right")
         by_time.set(xlabel="training time [s]", ylabel=score_label)
         by_step.set_xlabel("training steps")
@@ -101,7 +118,7 @@ def plot_quality_over_time(
         if title:
             figure.suptitle(title)
         columns = max(1, min(4, _LEGEND_LETTERS // (max(map(len, styles)) + _HANDLE_LETTERS)))
-        legend_below(figure, [_handle(name, style) for name, style in styles.items()], columns=columns)
+        legend_below(figure, styles, columns=columns)
         return write_pictures(figure, path_stem)
 
 
@@ -157,10 +174,49 @@ def plot_task_scores(
         axes.grid(False, axis="y")
         if title:
             axes.set_title(title)
-        legend_below(
-            figure, [_handle(name, style, line=False) for name, style in styles.items()], columns=3, line_length=1.2
-        )
+        legend_below(figure, styles, columns=3, line=False)
         return write_pictures(figure, path_stem)
+
+
+def plot_score_against_cost(
+    points: Sequence[CostPoint],
+    path_stem: Path,
+    *,
+    score_label: str = "mean score",
+    memory_label: str = "peak memory of a step [GiB]",
+    title: str = "",
+) -> list[Path]:
+    """Plot scores against seconds and, if measured, against memory. Return the paths of PNG, SVG and CSV.
+
+    Methods without training are horizontal lines.
+
+    Args:
+        path_stem: Path of the files without extension.
+    """
+    trained = [point for point in points if point.seconds > 0]
+    styles = method_styles([point.method for point in trained])
+    panels: list[tuple[str, Callable[[CostPoint], float | None]]] = [("training time [s]", lambda point: point.seconds)]
+    if any(point.peak_bytes for point in trained):
+        panels.append((memory_label, lambda point: point.peak_bytes / _GIB if point.peak_bytes else None))
+    with pictures():
+        figure = new_figure(5.2 * len(panels), 4.8)
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (label, cost) in zip(grid, panels, strict=True):
+            for point in trained:
+                place = cost(point)
+                if place is not None:
+                    axes.plot([place], [point.score], markersize=9, **styles[point.method].look(line=False))
+            axes.set_xlabel(label)
+            axes.set_xlim(left=0)
+        for point in points:
+            if point.seconds == 0:
+                _draw_level(grid, point)
+        grid[0].set_ylabel(score_label)
+        if title:
+            figure.suptitle(title)
+        legend_below(figure, styles, columns=2 if len(panels) == 1 else 3, line=False)
+        rows = [asdict(point) for point in points]
+        return write_pictures(figure, path_stem, rows, ["method", "seed", "score", "seconds", "peak_bytes"])
 
 
 def _common_steps(curves: Sequence[QualityCurve]) -> list[tuple[QualityPoint, ...]]:
@@ -177,15 +233,7 @@ def _draw_curve(
     means = [fmean(row) for row in scores]
     # enough markers to distinguish lines, few enough to keep them separate
     every = max(1, len(rows) // 8)
-    axes.plot(
-        places,
-        means,
-        color=style.colour,
-        marker=style.marker,
-        fillstyle=style.fill,
-        linestyle=style.line,
-        markevery=every,
-    )
+    axes.plot(places, means, markevery=every, **style.look())
     if rows and len(rows[0]) > 1:
         lows, highs = [min(row) for row in scores], [max(row) for row in scores]
         axes.fill_between(places, lows, highs, color=style.colour, alpha=0.15, linewidth=0)
@@ -206,17 +254,20 @@ def _draw_dot(axes: "Axes", place: float, by_seed: Sequence[float], style: Metho
     mean = fmean(by_seed)
     if len(by_seed) > 1:
         axes.plot([min(by_seed), max(by_seed)], [place, place], color=style.colour, linewidth=1.2)
-    look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "fillstyle": style.fill}
-    axes.plot([mean], [place], linestyle="none", markersize=7, **look)
+    axes.plot([mean], [place], markersize=7, **style.look(line=False))
 
 
-def _handle(name: str, style: MethodStyle, *, line: bool = True) -> Any:
-    return extras.require("matplotlib.lines", extra="plots").Line2D(
-        [],
-        [],
-        label=name,
-        color=style.colour,
-        linestyle=style.line if line else "none",
-        marker=style.marker,
-        fillstyle=style.fill,
+def _draw_level(grid: Sequence["Axes"], point: CostPoint) -> None:
+    for axes in grid:
+        axes.axhline(point.score, linewidth=1.0, **_LEVEL)
+    last = grid[-1]
+    last.text(
+        0.6,  # few points are in the middle of the memory axis, and labels are below points
+        point.score,
+        point.method,
+        transform=last.get_yaxis_transform(),
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color=_LEVEL["color"],
     )

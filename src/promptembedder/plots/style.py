@@ -1,7 +1,7 @@
 """Common style of all figures: fixed colour, marker and line per method, readable in black and white."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptembedder import extras
 from promptembedder.errors import SaveError
+from promptembedder.storage import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +67,15 @@ class MethodStyle:
     line: Any
     fill: str = "full"
 
+    def look(self, *, line: bool = True) -> dict[str, Any]:
+        """Return the keyword arguments of `Axes.plot`, without a line for single points."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "fillstyle": self.fill,
+            "linestyle": self.line if line else "none",
+        }
+
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
     """Assign a style to each method in order of first mention: eight filled, then hollow, then half-filled ones."""
@@ -108,29 +118,50 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def legend_below(figure: "Figure", handles: Sequence[Any], *, columns: int, line_length: float = 3.2) -> None:
+def legend_below(
+    figure: "Figure",
+    styles: Mapping[str, MethodStyle],
+    *,
+    columns: int,
+    line: bool = True,
+    others: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
     """Add one legend for all panels below them.
 
     Args:
-        line_length: Length of the legend lines in font sizes.
+        line: Show the lines of the styles, not only their markers.
+        others: Keyword arguments of matplotlib's `Line2D` for further entries, by label.
     """
+    new_line = extras.require("matplotlib.lines", extra="plots").Line2D
+    looks = {name: style.look(line=line) for name, style in styles.items()} | dict(others or {})
     figure.legend(
-        handles=list(handles), loc="outside lower center", ncols=columns, frameon=False, handlelength=line_length
+        handles=[new_line([], [], label=name, **look) for name, look in looks.items()],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=3.2 if line else 1.2,  # in font sizes
     )
 
 
-def write_pictures(figure: "Figure", stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg atomically.
+def write_pictures(
+    figure: "Figure", stem: Path, rows: Sequence[Mapping[str, Any]] | None = None, columns: Sequence[str] = ()
+) -> list[Path]:
+    """Write `stem`.png and `stem`.svg atomically and, with `rows`, their numbers in `columns` as `stem`.csv.
 
     Raises:
         SaveError: If a file cannot be written.
     """
     try:
-        return _write_pictures(figure, stem)
+        written = _write_pictures(figure, stem)
     except OSError as error:
         raise SaveError(
             f"cannot write {stem} ({error.strerror or error}). Free space on the disk, or choose another output."
         ) from error
+    if rows is None:
+        return written
+    table = stem.with_name(f"{stem.name}.csv")
+    write_csv(table, rows, columns)
+    return [*written, table]
 
 
 def _write_pictures(figure: "Figure", stem: Path) -> list[Path]:

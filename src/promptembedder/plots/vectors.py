@@ -4,13 +4,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from promptembedder import extras
 from promptembedder.plots.style import legend_below, method_styles, new_figure, pictures, write_pictures
-from promptembedder.storage import write_csv
 from promptembedder.types import Float
 
 if TYPE_CHECKING:
@@ -93,16 +91,12 @@ def plot_similarity(
             if count <= _MOST_NUMBERS:
                 _write_numbers(axes, own, low, high)
         figure.colorbar(image, ax=list(grid), label="cosine", shrink=0.8, extend="max")
-        files = write_pictures(figure, path_stem)
-    table = path_stem.with_name(f"{path_stem.name}.csv")
-    rows = [
-        {"instruction": instruction, "text": row + 1, "other": other + 1, "cosine": f"{cosines[place, row, other]:.6f}"}
-        for place, instruction in enumerate(instructions)
-        for row in range(count)
-        for other in range(count)
-    ]
-    write_csv(table, rows, ["instruction", "text", "other", "cosine"])
-    return [*files, table]
+        rows = [
+            {"instruction": instruction, "text": row + 1, "other": other + 1, "cosine": f"{cosine:.6f}"}
+            for instruction, own in zip(instructions, cosines, strict=True)
+            for (row, other), cosine in np.ndenumerate(own)
+        ]
+        return write_pictures(figure, path_stem, rows, ["instruction", "text", "other", "cosine"])
 
 
 def plot_map(
@@ -128,9 +122,8 @@ def plot_map(
         grid = figure.subplots(1, len(instructions), squeeze=False)[0]
         for axes, view, instruction in zip(grid, views, instructions, strict=True):
             for kind in kinds:
-                style, own = styles[kind], view.points[of_label == kind]
-                look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "fillstyle": style.fill}
-                axes.plot(own[:, 0], own[:, 1], linestyle="none", markersize=5.5, alpha=0.85, **look)
+                own = view.points[of_label == kind]
+                axes.plot(own[:, 0], own[:, 1], markersize=5.5, alpha=0.85, **styles[kind].look(line=False))
             axes.set_title("\n".join(textwrap.wrap(instruction, _TITLE_LETTERS)), fontsize=10)
             axes.set(
                 xlabel=f"first direction ({100 * view.shares[0]:.0f} % of the variance)",
@@ -138,21 +131,13 @@ def plot_map(
             )
         if title:
             figure.suptitle(title)
-        line = extras.require("matplotlib.lines", extra="plots").Line2D
-        handles = [
-            line([], [], label=kind, color=s.colour, marker=s.marker, fillstyle=s.fill, linestyle="none")
-            for kind, s in styles.items()
+        legend_below(figure, styles, columns=min(len(kinds), 2 * len(instructions)), line=False)
+        rows = [
+            {"instruction": instruction, "row": row + 1, "label": label, "x": f"{x:.6f}", "y": f"{y:.6f}"}
+            for instruction, view in zip(instructions, views, strict=True)
+            for row, (label, (x, y)) in enumerate(zip(labels, view.points, strict=True))
         ]
-        legend_below(figure, handles, columns=min(len(kinds), 2 * len(instructions)), line_length=1.2)
-        files = write_pictures(figure, path_stem)
-    table = path_stem.with_name(f"{path_stem.name}.csv")
-    rows = [
-        {"instruction": instruction, "row": row + 1, "label": label, "x": f"{x:.6f}", "y": f"{y:.6f}"}
-        for instruction, view in zip(instructions, views, strict=True)
-        for row, (label, (x, y)) in enumerate(zip(labels, view.points, strict=True))
-    ]
-    write_csv(table, rows, ["instruction", "row", "label", "x", "y"])
-    return [*files, table]
+        return write_pictures(figure, path_stem, rows, ["instruction", "row", "label", "x", "y"])
 
 
 def _write_numbers(axes: "Axes", cosines: Float[np.ndarray, "texts texts"], low: float, high: float) -> None:
