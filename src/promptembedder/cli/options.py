@@ -2,16 +2,19 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from promptembedder.cli.console import one_line_errors
 from promptembedder.errors import ConfigError
-from promptembedder.storage import MANIFEST_NAME, check_writable, read_yaml
+from promptembedder.storage import MANIFEST_NAME, check_writable, read_manifest, read_yaml
+
+if TYPE_CHECKING:
+    from promptembedder.model import PromptEmbedder
 
 __all__ = [
     "RENAMED_OPTIONS",
@@ -32,7 +35,9 @@ __all__ = [
     "check_output_folder",
     "check_renamed",
     "given_or_saved",
+    "load_model",
     "parse_ints",
+    "resolve_instruction",
     "split_commas",
 ]
 
@@ -212,6 +217,24 @@ def given_or_saved(given: str | None, role: str, model: Path) -> str:
     path = model / "config_sentence_transformers.json"
     saved = json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
     return (given or saved.get(role) or "").strip()
+
+
+def resolve_instruction(given: str | None, role: str, model: Path, reader: str | None = None) -> str:
+    """Return the given instruction, else the one saved with the model for this role, else the model's default."""
+    from promptembedder.model import manifest_on, model_config
+
+    default = model_config(manifest_on(read_manifest(model), reader, model)).default_instruction
+    return given_or_saved(given, role, model) or default
+
+
+def load_model(
+    model: Path, instructions: Iterable[str], *, reader: str | None = None, quantization: str | None = None
+) -> "PromptEmbedder":
+    """Load a saved model, without its prompter if all instructions are compiled."""
+    from promptembedder.model import PromptEmbedder, manifest_on
+
+    compiled = set(instructions) <= set(manifest_on(read_manifest(model), reader, model).instructions)
+    return PromptEmbedder.from_pretrained(model, reader=reader, quantization=quantization, with_prompter=not compiled)
 
 
 def check_renamed(arguments: Sequence[str]) -> None:

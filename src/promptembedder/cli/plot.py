@@ -5,19 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from promptembedder import extras
 from promptembedder.cli.console import Report, plural
-from promptembedder.cli.options import Command, ConfigOption, JsonOption, ReaderOption, TextColumnOption
+from promptembedder.cli.options import Command, ConfigOption, JsonOption, ReaderOption, TextColumnOption, load_model
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.storage import check_writable, read_manifest
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["plot"]
 
@@ -141,7 +138,9 @@ def similarity(
     if len(rows) < 2:
         raise DataError(f"{texts} contains fewer than 2 texts, a comparison needs 2. Give a longer file.")
     chosen = _instructions(model, reader, instruction)
-    files = plot_similarity(_vectors(model, reader, rows, chosen), rows, chosen, output)
+    files = plot_similarity(
+        load_model(model, chosen, reader=reader).encode_instructions(rows, chosen), rows, chosen, output
+    )
     _report_files(report, files, texts=len(rows), instructions=chosen)
 
 
@@ -174,7 +173,7 @@ def map_(
 
     rows, left_out = _read_labelled(file, text_column, label_column, limit=limit, kinds=labels)
     chosen = _instructions(model, reader, instruction)
-    vectors = _vectors(model, reader, [text for text, _ in rows], chosen)
+    vectors = load_model(model, chosen, reader=reader).encode_instructions([text for text, _ in rows], chosen)
     files = plot_map(vectors, [label for _, label in rows], chosen, output)
     if left_out:
         report.print(f"omitted: {plural(left_out, 'row')} of less frequent labels. Raise --labels to include them.")
@@ -283,11 +282,3 @@ def _instructions(model: Path, reader: str | None, given: list[str] | None) -> l
     if not all(texts):
         raise ConfigError("an instruction is blank. Describe in words what the vectors are for.")
     return list(dict.fromkeys(texts)) or list(manifest.instructions) or [model_config(manifest).default_instruction]
-
-
-def _vectors(model: Path, reader: str | None, texts: list[str], instructions: list[str]) -> "np.ndarray":
-    from promptembedder.model import PromptEmbedder, manifest_on
-
-    compiled = set(instructions) <= set(manifest_on(read_manifest(model), reader, model).instructions)
-    embedder = PromptEmbedder.from_pretrained(model, reader=reader, with_prompter=not compiled)
-    return embedder.encode_instructions(texts, instructions)

@@ -17,7 +17,8 @@ from promptembedder.cli.options import (
     JsonOption,
     ReaderOption,
     TextColumnOption,
-    given_or_saved,
+    load_model,
+    resolve_instruction,
 )
 from promptembedder.cli.progress import row_progress
 from promptembedder.errors import ConfigError
@@ -117,16 +118,12 @@ def _search_in_file(
 ) -> _SearchResult:
     with gc_paused():  # seconds
         from promptembedder.data import read_texts
-        from promptembedder.model import PromptEmbedder, manifest_on, model_config
         from promptembedder.search import build_index
 
     rows = list(read_texts(corpus, text_column=text_column, id_column=id_column))
-    manifest = manifest_on(read_manifest(request.model), request.reader, request.model)
-    default = model_config(manifest).default_instruction
-    query_prompt = given_or_saved(request.instruction, "query", request.model) or default
-    document_prompt = given_or_saved(document_instruction, "document", request.model) or default
-    compiled = {query_prompt, document_prompt} <= set(manifest.instructions)
-    embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
+    query_prompt = resolve_instruction(request.instruction, "query", request.model, request.reader)
+    document_prompt = resolve_instruction(document_instruction, "document", request.model, request.reader)
+    embedder = load_model(request.model, [query_prompt, document_prompt], reader=request.reader)
     start = time.perf_counter()
     with row_progress(len(rows)) as on_rows:
         index = build_index(embedder, rows, prompt=document_prompt, on_rows=on_rows)
@@ -138,11 +135,10 @@ def _search_in_file(
 
 def _search_in_table(request: _Query, folder: Path, where: str | None) -> _SearchResult:
     with gc_paused():
-        from promptembedder.model import PromptEmbedder, manifest_on, model_config, model_identity
+        from promptembedder.model import model_identity
         from promptembedder.search import TableMetadata, VectorTable
 
     table = VectorTable(folder)
-    manifest = manifest_on(read_manifest(request.model), request.reader, request.model)
     identity = model_identity(request.model, reader=request.reader)
     table.table_metadata.check_model(
         TableMetadata(
@@ -154,10 +150,8 @@ def _search_in_table(request: _Query, folder: Path, where: str | None) -> _Searc
         )
     )
     table.check_filter(where)
-    default = model_config(manifest).default_instruction
-    prompt = given_or_saved(request.instruction, "query", request.model) or default
-    compiled = prompt in manifest.instructions
-    embedder = PromptEmbedder.from_pretrained(request.model, reader=request.reader, with_prompter=not compiled)
+    prompt = resolve_instruction(request.instruction, "query", request.model, request.reader)
+    embedder = load_model(request.model, [prompt], reader=request.reader)
     start = time.perf_counter()
     # a table of vectors with fewer dimensions (embed --dimensions) needs such a query
     vector = embedder.encode(

@@ -1,10 +1,8 @@
 """`promptembedder serve MODEL`: run an OpenAI-compatible embeddings server."""
 
-import functools
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +24,7 @@ from promptembedder.extras import require
 from promptembedder.storage import read_manifest
 
 if TYPE_CHECKING:
-    from promptembedder.server import ApiKeys, EmbeddingService, ReadingConfig, ServerConfig, ServerState, Tracer
+    from promptembedder.server import ApiKeys, EmbeddingService, ReadingConfig, ServerConfig, Tracer
 
 __all__ = ["serve"]
 
@@ -103,6 +101,7 @@ def serve(
             ReadingConfig,
             ServerConfig,
             bind_socket,
+            log_to_stderr,
             otlp_tracer,
         )
 
@@ -125,6 +124,13 @@ def serve(
             warmup=warmup,
         ),
     )
+    reading = ReadingConfig(
+        reader=reader,
+        quantization=quantization,
+        early_exit_fraction=early_exit_fraction,
+        max_length=max_length,
+        device=device,
+    )
     keys = ApiKeys(_read_keys(api_keys_file))
     if not (keys or without_keys or _is_loopback(host)):
         raise ConfigError(
@@ -135,49 +141,30 @@ def serve(
         raise ConfigError(f"--log-format must be text or json, got {log_format!r}.")
     tracer = None if otlp_endpoint is None else otlp_tracer(otlp_endpoint)
     bound = bind_socket(host, port)
-    load = functools.partial(
-        _load,
-        model,
-        server_config,
-        ReadingConfig(
-            reader=reader,
-            quantization=quantization,
-            early_exit_fraction=early_exit_fraction,
-            max_length=max_length,
-            device=device,
-        ),
-    )
-    report.print(
-        f"serving {server_config.model_name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); "
-        "stop with Ctrl-C"
-    )
-    _run(load, server_config, keys, bound, tracer=tracer, drain_s=drain_s, log_format=log_format)
-    report.result({"model": server_config.model_name, "stopped": True})
-
-
-def _load(
-    model: Path, server_config: "ServerConfig", reading: "ReadingConfig", state: "ServerState"
-) -> "EmbeddingService":
-    from promptembedder.server import load_service
-
-    return load_service(model, server_config, state.metrics, reading=reading)
+    name = server_config.model_name
+    report.print(f"serving {name} on http://{host}:{bound.getsockname()[1]} (page /, API /docs); stop with Ctrl-C")
+    log_to_stderr(log_format)  # type: ignore[arg-type]
+    _run(model, server_config, reading, keys, bound, tracer=tracer, drain_s=drain_s)
+    report.result({"model": name, "stopped": True})
 
 
 def _run(
-    load: "Callable[[ServerState], EmbeddingService]",
+    model: Path,
     server_config: "ServerConfig",
+    reading: "ReadingConfig",
     keys: "ApiKeys",
     bound: socket.socket,
     *,
     tracer: "Tracer | None",
     drain_s: float,
-    log_format: str,
 ) -> None:
-    from promptembedder.server import ServerState, create_app, log_to_stderr, run_server
+    from promptembedder.server import ServerState, create_app, load_service, run_server
 
-    log_to_stderr(log_format)  # type: ignore[arg-type]
     failed: list[Exception] = []
     state = ServerState()
+
+    def load(state: ServerState) -> "EmbeddingService":
+        return load_service(model, server_config, state.metrics, reading=reading)
 
     def on_failure(error: Exception) -> None:
         failed.append(error)

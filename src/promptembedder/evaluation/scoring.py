@@ -210,7 +210,8 @@ def _task_score(encoder: MtebAdapter, task: EvaluationTask | HubTask, wordings: 
     start = time.perf_counter()
     with preserve_rng(), _suppress_output():
         mteb_task = _build_task(task)
-        sizes = (task.rows_used, task.documents_used) if isinstance(task, EvaluationTask) else task_sizes(mteb_task)
+        local = task if isinstance(task, EvaluationTask) else None
+        rows, documents = task_sizes(mteb_task) if local is None else (local.rows_used, local.documents_used)
     score, details = _evaluate(encoder, mteb_task, task.instruction)
     others = {wording: score_with_instruction(encoder, task, wording) for wording in wordings}
     return TaskScore(
@@ -222,12 +223,12 @@ def _task_score(encoder: MtebAdapter, task: EvaluationTask | HubTask, wordings: 
         wording_scores=others,
         mean=statistics.fmean(others.values()) if others else None,
         spread=statistics.pstdev(others.values()) if others else None,
-        rows=sizes[0],
-        rows_total=task.rows if isinstance(task, EvaluationTask) else sizes[0],
-        documents=sizes[1],
-        documents_total=task.documents if isinstance(task, EvaluationTask) else sizes[1],
-        limit=task.limit if isinstance(task, EvaluationTask) else None,
-        seed=task.seed if isinstance(task, EvaluationTask) else None,
+        rows=rows,
+        rows_total=rows if local is None else local.rows,
+        documents=documents,
+        documents_total=documents if local is None else local.documents,
+        limit=None if local is None else local.limit,
+        seed=None if local is None else local.seed,
         seconds=time.perf_counter() - start,
         encode_seconds=encoder.seconds,
         texts=encoder.texts,

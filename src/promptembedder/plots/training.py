@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptembedder import extras
 from promptembedder.errors import DataError
@@ -27,7 +27,7 @@ _PANELS = {
 _COLUMNS = 2
 _GIB = 1 << 30
 _CROSS_HEIGHT = 0.055  # fraction of the panel height
-_CROSS = {"marker": "x", "mew": 1.8, "linestyle": "none"}
+_CROSS: dict[str, Any] = {"marker": "x", "mew": 1.8, "linestyle": "none"}
 
 Value = Callable[["StepPoint"], float | None]
 
