@@ -304,10 +304,13 @@ def test_outputs_are_checked_before_the_work(
         ("evaluate", model, "--tasks", task_file, "-o", "/proc/scores.json"),
         ("embed", model, corpus, "-o", "/proc/x"),
         ("embed", model, corpus, "-o", "/proc/x.parquet"),
+        ("index", corpus, "--table", "/proc/x", "--model", model),
+        ("export", model, "-o", "/proc/x"),
+        ("compile", model, "--instruction", "Topic", "-o", "/proc/x"),
         ("plot", "similarity", model, corpus, "-o", "/proc/x"),
         ("plot", "training", model, "-o", "/proc/x"),
         ("plot", "moves", corpus, "-o", "/proc/x"),
         ("compare", model, "frozen:mean:random:tiny-llama", "--tasks", task_file, "-o", "/proc/scores.json"),
     ):
-        assert "cannot write" in refused(*words)
+        assert refused(*words).count("cannot write") == 1
     assert loaded == []

@@ -41,7 +41,7 @@ def compare(
 ) -> None:
     """Score several models on the same rows, with 95 % bootstrap intervals and rows per second.
 
-    Classifiers are trained on all training rows. `evaluate` follows mteb's protocol instead, so its scores differ.
+    Classifiers are trained on all training rows. `evaluate` trains them on samples, as mteb does, so its scores differ.
 
     Example: promptembedder compare runs/mine frozen:mean:smollm2-135m bm25 --tasks tasks.json --limit 200
     """
@@ -69,9 +69,9 @@ def compare(
                 scores[name] += [] if score is None else [score]
                 progress.advance(task.rows_used + task.documents_used)
     content = {name: [asdict(score) for score in found] for name, found in scores.items()}
+    report.print(_table(scores, [task.name for task in chosen]))
     if output is not None:
         write_json(output, content)
-    report.print(_table(scores, [task.name for task in chosen]))
     report.result({"models": content})
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from promptembedder.cli.console import Report, gc_paused
 from promptembedder.cli.options import ConfigOption, JsonOption
 from promptembedder.errors import ConfigError, DataError
-from promptembedder.storage import Manifest, atomic_directory, hash_files, read_manifest, write_manifest
+from promptembedder.storage import Manifest, atomic_directory, check_writable, hash_files, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from promptembedder.method import EncoderParts
@@ -41,6 +41,7 @@ def compile_(
     target = model if output is None else output
     if target.exists() and not target.samefile(model):
         raise DataError(f"{target} exists. Choose a new folder, or omit --output to add the instructions to {model}.")
+    check_writable(target)
     with gc_paused():  # seconds
         from promptembedder.data import clean_text
         from promptembedder.model import PromptEmbedder

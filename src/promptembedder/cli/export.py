@@ -10,7 +10,7 @@ from rich.markup import escape
 from promptembedder.cli.console import Report
 from promptembedder.cli.options import ConfigOption, JsonOption, ReaderOption
 from promptembedder.errors import ConfigError
-from promptembedder.storage import read_manifest
+from promptembedder.storage import check_writable, read_manifest
 
 __all__ = ["export"]
 
@@ -100,6 +100,7 @@ def _export(
     with_backbone: bool | None,
 ) -> dict[str, Any]:
     manifest = read_manifest(model)
+    check_writable(output)
     from promptembedder.export import export_onnx, export_soft_tokens, select_instructions
     from promptembedder.model import PromptEmbedder, manifest_on
 

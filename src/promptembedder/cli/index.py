@@ -23,6 +23,7 @@ from promptembedder.cli.options import (
 from promptembedder.cli.progress import count_rows, row_progress
 from promptembedder.errors import ConfigError, DataError
 from promptembedder.extras import require
+from promptembedder.storage import check_writable
 
 if TYPE_CHECKING:
     from promptembedder.model import PromptEmbedder
@@ -145,6 +146,7 @@ def _check_options(
 def _create(request: _Source, folder: Path, *, exact_below: int | None, overwrite: bool) -> int:
     from promptembedder.search import EXACT_BELOW, check_target, create_table
 
+    check_writable(folder)
     check_target(folder, overwrite=overwrite)
     with _rows(request) as rows:
         report = create_table(folder, rows, exact_below=exact_below or EXACT_BELOW, overwrite=overwrite)

@@ -147,26 +147,8 @@ def register_model(model: str | Path, *, reader: str | None = None) -> str:
 def _meta(name: str, revision: str, **known: Any) -> ModelMeta:
     if name.count("/") != 1:
         raise ConfigError(f"mteb needs a name of the form owner/name, got {name!r}.")
-    unknown = dict.fromkeys(
-        (
-            "release_date",
-            "languages",
-            "n_parameters",
-            "memory_usage_mb",
-            "license",
-            "open_weights",
-            "public_training_code",
-            "public_training_data",
-            "training_datasets",
-        )
-    )
-    return ModelMeta(
-        **{**unknown, **known},
-        name=name,
-        revision=revision,
-        framework=["Sentence Transformers", "PyTorch", "safetensors"],
-        use_instructions=True,
-    )
+    fixed = {"framework": ["Sentence Transformers", "PyTorch", "safetensors"], "use_instructions": True}
+    return ModelMeta.create_empty(overwrites={**fixed, **known, "name": name, "revision": revision})
 
 
 def _load(
