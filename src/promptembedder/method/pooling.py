@@ -96,7 +96,7 @@ _SHRINKAGE = 0.1  # fraction of the mean variance; small variances estimated fro
 
 @dataclass(frozen=True)
 class TextSummary:
-    """What the text pooling computes of a batch of texts before an instruction is known.
+    """Results of the text pooling for a batch of texts that do not depend on the instruction.
 
     Attributes:
         whitened: Whitened mean states, float32.

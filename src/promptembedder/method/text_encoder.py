@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from promptembedder.backbone import Backbone, hub_refusal
+from promptembedder.backbone import Backbone, hub_reachable, hub_refusal
 from promptembedder.data import clean_text
 from promptembedder.errors import ConfigError, ModelFormatError, WeightsError
 from promptembedder.storage.tensors import load_tensors
@@ -74,7 +74,7 @@ def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
     if not is_hub_id(name):
         return Path(name)
     try:
-        return Path(snapshot_download(str(name), revision=revision))
+        return Path(snapshot_download(str(name), revision=revision, local_files_only=not hub_reachable()))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (
             hub_refusal(str(name), error, instead="the folder of a saved model") or str(error).strip().splitlines()[0]

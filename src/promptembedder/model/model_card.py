@@ -83,10 +83,11 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
             if type(earlier) is type(evaluator) and vars(earlier).get("name") == vars(evaluator).get("name"):
                 del self.eval_results_dict[earlier]
         if step < 0:  # outside of training
-            kept = [{name: value for name, value in row.items() if name not in metrics} for row in self.training_logs]
-            self.training_logs = [
+            logs: list[dict[str, Any]] = vars(self)["training_logs"]
+            kept = [{name: value for name, value in row.items() if name not in metrics} for row in logs]
+            logs[:] = [
                 row if row["Step"] >= 0 else rest
-                for row, rest in zip(self.training_logs, kept, strict=True)
+                for row, rest in zip(logs, kept, strict=True)
                 if row["Step"] >= 0 or rest.keys() - {"Epoch", "Step"}
             ]
         super().set_evaluation_metrics(evaluator, metrics, epoch=epoch, step=step)

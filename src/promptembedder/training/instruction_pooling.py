@@ -122,7 +122,7 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step draws with: the random state, the loss of labels, and its size."""
+    """Random state, loss of labels and size of a step."""
 
     generator: random.Random
     contrast: InstructionContrastiveLoss
