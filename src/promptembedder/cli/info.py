@@ -13,15 +13,27 @@ from promptembedder.storage import FORMAT, MANIFEST_NAME, read_manifest
 
 __all__ = ["info"]
 
+_MEANING = {
+    "soft_token_entropy": "nats; near 0 no gradient passes through the softmax",
+    "instruction_cosine": "between reference instructions; 1: the prompter is a constant",
+    "instruction_variance": "of 1, explained by the instruction; 0: the prompter is a constant",
+}
+
 
 def info(
     model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    diagnose: Annotated[
+        bool,
+        typer.Option("--diagnose", help="Load the model and measure how far the instruction decides its soft tokens."),
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a saved model: backbones, sizes, compiled instructions, provenance. Loads no weights.
+    """Describe a saved model: backbones, sizes, compiled instructions, provenance. Loads no weights by default.
 
     Example: promptembedder info runs/mine
+
+    Example: promptembedder info runs/mine --diagnose
     """
     report = Report(as_json)
     manifest = read_manifest(model)
@@ -38,6 +50,10 @@ def info(
         "total_bytes": sum(sizes.values()),
         "provenance": manifest.provenance,
     }
+    if diagnose:
+        from promptembedder.model import PromptEmbedder
+
+        content["diagnostics"] = PromptEmbedder.from_pretrained(str(model)).encoder.diagnose()
     report.print(_table(content))
     report.result(content)
 
@@ -67,4 +83,6 @@ def _table(content: dict[str, Any]) -> Table:
     table.add_row("compiled", escape("\n".join(content["instructions"])) or "none")
     table.add_row("size", f"{content['total_bytes'] / 1e6:.1f} MB, no backbone weights")
     table.add_row("trained with", ", ".join(f"{name} {value}" for name, value in content["provenance"].items()))
+    for name, value in content.get("diagnostics", {}).items():
+        table.add_row(name.replace("_", " "), f"{value:.3f} {_MEANING.get(name, '')}".strip())
     return table

@@ -19,7 +19,7 @@ from promptembedder.method.checkpoint import (
     snapshot_prompter,
 )
 from promptembedder.method.encoder_parts import EncoderParts
-from promptembedder.method.prompter import Prompter, PrompterSnapshot
+from promptembedder.method.prompter import REFERENCE_INSTRUCTIONS, Prompter, PrompterSnapshot
 from promptembedder.method.relaxation import RelaxedTokens, soft_token_diagnostics
 from promptembedder.method.soft_token_encoder import SoftTokenEncoder, instruction_of_each
 from promptembedder.types import Float, Tensor
@@ -143,6 +143,24 @@ class DualEncoder(SoftTokenEncoder):
         tokens = self.prompter(*left_pad(ids.to(self.device), mask.to(self.device)))
         self.train(was_training)
         return (tokens if weights else dataclasses.replace(tokens, weights=None)).rows()
+
+    @torch.no_grad()
+    def diagnose(self, instructions: Sequence[str] = REFERENCE_INSTRUCTIONS) -> dict[str, float]:
+        """Compute the diagnostics of the soft tokens of reference instructions, see `soft_token_diagnostics`.
+
+        An `instruction_cosine` near 1 and an `instruction_variance` near 0 show a prompter that has become a constant.
+
+        Raises:
+            ConfigError: If the model was loaded without its prompter.
+        """
+        if self.prompter is None:
+            raise ConfigError("the diagnostics need the prompter. Load the model with it.")
+        was_training = self.training
+        self.eval()
+        tokens = RelaxedTokens.cat(self.generate_relaxed(instructions, weights=True), self.device)
+        inputs = self.alignment(tokens, self.reader.input_embeddings)
+        self.train(was_training)
+        return soft_token_diagnostics(tokens, inputs, mean_embedding_norm=self.reader.mean_embedding_norm)
 
     def generate_for_texts(self, features: dict[str, Any]) -> Float[Tensor, "batch prompt width"]:
         """Generate the soft tokens of each text under its instruction."""
