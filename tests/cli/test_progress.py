@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from promptembedder.cli import progress
 from promptembedder.cli.progress import ProgressDisplay, format_duration
 
 
@@ -76,3 +77,24 @@ def test_a_terminal_gets_a_bar_and_no_lines(work: Work) -> None:
 )
 def test_durations_have_two_digits(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_kinds_of_work_are_shown_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    ended: list[str] = []
+
+    class Display(ProgressDisplay):
+        def __enter__(self) -> "Display":
+            started.append(self._unit)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            ended.append(self._unit)
+
+    monkeypatch.setattr(progress, "ProgressDisplay", Display)
+    with progress.unit_progress() as show:
+        show("files", 1, 2)
+        show("files", 2, 2)
+        show("steps", 1, 9)
+        assert (started, ended) == (["files", "steps"], ["files"])
+    assert ended == ["files", "steps"]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,21 @@ def corpus_progress() -> "Iterator[Callable[[CorpusProgress], None]]":
                 display.update(at.rows, note="loading the model")
             else:
                 display.update(at.rows, note="")
+
+        yield show
+
+
+@contextmanager
+def unit_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show several kinds of work one after the other: called with the unit, the completed ones and the total."""
+    with ExitStack() as stack:
+        displays: dict[str, ProgressDisplay] = {}
+
+        def show(unit: str, completed: int, total: int) -> None:
+            if unit not in displays:
+                stack.close()  # the bar of the earlier kind
+                displays[unit] = stack.enter_context(ProgressDisplay(unit, total=total))
+            displays[unit].update(completed)
 
         yield show
 

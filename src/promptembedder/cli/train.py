@@ -115,7 +115,7 @@ def train(
 
 
 def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -> "TrainingResult":
-    from promptembedder.cli.progress import training_progress
+    from promptembedder.cli.progress import training_progress, unit_progress
     from promptembedder.data import detect_pair_columns
     from promptembedder.evaluation import similarity_evaluator
     from promptembedder.training import ANY_COLUMNS, load_training_data, new_model, prepare_output, train_model
@@ -140,7 +140,10 @@ def _run(recipe: "Recipe", report: Report, ranks: "Ranks", *, overwrite: bool) -
     if checkpoint:
         report.print(f"resuming from {checkpoint}")
     bars = [training_progress()] if ranks.is_first else []
-    return train_model(model, data, recipe, evaluator=evaluator, callbacks=bars, checkpoint=checkpoint)
+    with unit_progress() as on_progress:
+        return train_model(
+            model, data, recipe, evaluator=evaluator, callbacks=bars, checkpoint=checkpoint, on_progress=on_progress
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Training of the instruction pooling alone, before all parts are trained together."""
 
-import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +21,7 @@ from promptembedder.types import Float, Tensor
 
 __all__ = ["train_instruction_pooling"]
 
-logger = logging.getLogger(__name__)
-
 _WARMUP = 20  # steps
-_LOG_EVERY = 250
 _INSTRUCTIONS = 64  # that the prompter processes at once
 
 
@@ -142,8 +138,12 @@ def train_instruction_pooling(
     temperature: float,
     attributes_per_step: int,
     seed: int,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> float:
     """Train the instruction pooling and the queries in place, each step on one corpus or task of `data`.
+
+    Args:
+        on_progress: Called with a unit of work, the number of completed units and their total.
 
     Returns:
         Mean loss of the last tenth of the steps.
@@ -157,8 +157,10 @@ def train_instruction_pooling(
             "instruction_pooling.steps needs model.instruction_heads, which is 0. Set it to 4, or the steps to 0."
         )
     generator = random.Random(seed)
-    logger.info("training the instruction pooling: reading the texts of %d tasks", len(data.tasks))
-    tasks = [_prepared(encoder, task, config.texts, generator) for task in data.tasks.values()]
+    tasks = []
+    for number, task in enumerate(data.tasks.values(), start=1):
+        tasks.append(_prepared(encoder, task, config.texts, generator))
+        on_progress("data sets read", number, len(data.tasks))
     weights = [weight for part in _parts(encoder) for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -177,9 +179,7 @@ def train_instruction_pooling(
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-        if number % _LOG_EVERY == 0:
-            recent = losses[-_LOG_EVERY:]
-            logger.info("step %d of %d, loss %.3f", number, config.steps, sum(recent) / len(recent))
+        on_progress("steps of the instruction pooling", number, config.steps)
     encoder.store.clear()
     last = losses[-max(len(losses) // 10, 1) :]
     return sum(last) / max(len(last), 1)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,12 +171,14 @@ def train_model(
     evaluator: BaseEvaluator | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     checkpoint: Path | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> TrainingResult:
     """Train `model` in place and save it to `recipe.run.output`.
 
     Args:
         evaluator: Called every `recipe.evaluation.every` steps and at the end.
         checkpoint: Checkpoint to resume from. See `prepare_output`.
+        on_progress: See `train_instruction_pooling`.
 
     Raises:
         ConfigError: If another process trains into the output folder.
@@ -199,7 +201,7 @@ def train_model(
                 begin_output(recipe, checkpoint)
             ranks.wait()
             if recipe.instruction_pooling.steps and checkpoint is None:
-                _train_instruction_pooling(model, data, recipe)
+                _train_instruction_pooling(model, data, recipe, on_progress if ranks.is_first else lambda *_: None)
             trainer = _build_trainer(model, data, recipe, evaluator, callbacks)
             trained = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.check_weights()
@@ -208,24 +210,33 @@ def train_model(
         if ranks.is_first:  # no model card with a sharded reader: one process alone cannot embed its examples
             model.save(recipe.run.output, create_model_card=not recipe.run.shard_reader)
         ranks.wait()
-    resumed = checkpoint_step(checkpoint) if checkpoint else 0
-    first = [task.instructions[0] for task in data.tasks.values() if task.corpus is None and task.instructions]
     return TrainingResult(
         output=Path(recipe.run.output),
         steps=trained.global_step,
-        resumed_from=resumed,
+        resumed_from=checkpoint_step(checkpoint) if checkpoint else 0,
         best_step=trainer.state.best_global_step if recipe.evaluation.keep_best else None,
         train_pairs=data.pair_count,
         trained_parameters=sum(weight.numel() for weight in model.text_encoder.trained_weights()),
         train_loss=trainer.mean_loss,
         seconds=time.perf_counter() - started,
         metrics={name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
-        query_instructions=tuple(dict.fromkeys(first)),
+        query_instructions=_query_instructions(data),
         prompts={name: text for name, text in model.prompts.items() if text},
     )
 
 
-def _train_instruction_pooling(model: PromptedSentenceTransformer, data: TrainingData, recipe: Recipe) -> None:
+def _query_instructions(data: TrainingData) -> tuple[str, ...]:
+    """Return the first wording of each task's instruction."""
+    first = [task.instructions[0] for task in data.tasks.values() if task.corpus is None and task.instructions]
+    return tuple(dict.fromkeys(first))
+
+
+def _train_instruction_pooling(
+    model: PromptedSentenceTransformer,
+    data: TrainingData,
+    recipe: Recipe,
+    on_progress: Callable[[str, int, int], None],
+) -> None:
     if not isinstance(model, PromptEmbedder):
         raise ConfigError("instruction_pooling.steps trains a part of a PromptEmbedder. Leave it out for a baseline.")
     train_instruction_pooling(
@@ -235,6 +246,7 @@ def _train_instruction_pooling(model: PromptedSentenceTransformer, data: Trainin
         temperature=recipe.loss.temperature,
         attributes_per_step=recipe.data.attributes_per_step,
         seed=recipe.run.seed,
+        on_progress=on_progress,
     )
 
 
