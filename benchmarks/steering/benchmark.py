@@ -19,10 +19,12 @@ from promptembedder.evaluation.aspects import (
 from promptembedder.method import SoftTokenEncoder
 from promptembedder.model import DualEncoder, LoadedEncoder
 
-__all__ = ["SteeringRun", "constant_prompter", "score_model", "text_pooling_weight"]
+__all__ = ["VARIANTS", "SteeringRun", "constant_prompter", "score_model", "text_pooling_weight"]
 
 _CONSTANT = "the mean over all instructions"
-_ALONE = 1e4  # weight of the text states beside which the soft tokens vanish
+_WHOLE, _CONSTANT_PROMPTER = "whole", "constant prompter"
+_WEIGHTS = {"soft tokens alone": 0.0, "text states alone": 1e4}  # of the text states
+VARIANTS = (_WHOLE, _CONSTANT_PROMPTER, *_WEIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,14 @@ def score_model(
     aspects: Sequence[Aspect],
     questions: Mapping[str, Sequence[Mapping[str, Any]]],
     batch_size: int = 64,
+    variants: Sequence[str] = VARIANTS,
     on_run: Callable[[SteeringRun], None] = lambda _: None,
 ) -> list[SteeringRun]:
     """Score a model; a dual encoder also with a constant prompter, and each half of its embedding alone.
 
     Args:
         questions: Rows of answer choice by the name of their file.
+        variants: Those of `VARIANTS` to score, of a dual encoder.
         on_run: Called after each variant.
     """
     runs = []
@@ -71,15 +75,19 @@ def score_model(
         runs.append(SteeringRun(model=name, variant=variant, aspects=shares, questions=chosen))
         on_run(runs[-1])
 
-    score(loaded.model, "whole")
     encoder = getattr(loaded.model, "text_encoder", None)
     if not isinstance(encoder, DualEncoder) or encoder.prompter is None:
+        score(loaded.model, _WHOLE)
         return runs
-    instructions = [aspect.instruction for aspect in aspects]
-    instructions += [str(question) for rows in questions.values() for row in rows for question in row["questions"]]
-    score(constant_prompter(loaded.model, instructions), "constant prompter")
-    if encoder.text_pooling is not None:
-        for variant, weight in (("soft tokens alone", 0.0), ("text states alone", _ALONE)):
+    if _WHOLE in variants:
+        score(loaded.model, _WHOLE)
+    if _CONSTANT_PROMPTER in variants:
+        instructions = [aspect.instruction for aspect in aspects] or [
+            str(question) for rows in questions.values() for row in rows for question in row["questions"]
+        ]
+        score(constant_prompter(loaded.model, instructions), _CONSTANT_PROMPTER)
+    for variant, weight in _WEIGHTS.items():
+        if encoder.text_pooling is not None and variant in variants:
             with text_pooling_weight(encoder, weight):
                 score(loaded.model, variant)
     return runs
