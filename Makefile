@@ -74,9 +74,12 @@ $(OLDEST)/.installed: $(STAMP) Makefile
 	@PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --target $(OLDEST) $(OLDEST_VERSIONS)
 	@touch $@
 
-# the core on the oldest versions that users may have, over the other packages of .venv
+# generation, gradients, saving, loading and the trainer on the oldest versions that users may have, over the other packages
+# of .venv
+OLDEST_TESTS := $(addprefix tests/,method/test_prompter.py method/test_gradients.py model/test_sentence_transformers.py \
+	model/test_loading.py training/test_row_instructions.py training/test_corpora.py)
 test-oldest: $(OLDEST)/.installed
-	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "not integration and not slow and not minutes and not gpu" tests/method tests/model tests/training
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "not integration and not slow and not minutes and not gpu" $(OLDEST_TESTS)
 
 sbom: wheel-venv
 	env -u PYTHONPATH $(WHEEL_VENV)/bin/python .ci/sbom.py dist
