@@ -110,5 +110,5 @@ def _plot(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.set_yticks(range(len(corpora)), list(reversed(corpora)))
         panel.set_title(run["model"], fontsize=10)
         panel.set_xlabel("conflict triplets right, %")
-    panels[0].legend(loc="lower right", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)
