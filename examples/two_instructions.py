@@ -1,7 +1,7 @@
 """Show which of ten texts are nearest to each other under one instruction, and under another.
 
-    promptembedder train recipes/steering.yaml --set data.corpora=YOUR_CORPORA.json
-    python examples/two_instructions.py runs/steering
+promptembedder train recipes/steering.yaml --set data.corpora=YOUR_CORPORA.json
+python examples/two_instructions.py runs/steering
 """
 
 import sys

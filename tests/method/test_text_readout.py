@@ -64,8 +64,8 @@ def test_the_centre_takes_away_what_all_texts_of_a_real_reader_share() -> None:
 def test_an_empty_text_adds_nothing_and_has_finite_gradients() -> None:
     text_pooling = WhitenedTextPooling(torch.zeros(4), weight=3.0, rank=2)
     summary = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]], requires_grad=True)
-    text = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 2]])
-    found = text_pooling(summary, text, torch.tensor([[0], [1]]))
+    states = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 2]]).unsqueeze(1)
+    found = text_pooling(summary, text_pooling.summarise(states, torch.tensor([[0], [1]])))
     torch.testing.assert_close(found[0], summary[0] / summary[0].norm())
     torch.testing.assert_close(found[1], summary[1] / summary[1].norm() + torch.tensor([0.0, 0, 0, 3]))
     found.sum().backward()

@@ -11,6 +11,7 @@ import torch
 from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.data import Pair, add_other_answers, read_mixture, read_pairs
 from promptembedder.errors import DataError
+from promptembedder.method import RowInstructions
 from promptembedder.model import BaselineConfig, BaselineEmbedder
 from promptembedder.training import DataConfig, Recipe, load_training_data, new_model, train_model
 from promptembedder.training.data import InstructionCollator
@@ -39,9 +40,9 @@ def data_config(questions: Path) -> DataConfig:
 def test_a_batch_of_several_instructions_equals_its_texts_one_by_one(
     new_config: Callable[..., ModelConfig],
 ) -> None:
-    texts = ["a", "The quick brown fox jumps over the lazy dog, twice.", "short text"]
+    texts = ["a", "The quick brown fox jumps over the lazy dog, twice.", "short text", "short text"]
     model = PromptEmbedder.create(config=new_config(instruction_heads=2))
-    each = [QUESTIONS[row % 2] for row in range(len(texts))]
+    each = RowInstructions(QUESTIONS[row % 2] for row in range(len(texts)))
     for training in (False, True):
         encoder = model.encoder.train(training)
         with torch.set_grad_enabled(training):
@@ -56,7 +57,7 @@ def test_a_batch_of_several_instructions_equals_its_texts_one_by_one(
 
 def test_a_baseline_writes_each_instruction_into_its_template(new_config: Callable[..., ModelConfig]) -> None:
     model = BaselineEmbedder.create(config=new_config(), baseline=BaselineConfig(kind="frozen", template="instruct"))
-    together = model.preprocess(TEXTS, prompt=QUESTIONS)["input_ids"]
+    together = model.preprocess(TEXTS, prompt=RowInstructions(QUESTIONS))["input_ids"]
     alone = [model.preprocess([text], prompt=one)["input_ids"] for text, one in zip(TEXTS, QUESTIONS, strict=True)]
     assert [row[row != 0].tolist() for row in together] == [row[0][row[0] != 0].tolist() for row in alone]
 
@@ -65,14 +66,14 @@ def test_anchors_get_their_own_instruction_and_documents_the_default(data_config
     data = load_training_data(data_config, seed=0)
     prompts = []
 
-    def preprocess(texts: list[str], prompt: str | list[str] | None = None, **_: object) -> dict[str, object]:
+    def preprocess(texts: list[str], prompt: str | tuple[str, ...] | None = None, **_: object) -> dict[str, object]:
         prompts.append(prompt)
         return {"texts": texts}
 
     (task,) = data.tasks.values()
     rows = list(task.train)
     InstructionCollator(preprocess_fn=preprocess)(rows)
-    assert prompts == [[row["instruction"] for row in rows], None, None]
+    assert prompts == [tuple(row["instruction"] for row in rows), None, None]
     assert all(
         row["negative"] != row["positive"]
         and row["negative"] in {"Ann", "Bob", "Eve", "Kim", "Rome", "Oslo", "Bonn", "Lima"}

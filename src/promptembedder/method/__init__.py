@@ -73,6 +73,7 @@ from promptembedder.method.relaxation import (
 from promptembedder.method.soft_token_encoder import SoftTokenEncoder
 from promptembedder.method.text_encoder import (
     MAX_TEMPLATE_TOKENS,
+    RowInstructions,
     TextEncoder,
     is_hub_id,
     restore_tensors,
@@ -105,6 +106,7 @@ __all__ = [
     "ReaderState",
     "RelaxationConfig",
     "RelaxedTokens",
+    "RowInstructions",
     "SelfTest",
     "SoftTokenEncoder",
     "TextEncoder",

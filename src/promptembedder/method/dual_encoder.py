@@ -22,6 +22,7 @@ from promptembedder.method.encoder_parts import EncoderParts
 from promptembedder.method.prompter import REFERENCE_INSTRUCTIONS, Prompter, PrompterSnapshot
 from promptembedder.method.relaxation import RelaxedTokens, soft_token_diagnostics
 from promptembedder.method.soft_token_encoder import SoftTokenEncoder, instruction_of_each
+from promptembedder.method.text_encoder import RowInstructions
 from promptembedder.types import Float, Tensor
 
 __all__ = ["DualEncoder"]
@@ -40,7 +41,9 @@ class DualEncoder(SoftTokenEncoder):
         self.prompter_snapshot, self.others = parts.prompter_snapshot, parts.others
         self.store.add_compiled(parts.compiled, self.trained_weights())
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | RowInstructions | None = None, **_: Any
+    ) -> dict[str, Any]:
         """Tokenize the texts and add their instruction.
 
         Args:

@@ -40,7 +40,7 @@ from promptembedder.method.pooling import (
     pool_prefixes,
 )
 from promptembedder.method.soft_token_cache import SoftTokenStore
-from promptembedder.method.text_encoder import TextEncoder
+from promptembedder.method.text_encoder import RowInstructions, TextEncoder
 from promptembedder.types import Float, Int, Tensor
 
 __all__ = ["SoftTokenEncoder", "instruction_of_each"]
@@ -98,11 +98,11 @@ class SoftTokenEncoder(TextEncoder):
 
     # -- interface of a sentence-transformers input module -----------------------------------------------------------
 
-    def instructed_features(self, inputs: Sequence[str], prompt: str | Sequence[str] | None) -> dict[str, Any]:
+    def instructed_features(self, inputs: Sequence[str], prompt: str | RowInstructions | None) -> dict[str, Any]:
         """Return the token ids of the texts and their instruction: `prompt`, or the default, or one of each text."""
-        if prompt is None or isinstance(prompt, str):
-            return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
-        return {**self.token_features(inputs), "instruction": [self.instruction_of(one) for one in prompt]}
+        if isinstance(prompt, RowInstructions):
+            return {**self.token_features(inputs), "instruction": [self.instruction_of(one) for one in prompt]}
+        return {**self.token_features(inputs), "instruction": self.instruction_of(prompt)}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add `sentence_embedding`, [batch dim_r], float32 and of length 1.
@@ -131,7 +131,8 @@ class SoftTokenEncoder(TextEncoder):
         sizes = [len(features["input_ids"]) for features in columns]
         each = zip(columns, sizes, strict=True)
         instructions = [one for features, size in each for one in instruction_of_each(features, size)]
-        embedded = self._embedded(self.read(columns), self._soft_tokens_of_each(instructions))
+        soft = self._soft_tokens_of_each(instructions)
+        embedded = self._embedded(self.read(columns), soft)
         for name, embeddings in embedded.items():
             for features, rows in zip(columns, embeddings.split(sizes), strict=True):
                 features[name] = rows
@@ -253,15 +254,16 @@ class SoftTokenEncoder(TextEncoder):
 
     def _encoded(self, features: dict[str, Any], soft: Float[Tensor, "batch prompt width"]) -> dict[str, Tensor]:
         """Embed a batch in evaluation, in smaller batches of which one at a time has its activations in memory."""
-        rows = unpad(features)
+        texts = unpad(features)
+        rows = list(zip(texts, instruction_of_each(features, len(texts)), strict=True))
         first = {row: place for place, row in reversed(list(enumerate(rows)))}
         distinct = list(first)
 
         def embed(places: list[int]) -> Tensor:
             own = [distinct[place] for place in places]
-            return self.embed_token_ids(own, soft[[first[row] for row in own]])
+            return self.embed_token_ids([text for text, _ in own], soft[[first[row] for row in own]])
 
-        batches, parts = self.reading.map_batches(distinct, embed, supports_packing=True)
+        batches, parts = self.reading.map_batches([text for text, _ in distinct], embed, supports_packing=True)
         number = {row: i for i, row in enumerate(distinct)}
         return {"sentence_embedding": restore_order(batches, parts, dim=0)[[number[row] for row in rows]]}
 

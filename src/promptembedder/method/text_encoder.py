@@ -20,6 +20,7 @@ from promptembedder.types import Float, Tensor
 
 __all__ = [
     "MAX_TEMPLATE_TOKENS",
+    "RowInstructions",
     "TextEncoder",
     "is_hub_id",
     "restore_tensors",
@@ -80,6 +81,14 @@ def saved_folder(name: str | Path, *, revision: str | None = None) -> Path:
             hub_refusal(str(name), error, instead="the folder of a saved model") or str(error).strip().splitlines()[0]
         )
         raise ModelFormatError(f"{name} is no folder, and the hub does not give it: {reason}") from error
+
+
+class RowInstructions(tuple[str, ...]):
+    """Instructions of the texts of a batch, one each, in place of one prompt.
+
+    A type of its own, because a list is refused as a prompt: it is mistaken for the instructions of
+    `encode_instructions`.
+    """
 
 
 class TextEncoder(InputModule):

@@ -26,6 +26,7 @@ from promptembedder.method import (
     MAX_TEMPLATE_TOKENS,
     POOLINGS,
     ModelConfig,
+    RowInstructions,
     SoftTokenEncoder,
     TextEncoder,
     add_lora,
@@ -199,14 +200,16 @@ class PooledEncoder(_SavedBaseline):
             enable = getattr(reader.model, "activation_checkpointing_enable", None)
             (enable or reader.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | RowInstructions | None = None, **_: Any
+    ) -> dict[str, Any]:
         """Tokenize the texts within their template.
 
         Args:
             prompt: Instruction of all texts, or one of each text. If None, the template has no instruction.
         """
         bare, instructed, tail = _TEMPLATES[self.baseline.template]
-        each = [prompt] * len(inputs) if prompt is None or isinstance(prompt, str) else prompt
+        each = prompt if isinstance(prompt, RowInstructions) else [prompt] * len(inputs)
         named = [clean_instruction(one) for one in each]
         heads = [instructed.replace("{instruction}", one) if one else bare for one in named]
         return dict(self.token_features(inputs, prefixes=heads, suffixes=[tail] * len(inputs)))
@@ -273,7 +276,9 @@ class StaticEncoder(_SavedBaseline, SoftTokenEncoder):
         queries = query_width(config.instruction_heads, prompt=config.num_soft_tokens)
         self.vectors = nn.Parameter(F.pad(start, (0, deeper + queries)).repeat(count, 1, 1))
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **_: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | RowInstructions | None = None, **_: Any
+    ) -> dict[str, Any]:
         """Tokenize the texts and add their instruction: `prompt`, the default, or one of each text."""
         return self.instructed_features(inputs, prompt)
 

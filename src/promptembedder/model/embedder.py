@@ -19,6 +19,7 @@ from promptembedder.method import (
     DualEncoder,
     ModelConfig,
     PrompterConfig,
+    RowInstructions,
     TextEncoder,
     build_parts,
     early_exit_layer,
@@ -55,7 +56,7 @@ class PromptedSentenceTransformer(SentenceTransformer):
         return isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable)
 
     def preprocess(
-        self, inputs: Sequence[str], prompt: str | Sequence[str] | None = None, **kwargs: Any
+        self, inputs: Sequence[str], prompt: str | RowInstructions | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the features of the texts under the instruction `prompt`, or each under its own.
 

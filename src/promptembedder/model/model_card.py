@@ -73,7 +73,7 @@ class PromptEmbedderCardData(SentenceTransformerModelCardData):
         }
 
     def set_evaluation_metrics(
-        self, evaluator: BaseEvaluator, metrics: dict[str, Any], epoch: int = 0, step: int = 0
+        self, evaluator: BaseEvaluator, metrics: dict[str, Any], epoch: float = 0, step: int = 0
     ) -> None:
         """Record an evaluation, in place of earlier ones by an evaluator of the same kind and name.
 

@@ -26,6 +26,7 @@ from promptembedder.data import (
     read_pairs,
 )
 from promptembedder.errors import ConfigError, DataError
+from promptembedder.method import RowInstructions
 from promptembedder.training.distributed import Ranks, init_distributed
 from promptembedder.training.recipe import ANY_COLUMNS, DataConfig
 
@@ -380,7 +381,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
     attributes_per_step: int = 3
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)
-    _drawn: dict[str, str | list[str]] = field(default_factory=dict, init=False, repr=False)
+    _drawn: dict[str, str | RowInstructions] = field(default_factory=dict, init=False, repr=False)
     _labels: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -402,7 +403,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
         """Tokenize the columns of the rows, the anchors each under its own instruction if the rows have one."""
         if not rows or "instruction" not in rows[0]:
             return super().__call__(rows)
-        self._drawn = {**self._drawn, "anchor": [row["instruction"] for row in rows]}
+        self._drawn = {**self._drawn, "anchor": RowInstructions(row["instruction"] for row in rows)}
         return super().__call__([{name: row[name] for name in row if name != "instruction"} for row in rows])
 
     def _collate_corpus(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -429,7 +430,7 @@ class InstructionCollator(SentenceTransformerDataCollator):
         digest = zlib.crc32("\x00".join(texts).encode("utf-8", "replace"))
         return random.Random(f"{self.seed}-{digest}")
 
-    def _draw(self, features: list[dict[str, Any]]) -> dict[str, str | list[str]]:
+    def _draw(self, features: list[dict[str, Any]]) -> dict[str, str | RowInstructions]:
         variants = self.variants.get(features[0].get("dataset_name", ""))
         if variants is None:
             return {}
