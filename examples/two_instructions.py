@@ -24,11 +24,18 @@ TWEETS = [
 ]
 INSTRUCTIONS = ["Which airline?", "Is the passenger happy or angry?"]
 
-model = PromptEmbedder.from_pretrained(sys.argv[1])
-vectors = model.encode_instructions(TWEETS, INSTRUCTIONS)  # [instructions, texts, dim], one pass over the texts
-for instruction, embedded in zip(INSTRUCTIONS, vectors, strict=True):
-    cosines = embedded @ embedded.T
-    np.fill_diagonal(cosines, -1)
-    print(instruction)
-    for tweet, nearest in zip(TWEETS, cosines.argmax(axis=1), strict=True):
-        print(f"  {tweet:<60} {TWEETS[nearest]}")
+
+def main(folder: str) -> None:
+    """Print each tweet with the one nearest to it, under each instruction."""
+    model = PromptEmbedder.from_pretrained(folder)
+    vectors = model.encode_instructions(TWEETS, INSTRUCTIONS)  # [instructions, texts, dim], one pass over the texts
+    for instruction, embedded in zip(INSTRUCTIONS, vectors, strict=True):
+        cosines = embedded @ embedded.T
+        np.fill_diagonal(cosines, -1)
+        print(instruction)
+        for tweet, nearest in zip(TWEETS, cosines.argmax(axis=1), strict=True):
+            print(f"  {tweet:<60} {TWEETS[nearest]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/steering")

@@ -24,6 +24,7 @@ EXPECTED = {
     "duplicates.py": ("How can I reset my password?  =  How can I reset my password ?", "group: "),
     "train_matryoshka.py": ("spearman_cosine",),
     "evaluate_with_mteb.py": ("  Mock",),
+    "two_instructions.py": ("Which airline?\n  @united", "Is the passenger happy or angry?\n  @united"),
     "rag_langchain_lancedb.py": ("Which function copies a directory tree?\n", "found:    ", "answer:   "),
     "rag_llama_index.py": ("Which function gives the middle value of numbers?\n", "found:    ", "answer:   "),
 }
@@ -42,7 +43,7 @@ def test_example_runs_on_a_backbone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [str(path), "random:tiny-llama"] + ([str(tmp_path)] if "train" in path.stem else [])
-    if path.stem.startswith("rag"):  # frameworks know saved models alone
+    if path.stem.startswith(("rag", "two")):  # saved models alone
         words[1] = str(tmp_path / "model")
         new_model().save(words[1])
     monkeypatch.setattr(sys, "argv", words)

@@ -29,5 +29,5 @@ def test_diagnose_shows_the_cosine_between_reference_instructions(
 def test_a_prompter_that_ignores_the_instruction_has_a_cosine_of_one(saved_model: Path) -> None:
     encoder = PromptEmbedder.from_pretrained(str(saved_model)).encoder
     report = encoder.diagnose(["the same instruction", " the same instruction"])
-    assert report["instruction_cosine"] == pytest.approx(1, abs=1e-5)
-    assert report["instruction_variance"] == pytest.approx(0, abs=1e-6)
+    assert report["instruction_cosine"] == pytest.approx(1, abs=1e-3)
+    assert report["instruction_variance"] == pytest.approx(0, abs=1e-3)
