@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from promptembedder import PromptEmbedder
+from promptembedder import ModelConfig, PromptEmbedder
+from promptembedder.backbone import BackboneConfig
 from promptembedder.export import reference
+from promptembedder.method import PrompterConfig
 
 COMPILED, SECOND = "Find texts on the same topic", "Sort by language"
 TEXTS = ["a river and its mouth", "", "Grüße 🙂", "long " * 30]
@@ -22,9 +24,12 @@ Refused = Callable[..., str]
 
 
 @pytest.mark.integration
-def test_onnx_is_the_whole_model(backbone_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [0, 2])
+def test_onnx_is_the_whole_model(backbone_folder: Path, tmp_path: Path, heads: int) -> None:
     """Deep soft tokens, the text's own states and all; in its own process: type checks slow tracing down."""
-    model = PromptEmbedder.create(prompter=str(backbone_folder), reader=str(backbone_folder), device="cpu")
+    backbone = BackboneConfig(source=str(backbone_folder))
+    config = ModelConfig(prompter=PrompterConfig(backbone=backbone), reader=backbone, instruction_heads=heads)
+    model = PromptEmbedder.create(config=config, device="cpu")
     model.encoder.reader.float()
     model.compile_instructions([COMPILED])
     model.save(str(tmp_path / "model"), create_model_card=False)

@@ -162,7 +162,7 @@ class WhitenedTextPooling(nn.Module):
             states: Hidden states of the texts.
             mask: 1 for a token of the content.
         """
-        present = mask.amax(dim=1, keepdim=True) if mask.shape[1] else mask.new_zeros(len(mask), 1)
+        present = mask.amax(dim=1, keepdim=True) if mask.shape[1] else mask.new_zeros(mask.shape[0], 1)
         whitened = self.whitened_mean(states, mask)
         if self.instructed is None:
             return TextSummary(whitened, present)
@@ -301,7 +301,7 @@ class InstructionPooling(nn.Module):
         """Pool each text under its own query, or all texts under one, float32."""
         width = self.heads * _HEAD_DIM
         queries, factors, offsets = query[:, : width + 2 * _HIDDEN].split([width, _HIDDEN, _HIDDEN], dim=1)
-        queries = queries.expand(len(text.mask), -1).unflatten(1, (self.heads, _HEAD_DIM))
+        queries = queries.expand(text.mask.shape[0], -1).unflatten(1, (self.heads, _HEAD_DIM))
         scores = torch.einsum("bhd,bthd->bht", queries, text.keys) / _HEAD_DIM**0.5
         # a large number, not infinity: an empty text has no token at all
         weights = scores.masked_fill(text.mask.unsqueeze(1) == 0, -1e9).softmax(dim=-1)
