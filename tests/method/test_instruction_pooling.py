@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from promptembedder import ModelConfig, PromptEmbedder
 from promptembedder.backbone import TextCacheConfig, TextCacheStore
 from promptembedder.errors import ConfigError
 from promptembedder.method import InstructionPooling, InstructionQuery, RelaxedTokens
+from promptembedder.training import transfer_to
 
 INSTRUCTIONS = ["Group the reviews by topic", "Say how the customer feels"]
 
@@ -119,3 +121,17 @@ def test_fitted_tokens_are_centred_and_white() -> None:
 def test_heads_without_text_pooling_are_refused(new_config: Callable[..., ModelConfig]) -> None:
     with pytest.raises(ConfigError, match="instruction_heads needs text pooling"):
         new_config(instruction_heads=4, text_pooling_weight=0.0)
+
+
+def test_a_transferred_model_pools_texts_alike(model: PromptEmbedder, texts: list[str]) -> None:
+    """Untrained maps on a new reader would replace the text's state by noise."""
+    moved = transfer_to(model, "random:tiny-qwen3", steps=0)
+    assert moved.encoder.config.instruction_heads == 0
+    assert np.isfinite(moved.encode(texts, prompt=INSTRUCTIONS[0])).all()
+    same = transfer_to(model, model.encoder.reader.identity.source, steps=0)
+    torch.testing.assert_close(
+        torch.as_tensor(same.encode(texts, prompt=INSTRUCTIONS[0])),
+        torch.as_tensor(model.encode(texts, prompt=INSTRUCTIONS[0])),
+        atol=2e-4,
+        rtol=0,
+    )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from promptembedder.method import (
 from promptembedder.types import Float, Tensor
 
 __all__ = ["TransferConfig", "TransferredEncoder", "hidden_maps", "transfer_config", "transfer_encoder"]
+
+logger = logging.getLogger(__name__)
 
 _RIDGE = 1e-3  # fraction of the source's mean variance
 _BATCH = 8
@@ -186,6 +189,10 @@ def transfer_encoder(
         parts.reader.identity.layers,
     )
     config = transfer_config(parts.config, move)
+    if not alike and config.instruction_heads:
+        # trained maps of the old reader's states: untrained ones would replace the text's state by noise
+        logger.warning("the instruction pooling does not move to another reader: texts are pooled alike there")
+        config = dataclasses.replace(config, instruction_heads=0)
     sides = [reader_state_of(parts), *parts.others]
     new = EncoderParts(
         config=config,
