@@ -84,6 +84,8 @@ def test_anchors_get_their_own_instruction_and_documents_the_default(data_config
 def test_the_answer_to_another_question_about_the_same_text_is_the_negative() -> None:
     pairs = [Pair("t", "a", instruction="p"), Pair("t", "b", instruction="q"), Pair("u", "a", instruction="p")]
     assert [pair.negative for pair in add_other_answers(pairs, seed=0)] == ["b", "a", None]
+    second_answer = Pair("t", "c", instruction="p")
+    assert add_other_answers([*pairs, second_answer], seed=0)[0].negative == "b"
     assert add_other_answers([replace(pairs[0], negative="n")], seed=0)[0].negative == "n"
     without = [Pair("t", "a"), Pair("t", "b")]
     assert add_other_answers(without, seed=0) == without

@@ -228,11 +228,13 @@ def add_other_answers(pairs: Sequence[Pair], *, seed: int) -> list[Pair]:
     """
     generator = random.Random(seed)
     answers: dict[str, dict[str, None]] = {}
+    right: dict[tuple[str, str | None], set[str]] = {}  # one question may have several answers
     for pair in pairs:
         answers.setdefault(pair.anchor, {})[pair.positive] = None
+        right.setdefault((pair.anchor, pair.instruction), set()).add(pair.positive)
     added = []
     for pair in pairs:
-        others = [answer for answer in answers[pair.anchor] if answer != pair.positive]
+        others = [answer for answer in answers[pair.anchor] if answer not in right[pair.anchor, pair.instruction]]
         keeps = pair.negative is not None or pair.instruction is None or not others
         added.append(pair if keeps else replace(pair, negative=generator.choice(others)))
     return added
