@@ -11,7 +11,7 @@ import numpy as np
 from promptembedder import PromptEmbedder
 
 TWEETS = [
-    "@united my flight was cancelled again and nobody helps",
+    "@united my flight was cancelled again and no help at all",
     "@united best crew ever, thank you!",
     "@united where is my bag? two days now",
     "@united smooth landing, great job",

@@ -83,6 +83,9 @@ def test_training_reads_kept_texts_as_new_ones(model: PromptEmbedder, texts: lis
     encoder.text_cache = TextCacheStore(TextCacheConfig(memory_gib=1), encoder.reader.identity)
     first, second = embedded(), embedded()
     assert len(encoder.text_cache) > 0
+    encoder.text_cache = TextCacheStore(TextCacheConfig(memory_gib=1e-9), encoder.reader.identity)  # full at once
+    torch.testing.assert_close(embedded(), expected)
+    torch.testing.assert_close(embedded(), expected)
     torch.testing.assert_close(first, expected)
     torch.testing.assert_close(second, expected)
 

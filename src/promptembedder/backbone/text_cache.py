@@ -214,6 +214,11 @@ class TextCacheStore:
         """Return the number of stored texts."""
         return len(self._memory) + (len(self._disk) if self._disk else 0)
 
+    def __contains__(self, text: TokenIds) -> bool:
+        """Return True if the text is stored."""
+        key = _key(text)
+        return key in self._memory or (self._disk is not None and key in self._disk)
+
     def split(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
         """Split texts into stored ones, their KV, and missing ones."""
         held, packed, missing = [], [], []
@@ -290,6 +295,9 @@ class _DiskTier:
 
     def __len__(self) -> int:
         return len(self._index) + len(self._waiting)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._index or key in self._waiting
 
     def get(self, key: str) -> StoredKV | None:
         """Return the text, or None if it is missing. A text with a wrong checksum is removed from the index."""

@@ -209,8 +209,9 @@ class SoftTokenEncoder(TextEncoder):
         hidden = states[0].new_zeros(len(texts), gathered.mask.shape[1], states[0].shape[-1])
         for row, own in zip(hidden, states, strict=True):
             row[len(row) - len(own) :] = own
-        if self.text_cache is None:
-            self._cached_states.clear()  # of use only beside cached KV
+        for text in new:  # of use only beside cached KV, and bounded by its limits
+            if self.text_cache is None or text not in self.text_cache:
+                self._cached_states.pop(text, None)
         return dataclasses.replace(gathered, hidden=hidden.to(self.device))
 
     def _cached_texts(self, texts: Sequence[TokenIds]) -> tuple[list[TokenIds], list[StoredKV], list[TokenIds]]:
