@@ -17,7 +17,7 @@ from promptembedder.data.pairs import (
     detect_pair_columns,
     read_pairs,
 )
-from promptembedder.data.readers import FoundRow, Position, read_rows, scan_rows
+from promptembedder.data.readers import FoundRow, Position, read_json_list, read_rows, scan_rows
 from promptembedder.data.sources import SourceFile, find_sources
 from promptembedder.data.texts import (
     COLUMN_KINDS,
@@ -55,6 +55,7 @@ __all__ = [
     "detect_pair_columns",
     "find_sources",
     "load_docstring_corpus",
+    "read_json_list",
     "read_labelled_corpora",
     "read_mixture",
     "read_pairs",

@@ -1,6 +1,5 @@
 """Training data that a JSON file lists: files of pairs, and corpora with several labels a text."""
 
-import json
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptembedder.data.readers import read_rows
+from promptembedder.data.readers import read_json_list, read_rows
 from promptembedder.data.texts import clean_text
-from promptembedder.errors import DataError, did_you_mean, first_line, printable, short_repr
+from promptembedder.errors import DataError, did_you_mean, printable, short_repr
 
 __all__ = ["Attribute", "LabelledCorpus", "Task", "read_labelled_corpora", "read_mixture"]
 
@@ -62,7 +61,7 @@ def read_mixture(path: Path) -> list[Task]:
         DataError: If the file or a file that it names is missing, is not such JSON, has unknown or missing keys or
             values of the wrong type, or two tasks have the same name.
     """
-    entries = _json_list(path)
+    entries = read_json_list(path, kind="mixture", items="tasks")
     tasks: dict[str, Task] = {}
     for number, entry in enumerate(entries, start=1):
         task = _parse_task(entry, path.parent, f"{path}, task {number}")
@@ -72,18 +71,6 @@ def read_mixture(path: Path) -> list[Task]:
             )
         tasks[task.name] = task
     return list(tasks.values())
-
-
-def _json_list(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"mixture {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or not UTF-8
-        raise DataError(f"mixture {path} is not JSON ({error}). Correct the file.") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"mixture {path} must be a list of tasks, got {short_repr(entries)}. Write [{{...}}, ...].")
-    return entries
 
 
 def _parse_task(entry: Any, folder: Path, where: str) -> Task:
@@ -228,11 +215,8 @@ def read_labelled_corpora(path: Path, *, names: Sequence[str] = ()) -> list[Labe
         DataError: If a file cannot be read, an attribute has no instruction or fewer than two labels, or a row of the
             file has no text.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {first_line(error)}. Give a JSON list of labelled corpora.") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+    entries = read_json_list(path, kind="list of corpora", items="labelled corpora")
+    if not all(isinstance(entry, dict) for entry in entries):
         raise DataError(f"{path} must be a JSON list of labelled corpora, one object each.")
     known = [str(entry.get("name")) for entry in entries]
     unknown = [name for name in names if name not in known]

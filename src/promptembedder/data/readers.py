@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from promptembedder.data.sources import SourceFile
 from promptembedder.errors import DataError, first_line, printable, short_repr
 
-__all__ = ["FoundRow", "Position", "read_rows", "scan_rows"]
+__all__ = ["FoundRow", "Position", "read_json_list", "read_rows", "scan_rows"]
 
 _MAX_LINE_BYTES = 1 << 26  # 64 MiB: what keeps a file without line ends, or an unclosed quote, out of memory
 _PARQUET_BATCH_ROWS = 256
@@ -273,3 +273,24 @@ _READERS: dict[str, Callable[[SourceFile, Position], Iterator[_Placed]]] = {
     ".txt": _plain_rows,
     ".parquet": _parquet_rows,
 }
+
+
+def read_json_list(path: Path, *, kind: str, items: str) -> list[Any]:
+    """Read a JSON file that contains a list with at least one item.
+
+    Args:
+        kind: Name of such a file in messages.
+        items: Plural of what it lists.
+
+    Raises:
+        DataError: If the file cannot be read or contains anything else.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{kind} {path} cannot be read ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or not UTF-8
+        raise DataError(f"{kind} {path} is not JSON ({error}). Correct the file.") from error
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{kind} {path} must be a list of {items}, got {short_repr(entries)}. Write [{{...}}, ...].")
+    return entries

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from promptembedder.data import clean_text, read_rows
+from promptembedder.data import clean_text, read_json_list, read_rows
 from promptembedder.errors import DataError, did_you_mean, printable, short_repr
 
 __all__ = [
@@ -251,7 +251,10 @@ def read_tasks(path: Path, *, only: Sequence[str] = ()) -> list[EvaluationTask]:
         DataError: The file or a data file is missing or invalid, a key is unknown or missing, a metric does not
             match the type, or no row has the split.
     """
-    entries = [_entry(item, path.parent, f"{path}, task {row}") for row, item in enumerate(_json_list(path), start=1)]
+    entries = [
+        _entry(item, path.parent, f"{path}, task {row}")
+        for row, item in enumerate(read_json_list(path, kind="task file", items="tasks"), start=1)
+    ]
     names = [entry.content["name"] for entry in entries]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -277,18 +280,6 @@ def paraphrases_of(name: str, instruction: str, given: Sequence[str] = ()) -> tu
     base = name.partition(" (")[0]
     framed = tuple(frame.replace("{instruction}", instruction.rstrip(". ")) for frame in _REFRAMED)
     return stored.get(base) or stored.get(base.partition(".")[0]) or framed
-
-
-def _json_list(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"task file {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or not UTF-8
-        raise DataError(f"task file {path} is not JSON ({error}). Fix the file.") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"task file {path} must be a list of tasks, got {short_repr(entries)}. Write [{{...}}, ...].")
-    return entries
 
 
 def _entry(content: Any, folder: Path, location: str) -> _Entry:
